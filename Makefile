@@ -1,0 +1,62 @@
+# Every command a developer needs. `make help` lists them.
+PYTHON ?= python3
+PYTHON_MIN ?= $(shell command -v python3.10 || command -v python3.11 || echo python3)
+VENV := .venv
+VENV_MIN := .venv-min
+RUN := $(VENV)/bin/python
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint types imports pytest test-min test-wheel format hooks clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: setup.cfg constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: $(VENV)/.installed ## create .venv and train a small network for minutes, no data needed
+	$(RUN) -m pspexp experiment=quickstart
+
+test: lint types imports pytest ## create .venv and run everything a developer runs
+
+lint: $(VENV)/.installed-dev ## ruff: rules and format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed-dev ## mypy --strict on the package
+	$(VENV)/bin/mypy
+
+imports: $(VENV)/.installed-dev ## the import contract between the rooms
+	$(VENV)/bin/lint-imports
+
+pytest: $(VENV)/.installed-dev ## the test suite
+	$(RUN) -m pytest
+
+format: $(VENV)/.installed-dev ## let ruff rewrite what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+hooks: $(VENV)/.installed-dev ## run the checks before every commit
+	$(VENV)/bin/pre-commit install
+
+$(VENV_MIN)/.installed: setup.cfg constraints-min.txt
+	test -x $(VENV_MIN)/bin/python || $(PYTHON_MIN) -m venv $(VENV_MIN)
+	$(VENV_MIN)/bin/python -m pip install --quiet --constraint constraints-min.txt \
+		--editable . pytest pytest-xdist scikit-learn torchmetrics
+	touch $@
+
+test-min: $(VENV_MIN)/.installed ## the test suite on the oldest supported versions (torch 2.4)
+	$(VENV_MIN)/bin/python -m pytest
+
+test-wheel: $(VENV)/.installed-dev ## build a wheel, install it elsewhere, run it from another folder
+	tests/wheel.sh $(RUN)
+
+clean: ## remove environments and caches, not outputs/
+	rm -rf $(VENV) $(VENV_MIN) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

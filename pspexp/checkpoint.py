@@ -1,0 +1,84 @@
+"""Saved runs: atomic writing and verified reading."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pspexp.errors import UserError
+from pspexp.models.weights import load_checkpoint_file
+
+FORMAT = "pspexp/1"
+
+
+class CheckpointFolder:
+    """``checkpoints/`` of a run: ``last.pt`` to go on from, ``best.pt`` to evaluate.
+
+    Args:
+        folder: is created.
+        config: the resolved configuration as plain values; goes into each file.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder = folder
+        self.config = config
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save_last(self, weights: dict[str, Any], training: dict[str, Any]) -> None:
+        """Save weights with everything needed to go on training exactly."""
+        write_atomically({**self._head(), **weights, "training": training}, self.folder / "last.pt")
+
+    def save_best(self, weights: dict[str, Any]) -> None:
+        """Save weights to evaluate or to start from."""
+        write_atomically({**self._head(), **weights}, self.folder / "best.pt")
+
+    def _head(self) -> dict[str, Any]:
+        return {"format": FORMAT, "config": self.config}
+
+
+def write_atomically(content: dict[str, Any], path: Path) -> None:
+    """``torch.save`` so that ``path`` holds the old or the new content whole, whenever the machine stops."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def on_cpu(value: Any) -> Any:
+    """``value`` with every tensor in it on the CPU, so that a checkpoint can be read where its device is missing."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(item) for item in value)
+    return value
+
+
+def read(path: Path, *, training: bool = False) -> dict[str, Any]:
+    """Read one of this project's checkpoints, on the CPU.
+
+    Args:
+        path: the file.
+        training: require what is needed to go on training.
+
+    Raises:
+        UserError: not a checkpoint of this project and format, or without a training state.
+    """
+    content = load_checkpoint_file(path)
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: not a checkpoint of this project (format {content.get('format')!r}, expected {FORMAT!r}); "
+            "start from foreign weights with model.weights=<file>"
+        )
+    if training and "training" not in content:
+        raise UserError(f"{path}: holds weights only; resume from the run's last.pt")
+    return content

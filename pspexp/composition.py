@@ -1,0 +1,254 @@
+"""From the words on the command line to a checked configuration, collecting everything that is wrong with them.
+
+Hydra stops at the first bad override and lets several kinds pass (``+new=key``, misspelt ``hydra.*``, strings where
+numbers belong), so overrides are examined one by one here, before Hydra's own composition sees them.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Sweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pspexp import checkpoint, schema
+from pspexp.data.voc import read_class_names
+from pspexp.errors import UserError, did_you_mean
+from pspexp.tracking import runs
+
+# What mode=test takes from the checkpoint unless it is overridden explicitly. The loss, too: val/loss depends on it.
+FROM_CHECKPOINT = (
+    "model",
+    "dataset",
+    "loss",
+    "inference",
+    "precision",
+    "crop_size",
+    "loader.eval_batch_size",
+)
+# The saved configuration is resolved; these follow an explicit override of what they stand for.
+FOLLOWS = {"inference.crop_size": "crop_size", "inference.stride": "model.output_stride"}
+
+
+def conf_dir() -> str:
+    """Absolute path of the YAML folder: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return str(inside if (inside / "config.yaml").is_file() else package.parent / "conf")
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose and check a configuration, as ``python -m pspexp <overrides>`` does.
+
+    Args:
+        overrides: command-line words such as ``optimizer=sgd`` and ``optimizer.lr=0.01``.
+
+    Returns:
+        The resolved configuration.
+
+    Raises:
+        UserError: with every problem that was found.
+    """
+    return finish(without_hydra(compose_checked(overrides)), overrides)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The job's part of a full configuration, with the chosen option of each group noted in ``choices``."""
+    choices = OmegaConf.to_container(config.hydra.runtime.choices)
+    job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return with_choices(job, choices)
+
+
+def with_choices(config: DictConfig, choices: Any) -> DictConfig:
+    """``config`` with the job's group choices in it."""
+    OmegaConf.set_struct(config, False)
+    config.choices = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+    return config
+
+
+def compose_checked(overrides: Sequence[str], *, sweep: bool = False) -> DictConfig:
+    """Hydra's composition, ``hydra`` node included, after every override has been examined.
+
+    In a sweep each override stands in with its first value; the values themselves are checked job by job.
+
+    Raises:
+        UserError: with every override that cannot be applied.
+    """
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="pspexp"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed, problems = parse(overrides, loader, sweep)
+        chosen = [one for one in parsed if is_group(one, loader)]
+        for one in chosen:
+            problems += option_problems(one, loader)
+        good = [first_value(one) for one in chosen if not option_problems(one, loader)]
+        try:
+            base = hydra_compose("config", good, return_hydra_config=True)
+            values = [one for one in parsed if not is_group(one, loader)]
+            unknown = [(one, problem) for one in values if (problem := key_problem(one, base))]
+            problems += [problem for _, problem in unknown]
+            good += [first_value(one) for one in values if one not in [bad for bad, _ in unknown]]
+            config = hydra_compose("config", good, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(*problems, one_line(error)) from error
+        except Exception as error:
+            if "yaml" not in type(error).__module__:  # PyYAML's own, from a file that is not YAML
+                raise
+            raise UserError(*problems, f"YAML: {one_line(error)}") from error
+    if problems:
+        # What composed is checked as well, so that everything is shown at once.
+        try:
+            finish(without_hydra(config), [first_value(one) for one in parsed])
+        except UserError as error:
+            problems += [] if sweep else error.problems
+        raise UserError(*problems)
+    return config
+
+
+def parse(overrides: Sequence[str], loader: ConfigLoader, sweep: bool) -> tuple[list[Override], list[str]]:
+    """The overrides that can be read, and a line for each that cannot."""
+    parsed, problems = [], []
+    parser = OverridesParser.create(config_loader=loader)
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            hint = "" if "=" in text else f"; write {text}=<value>"
+            problems.append(f"{text}: cannot be read as key=value{hint} ({one_line(error)})")
+            continue
+        if override.is_sweep_override() and not sweep:
+            problems.append(
+                f"{text}: several values need a sweep; add -m, or quote a list: '{override.key_or_group}=[…]'"
+            )
+            continue
+        parsed.append(override)
+    return parsed, problems
+
+
+def is_group(override: Override, loader: ConfigLoader) -> bool:
+    """Whether the override chooses an option of a config group."""
+    return bool(loader.get_group_options(override.key_or_group))
+
+
+def option_problems(override: Override, loader: ConfigLoader) -> list[str]:
+    """Why the group has no such option: one line a value."""
+    group, options = override.key_or_group, loader.get_group_options(override.key_or_group)
+    if override.is_delete():
+        return []
+    value = override.value()
+    values = list(override.sweep_iterator()) if isinstance(value, Sweep) else [value]
+    names = [name for one in values for name in (one if isinstance(one, list) else [one])]
+    return [
+        f"{group}={name}: no such option; {group} is one of {', '.join(options)}{did_you_mean(str(name), options)}"
+        for name in names
+        if name is not None and str(name) not in options
+    ]
+
+
+def key_problem(override: Override, config: DictConfig) -> str | None:
+    """Why the override's key cannot be set, or None. ``+key`` may add what a target accepts, not a new root key."""
+    key = override.key_or_group
+    if OmegaConf.select(config, key.rpartition(".")[0] or key, throw_on_missing=False) is None:
+        known = False
+    elif override.is_add() or override.is_force_add():
+        known = "." in key or key in config
+    else:
+        known = has_key(config, key)
+    if known:
+        return None
+    return f"{key}: unknown key{did_you_mean(key, flat_keys(config))}"
+
+
+def has_key(config: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if OmegaConf.is_list(node):
+        return name.isdigit() and int(name) < len(node)
+    return OmegaConf.is_dict(node) and name in node
+
+
+def flat_keys(config: DictConfig) -> Iterator[str]:
+    """Every dotted key."""
+    for key, value in config.items_ex(resolve=False):
+        yield str(key)
+        if OmegaConf.is_dict(value) and not value._is_none() and not value._is_interpolation():
+            yield from (f"{key}.{below}" for below in flat_keys(value))
+
+
+def first_value(override: Override) -> str:
+    """The override as a single-run word; of a sweep its first value."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
+    return f"{prefix}{override.get_key_element()}={next(override.sweep_string_iterator())}".replace("++++", "++")
+
+
+def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Complete, resolve and check what Hydra composed.
+
+    Args:
+        config: the job's part, with ``choices``.
+        overrides: the words it was composed from; ``mode=test`` lets them win over the checkpoint.
+
+    Raises:
+        UserError: with every problem that was found.
+    """
+    OmegaConf.set_struct(config, False)
+    problems: list[str] = []
+    if config.mode == "test" and config.checkpoint.path is not None:
+        try:
+            take_from_checkpoint(config, overrides)
+        except UserError as error:
+            problems += error.problems
+    try:
+        name_classes(config.dataset)
+        OmegaConf.resolve(config)
+    except (OmegaConfBaseException, UserError) as error:
+        problems.append(one_line(error))
+    else:
+        try:
+            schema.check(OmegaConf.to_container(config))  # type: ignore[arg-type]
+        except UserError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise UserError(*problems)
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Replace what belongs to the checkpoint of ``mode=test``, keeping explicit overrides."""
+    config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.tracking))
+    saved = OmegaConf.create(checkpoint.read(Path(config.checkpoint.path))["config"])
+    explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    for key in FROM_CHECKPOINT:
+        if key in explicit:
+            continue
+        below = {name: OmegaConf.select(config, name) for name in explicit if name.startswith(f"{key}.")}
+        OmegaConf.update(config, key, OmegaConf.select(saved, key), merge=False)
+        for name, value in below.items():
+            OmegaConf.update(config, name, value, merge=False)
+        if config.choices is not None and key in config.choices:
+            config.choices[key] = saved.choices[key]
+    for follower, leader in FOLLOWS.items():
+        if has_key(config, follower) and follower not in explicit:
+            OmegaConf.update(config, follower, OmegaConf.select(config, leader))
+
+
+def name_classes(dataset: DictConfig) -> None:
+    """Fill in the class names and their number where a dataset leaves them to its folder or to each other."""
+    if dataset.get("class_names", ()) is None and dataset.get("root") is not None and Path(dataset.root).is_dir():
+        dataset.class_names = read_class_names(dataset.root)
+    if dataset.get("num_classes", 0) is None and dataset.get("class_names") is not None:
+        dataset.num_classes = len(dataset.class_names)
+
+
+def one_line(error: Exception) -> str:
+    """The message of a library's error, without its further lines."""
+    return " ".join(part for part in (line.strip() for line in str(error).splitlines()) if part)[:500]

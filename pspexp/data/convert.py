@@ -1,0 +1,222 @@
+"""A folder of VOC colour labels to index labels and back, all of it or nothing."""
+
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from rich.progress import track
+
+from pspexp.data.labels import (
+    VOC_COLOURS,
+    VOID,
+    Labels,
+    colours_to_index,
+    count_colours,
+    open_label,
+    palette_colours,
+)
+from pspexp.errors import UserError
+
+_SHOWN_VALUES, _SHOWN_FILES = 20, 5
+
+
+class Conversion(NamedTuple):
+    """What `convert_folder` did.
+
+    Attributes:
+        written, kept: files; kept ones were there already with the same labels.
+        pixels: int64 ``[256]`` for each file name without suffix: how often each index occurs.
+    """
+
+    written: int
+    kept: int
+    pixels: dict[str, npt.NDArray[np.int64]]
+
+
+class _Result(NamedTuple):
+    path: Path
+    state: str  # "new", "same" or "different" from what the output folder holds
+    unknown: dict[str, int]  # description of a value without a class -> pixels
+    broken: str  # why the file could not be read
+    pixels: npt.NDArray[np.int64]
+
+
+def convert_folder(
+    input_dir: Path,
+    output_dir: Path,
+    *,
+    to_colour: bool = False,
+    num_classes: int = 21,
+    overwrite: bool = False,
+    num_workers: int | None = None,
+    show_progress: bool = False,
+) -> Conversion:
+    """Convert every PNG of a folder; the output folder changes only if all of them could be converted.
+
+    Palette and RGB labels go by their colours, 8-bit grey ones hold indices already. The result is an index PNG
+    (8-bit grey), or, with ``to_colour``, a palette PNG with the VOC colours, as VOC ships its labels.
+
+    Args:
+        num_classes: indices 0 … num_classes - 1 and 255 are valid.
+        overwrite: replace files of the output folder that hold other labels.
+        num_workers: processes; None means one for each core.
+
+    Raises:
+        UserError: unreadable files, values without a class (each with pixels and files), other labels in the way.
+    """
+    if not 1 <= num_classes <= VOID:
+        raise UserError(f"num_classes={num_classes}: must lie between 1 and {VOID}")
+    files = _label_files(input_dir, output_dir)
+    inside = output_dir if output_dir.is_dir() else output_dir.parent  # renaming works within one file system
+    partial_dir = inside / f".{output_dir.name}.{os.getpid()}.partial"
+    work = partial(
+        _convert, partial_dir=partial_dir, output_dir=output_dir, to_colour=to_colour, num_classes=num_classes
+    )
+    try:
+        shutil.rmtree(partial_dir, ignore_errors=True)  # of a killed process that had our number
+        partial_dir.mkdir(parents=True)
+        pool = _in_parallel(work, files, num_workers)
+        results = list(track(pool, "Converting labels", total=len(files), disable=not show_progress, transient=True))
+        _check(results, output_dir, overwrite)
+        _publish(partial_dir, output_dir)
+    except OSError as error:
+        raise UserError(f"{output_dir}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(partial_dir, ignore_errors=True)
+    kept = sum(result.state == "same" for result in results)
+    return Conversion(len(results) - kept, kept, {result.path.stem: result.pixels for result in results})
+
+
+def to_index(image: Image.Image, num_classes: int) -> tuple[Labels, dict[str, int]]:
+    """Indices of a label picture, and how many pixels have each value that is no class.
+
+    Args:
+        image: mode P, L or RGB.
+
+    Returns:
+        uint8 ``[H, W]``, and pixels by description (empty if all is well).
+    """
+    pixels = np.asarray(image)
+    if image.mode == "L":
+        index, rgb = pixels.astype(np.int16), None
+    elif image.mode == "P":
+        colours = np.zeros((256, 3), np.uint8)
+        known = palette_colours(image)[:256]
+        colours[: len(known)] = known
+        index_of = colours_to_index(colours)
+        index_of[len(known) :] = -1
+        index, rgb = index_of[pixels], colours[pixels]
+    else:
+        index, rgb = colours_to_index(pixels), pixels
+    wrong = (index < 0) | (index >= num_classes) & (index != VOID)
+    if not wrong.any():
+        return index.astype(np.uint8), {}
+    if rgb is None:
+        values, counts = np.unique(pixels[wrong], return_counts=True)
+        return pixels, {f"grey value {v}": int(n) for v, n in zip(values, counts, strict=True)}
+    return pixels, {f"colour {colour}": count for colour, count in count_colours(rgb[wrong]).items()}
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _label_files(input_dir: Path, output_dir: Path) -> list[Path]:
+    if not input_dir.is_dir():
+        raise UserError(f"{input_dir}: no such folder; give the one that holds the label PNGs")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"{output_dir}: is a file; give a folder for the converted labels")
+    if input_dir.resolve() == output_dir.resolve():
+        raise UserError(f"{output_dir}: input and output are the same folder; give another for the output")
+    files = sorted(p for p in input_dir.iterdir() if p.suffix.lower() == ".png" and p.name[0] != ".")
+    if not files:
+        raise UserError(f"{input_dir}: no PNG files in it")
+    return files
+
+
+def _in_parallel(work: "partial[_Result]", files: Sequence[Path], num_workers: int | None) -> Iterator[_Result]:
+    workers = min(num_workers or available_cores(), len(files))
+    if workers <= 1:
+        yield from map(work, files)
+        return
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+    try:
+        yield from pool.map(work, files, chunksize=4)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _convert(path: Path, *, partial_dir: Path, output_dir: Path, to_colour: bool, num_classes: int) -> _Result:
+    nothing = np.zeros(256, np.int64)
+    try:
+        label, unknown = to_index(open_label(path), num_classes)
+    except UserError as error:
+        return _Result(path, "new", {}, str(error), nothing)
+    if unknown:
+        return _Result(path, "new", unknown, "", nothing)
+    image = Image.fromarray(label)
+    if to_colour:
+        image.putpalette(VOC_COLOURS.tobytes())
+    target = output_dir / f"{path.stem}.png"
+    state = _compare(image, target) if target.exists() else "new"
+    if state != "same":
+        image.save(partial_dir / target.name)
+    return _Result(path, state, {}, "", np.bincount(label.ravel(), minlength=256).astype(np.int64))
+
+
+def _compare(image: Image.Image, path: Path) -> str:
+    """Whether a file holds the same label in the same kind of picture."""
+    try:
+        there = open_label(path)
+    except UserError:  # half of a picture, say
+        return "different"
+    same = there.mode == image.mode and there.size == image.size and there.tobytes() == image.tobytes()
+    return "same" if same and there.getpalette() == image.getpalette() else "different"
+
+
+def _check(results: Sequence[_Result], output_dir: Path, overwrite: bool) -> None:
+    problems = [result.broken for result in results if result.broken]
+    pixels: Counter[str] = Counter()
+    files: dict[str, list[str]] = {}
+    for result in results:
+        pixels.update(result.unknown)
+        for value in result.unknown:
+            files.setdefault(value, []).append(result.path.name)
+    for value, count in pixels.most_common(_SHOWN_VALUES):
+        problems.append(f"{value} is no class: {count} pixels in {_listed(files[value])}")
+    if len(pixels) > _SHOWN_VALUES:
+        rest = sum(pixels.values()) - sum(count for _, count in pixels.most_common(_SHOWN_VALUES))
+        problems.append(f"and {len(pixels) - _SHOWN_VALUES} more such values: {rest} pixels")
+    different = [result.path.name for result in results if result.state == "different"]
+    if different and not overwrite:
+        problems.append(f"{output_dir} holds other labels for {_listed(different)}: remove them or use --overwrite")
+    if problems:
+        raise UserError(*problems, "nothing was written")
+
+
+def _publish(partial_dir: Path, output_dir: Path) -> None:
+    if not output_dir.exists():
+        partial_dir.rename(output_dir)
+        return
+    for path in partial_dir.iterdir():
+        path.replace(output_dir / path.name)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = ", …" if len(names) > _SHOWN_FILES else ""
+    return f"{len(names)} file{'s' * (len(names) > 1)}: {', '.join(names[:_SHOWN_FILES])}{more}"

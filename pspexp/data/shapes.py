@@ -1,0 +1,152 @@
+"""Embedded data: textured shapes drawn on the fly, for tests and first steps without any files.
+
+Every class is a shape with a texture, and each shape comes with each texture: neither alone tells the class.
+Colours carry no information at all.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pspexp.data.labels import VOC_COLOURS
+from pspexp.data.source import Role, Sample, check_classes
+from pspexp.errors import UserError, did_you_mean
+
+SHAPES, TEXTURES = ("disc", "square", "triangle"), ("striped", "checked")
+SHAPES_CLASSES = ("background", *(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES))
+_SETS = ("train", "val")
+
+_Floats = npt.NDArray[np.float64]
+_Mask = npt.NDArray[np.bool_]
+
+
+class ShapesSplit:
+    """Pictures with one to four shapes; the same ``(seed, name, index)`` gives the same pixels everywhere.
+
+    Only + - * / and random numbers make them: sine or cosine could differ in the last bit between platforms.
+    """
+
+    def __init__(self, name: str, length: int, image_size: int, seed: int, ignore_index: int) -> None:
+        self.names = [f"{name}_{index:05d}" for index in range(length)]
+        self._set = _SETS.index(name)
+        self._size, self._seed, self._ignore_index = image_size, seed, ignore_index
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rng = np.random.default_rng([self._seed, self._set, index])
+        picture = _background(self._size, rng)
+        label = np.zeros((self._size, self._size), np.uint8)
+        for _ in range(rng.integers(1, 5)):
+            _draw(picture, label, rng)
+        picture += rng.integers(-10, 11, picture.shape)
+        edge = np.zeros(label.shape, np.bool_)
+        edge[1:] |= label[1:] != label[:-1]
+        edge[:, 1:] |= label[:, 1:] != label[:, :-1]
+        label[edge] = self._ignore_index
+        return Image.fromarray(picture.clip(0, 255).astype(np.uint8)), Image.fromarray(label)
+
+
+class ShapesSource:
+    """Textured shapes on shaded ground: background and six classes, in VOC's colours.
+
+    Args:
+        num_classes, class_names: must be those of `SHAPES_CLASSES` (7).
+        ignore_index: label of the one-pixel boundary of every shape.
+        train_split, val_split, test_split: ``train`` or ``val``, the two sets there are.
+        mean, std: of the picture's channels, RGB, as fractions of 255.
+        num_train, num_val: pictures in the two sets.
+        image_size: width and height in pixels.
+        seed: other seeds give other pictures.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: Sequence[str],
+        ignore_index: int,
+        train_split: str,
+        val_split: str,
+        test_split: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_train: int,
+        num_val: int,
+        image_size: int,
+        seed: int,
+    ) -> None:
+        check_classes(num_classes, class_names, ignore_index)
+        self.num_classes, self.class_names, self.ignore_index = num_classes, list(class_names), ignore_index
+        self.mean, self.std = list(mean), list(std)
+        self.palette = VOC_COLOURS[:num_classes]
+        self._splits = {"train": train_split, "val": val_split, "test": test_split}
+        self._lengths = {"train": num_train, "val": num_val}
+        self._image_size, self._seed = image_size, seed
+        problems = [
+            f"dataset.{role}_split={name}: this data set has the splits train and val only{did_you_mean(name, _SETS)}"
+            for role, name in self._splits.items()
+            if name not in _SETS
+        ]
+        if num_classes != len(SHAPES_CLASSES):
+            problems.append(f"dataset.num_classes={num_classes}: shapes has {len(SHAPES_CLASSES)} classes")
+        if image_size < 32:
+            problems.append(f"dataset.image_size={image_size}: must be at least 32 to show the textures")
+        limits = {"num_train": (num_train, 1), "num_val": (num_val, 1), "seed": (seed, 0)}
+        problems += [f"dataset.{k}={v}: must be at least {low}" for k, (v, low) in limits.items() if v < low]
+        if problems:
+            raise UserError(*problems)
+
+    def open(self, role: Role) -> ShapesSplit:
+        """The pictures of a role; nothing is drawn before they are asked for."""
+        name = self._splits[role]
+        return ShapesSplit(name, self._lengths[name], self._image_size, self._seed, self.ignore_index)
+
+
+def _background(size: int, rng: np.random.Generator) -> _Floats:
+    """float64 ``[size, size, 3]``: four corner colours, mixed bilinearly."""
+    corners = rng.integers(30, 226, (2, 2, 3)).astype(np.float64)
+    down = (np.arange(size) / size)[:, None, None]
+    right = (np.arange(size) / size)[None, :, None]
+    top = corners[0, 0] * (1 - right) + corners[0, 1] * right
+    bottom = corners[1, 0] * (1 - right) + corners[1, 1] * right
+    return np.asarray(top * (1 - down) + bottom * down)
+
+
+def _draw(picture: _Floats, label: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
+    """Put one shape, partly outside the picture at times, into both arrays."""
+    size = len(label)
+    shape, texture = rng.integers(len(SHAPES)), rng.integers(len(TEXTURES))
+    radius = rng.uniform(0.12, 0.28) * size
+    cx, cy = rng.uniform(0.1 * size, 0.9 * size, 2)
+    # a rotation by rational numbers: (1 - t²)/(1 + t²) and 2t/(1 + t²) lie on the unit circle
+    t = rng.uniform(-1, 1)
+    cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
+    reach = 1.6 * radius  # to the triangle's corners
+    rows = slice(max(0, int(cy - reach)), int(cy + reach) + 1)
+    columns = slice(max(0, int(cx - reach)), int(cx + reach) + 1)
+    x, y = np.arange(size)[None, columns] - cx, np.arange(size)[rows, None] - cy
+    u, v = cos * x + sin * y, cos * y - sin * x
+    inside = _inside(int(shape), u, v, radius)
+    period = rng.uniform(4.0, 6.0)
+    odd = np.floor(u / period)
+    if TEXTURES[texture] == "checked":
+        odd = odd + np.floor(v / period)
+    first = rng.integers(0, 256, 3).astype(np.float64)
+    second = (first + rng.integers(80, 177, 3)) % 256  # far from the first in every channel
+    picture[rows, columns][inside] = np.where(odd[..., None] % 2 == 0, first, second)[inside]
+    label[rows, columns][inside] = 1 + shape * len(TEXTURES) + texture
+
+
+def _inside(shape: int, u: _Floats, v: _Floats, radius: float) -> _Mask:
+    """Shapes of about the same area, ``radius`` being the disc's."""
+    if SHAPES[shape] == "disc":
+        return u * u + v * v < radius * radius
+    if SHAPES[shape] == "square":
+        return np.maximum(np.abs(u), np.abs(v)) < 0.886 * radius
+    # equilateral, area π·radius²: its inner circle has the radius 0.778·radius
+    return np.maximum(v, 0.8660254 * np.abs(u) - 0.5 * v) < 0.778 * radius

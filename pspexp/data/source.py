@@ -1,0 +1,76 @@
+"""What a data set looks like to the rest of the package."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pspexp.errors import UserError
+
+Role = Literal["train", "val", "test"]
+Sample = tuple[Image.Image, Image.Image]  # RGB picture, "L" label of the same size
+
+
+class Split(Protocol):
+    """Raw samples in a fixed order; can be pickled and sent to worker processes."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """The picture and its label, whose values are class ids or ``ignore_index``."""
+        ...
+
+
+class Source(Protocol):
+    """What ``conf/dataset/*.yaml`` builds."""
+
+    num_classes: int
+    class_names: list[str]
+    ignore_index: int
+    mean: list[float]
+    std: list[float]
+    palette: npt.NDArray[np.uint8]
+
+    def open(self, role: Role) -> Split:
+        """Check the files and give the samples; raises UserError with everything that is missing."""
+        ...
+
+
+def check_classes(num_classes: int, class_names: Sequence[str], ignore_index: int) -> None:
+    """Raise UserError, with every problem, unless names, count and ignore index go together."""
+    problems = []
+    if len(class_names) != num_classes:
+        problems.append(
+            f"dataset.num_classes={num_classes}, but dataset.class_names has {len(class_names)} names: make them equal"
+        )
+    repeated = sorted({name for name in class_names if list(class_names).count(name) > 1})
+    if repeated:
+        problems.append(f"dataset.class_names: {', '.join(repeated)} is given twice; class names must differ")
+    if not num_classes <= ignore_index <= 255:
+        problems.append(
+            f"dataset.ignore_index={ignore_index}: must lie between num_classes={num_classes} and 255; use 255"
+        )
+    if problems:
+        raise UserError(*problems)
+
+
+def samples(split: Split) -> Iterator[Sample]:
+    """Every sample once, in order."""
+    return (split[index] for index in range(len(split)))
+
+
+def class_pixels(split: Split, num_classes: int) -> npt.NDArray[np.int64]:
+    """Pixels of each class over a whole split.
+
+    Returns:
+        int64 ``[num_classes + 1]``; the last entry counts the ignored pixels.
+    """
+    counts = np.zeros(256, np.int64)
+    for _, label in samples(split):
+        counts += np.asarray(label.histogram(), np.int64)
+    return np.append(counts[:num_classes], counts[num_classes:].sum())

@@ -1,0 +1,37 @@
+"""What the user did wrong, said so that it can be mended."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """The user's input is wrong; the command line turns it into exit code 2 without a traceback.
+
+    Args:
+        problems: one line each, naming key or file, value, limit and fix. All that were found, not only the first.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the closest candidate, or an empty string."""
+    close = get_close_matches(word, list(candidates), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked to stop
+    """A signal ended the job; what can be saved has been saved.
+
+    Args:
+        signal_number: the command exits with 128 + this.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

@@ -1,0 +1,237 @@
+"""Losses over ``{"out", "aux"}``, averaged over the pixels that are not ignored.
+
+Each loss keeps one tensor of the size of the logits for its backward pass (the log-probabilities); everything
+else is one value a pixel. None of them waits for the device.
+
+Class ids are checked where labels are read. One that slips through raises ``IndexError`` on the CPU and a
+device-side assertion on CUDA; it is never trained on.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pspexp.errors import UserError
+
+Rule = tuple[str, float, bool, str]
+"""Key, value, whether the value is allowed, and what is."""
+
+
+class SegmentationLoss(nn.Module):
+    """``main_weight * main + aux_weight * auxiliary``, or the main loss alone without an auxiliary output.
+
+    Args:
+        num_classes: number of channels of the logits.
+        ignore_index: label of the pixels that do not count.
+        class_weights: one weight for each class, or None for equal ones. As in torch, a mean is divided by
+            the weights of the pixels in it.
+        main_weight: factor of the loss on ``outputs["out"]``.
+        aux_weight: factor of the loss on ``outputs["aux"]``.
+
+    Raises:
+        UserError: an argument is out of its range, or the number of class weights is not ``num_classes``.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int,
+        class_weights: Sequence[float] | None,
+        main_weight: float,
+        aux_weight: float,
+        *rules: Rule,
+    ) -> None:
+        super().__init__()
+        rules = (
+            ("main_weight", main_weight, 0 <= main_weight < math.inf, "finite and not negative"),
+            ("aux_weight", aux_weight, 0 <= aux_weight < math.inf, "finite and not negative"),
+            *rules,
+        )
+        problems = [f"loss.{key}={value}: must be {limit}" for key, value, allowed, limit in rules if not allowed]
+        if class_weights is not None:
+            problems += _weight_problems(class_weights, num_classes)
+        if problems:
+            raise UserError(*problems)
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.main_weight = main_weight
+        self.aux_weight = aux_weight
+        # A buffer follows the module to its device; not persistent, as configuration is no training state.
+        weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        """Training loss of a batch.
+
+        Args:
+            outputs: logits ``[N, C, H, W]`` under ``"out"`` and, with an auxiliary head, ``"aux"``.
+            target: int64 ``[N, H, W]``, class ids or ``ignore_index``.
+
+        Returns:
+            Scalar, at least float32; 0 with zero gradients when every pixel is ignored.
+        """
+        main = self.per_output(outputs["out"], target)
+        if "aux" not in outputs:
+            return main
+        return self.main_weight * main + self.aux_weight * self.per_output(outputs["aux"], target)
+
+    def per_output(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean loss of one output: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``, scalar back."""
+        assert logits.shape[1] == self.num_classes, f"{logits.shape[1]} channels for {self.num_classes} classes"
+        # Half precision cannot add up a million pixels.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses, weights = self.pixel_losses(logits, target)
+        total = weights.sum()
+        # All ignored: 0 / 1 instead of 0 / 0. Decided on the device; an `if` would wait for it.
+        return losses.sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+    @abstractmethod
+    def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted loss and weight of each pixel, both ``[N, H, W]``; weight 0 where it does not count."""
+
+    def pixel_weights(self, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """Class weight of each pixel's label (1 without class weights), 0 where ignored: ``[N, H, W]``."""
+        ignored = target == self.ignore_index
+        if self.class_weights is None:
+            return (~ignored).to(dtype)
+        weights = self.class_weights.to(target.device, dtype)
+        return weights[target.masked_fill(ignored, 0)].masked_fill(ignored, 0)
+
+    def cross_entropies(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Unweighted ``-log p(label)`` of each pixel, 0 where ignored: ``[N, H, W]``."""
+        return F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
+
+
+class CrossEntropy(SegmentationLoss):
+    """Cross-entropy, as ``torch.nn.functional.cross_entropy`` with ``reduction="mean"``.
+
+    Args:
+        num_classes: see ``SegmentationLoss``, as the arguments that are not listed here.
+        label_smoothing: share of the target that is spread over all classes, at least 0 and below 1 (Szegedy
+            et al., 2016, sec. 7).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        ignore_index: int = 255,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        main_weight: float = 0.6,
+        aux_weight: float = 0.4,
+    ) -> None:
+        rule = ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1")
+        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight, rule)
+        self.label_smoothing = label_smoothing
+
+    def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``SegmentationLoss.pixel_losses``."""
+        losses = F.cross_entropy(
+            logits,
+            target,
+            weight=None if self.class_weights is None else self.class_weights.to(logits),
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="none",  # torch's own sum adds in no fixed order on CUDA
+        )
+        return losses, self.pixel_weights(target, logits.dtype)
+
+
+class Focal(SegmentationLoss):
+    """Softmax focal loss ``-(1 - p)^gamma log p`` of the label's probability p (Lin et al., 2017, eq. 4).
+
+    The mean is over all pixels that count; modulating factors do not enter the divisor. The paper's alpha is
+    ``class_weights``.
+
+    Args:
+        num_classes: see ``SegmentationLoss``, as the arguments that are not listed here.
+        gamma: how strongly pixels that are already right are played down, at least 0; 0 is cross-entropy.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        ignore_index: int = 255,
+        class_weights: Sequence[float] | None = None,
+        gamma: float = 2.0,
+        main_weight: float = 0.6,
+        aux_weight: float = 0.4,
+    ) -> None:
+        rule = ("gamma", gamma, 0 <= gamma < math.inf, "finite and not negative")
+        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight, rule)
+        self.gamma = gamma
+
+    def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``SegmentationLoss.pixel_losses``."""
+        entropies = self.cross_entropies(logits, target)
+        # 1 - p without cancellation near p = 1; kept from 0, where the power has no gradient for gamma < 1.
+        miss = (-torch.expm1(-entropies)).clamp(min=torch.finfo(logits.dtype).tiny)
+        weights = self.pixel_weights(target, logits.dtype)
+        return weights * miss.pow(self.gamma) * entropies, weights
+
+
+class OHEM(SegmentationLoss):
+    """Cross-entropy over the hard pixels only (online hard example mining, Shrivastava et al., 2016).
+
+    A pixel is hard when its label's probability is at most `threshold`, or when it is among the `min_kept`
+    hardest of the batch (ties are all kept). Each output chooses its own pixels. The rule is that of
+    mmsegmentation's ``OHEMPixelSampler``, with two differences: `min_kept` counts pixels of the batch, not of
+    one image, and the mean is over the pixels that were kept, so the loss does not shrink with their number.
+
+    Args:
+        num_classes: see ``SegmentationLoss``, as the arguments that are not listed here.
+        threshold: probability in (0, 1] up to which a pixel is hard; 1 keeps every pixel.
+        min_kept: pixels of a batch that are kept at least, where there are as many.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        ignore_index: int = 255,
+        class_weights: Sequence[float] | None = None,
+        threshold: float = 0.7,
+        min_kept: int = 100_000,
+        main_weight: float = 0.6,
+        aux_weight: float = 0.4,
+    ) -> None:
+        rules = (
+            ("threshold", threshold, 0 < threshold <= 1, "above 0 and at most 1"),
+            ("min_kept", min_kept, min_kept >= 0, "0 or more pixels"),
+        )
+        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight, *rules)
+        self.threshold = threshold
+        self.min_kept = min_kept
+
+    def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``SegmentationLoss.pixel_losses``."""
+        entropies = self.cross_entropies(logits, target)
+        weights = self.pixel_weights(target, logits.dtype)
+        # Ignored pixels come last, whatever is asked for.
+        hardness = entropies.detach().masked_fill(target == self.ignore_index, -1).flatten()
+        limit: Tensor | float = -math.log(self.threshold)
+        kept = min(self.min_kept, hardness.numel())
+        if kept:
+            limit = hardness.topk(kept, sorted=False).values.amin().clamp(max=limit)
+        # "Not below" instead of "at least": a NaN is kept, and so is seen in the loss.
+        weights = weights * ~(hardness < limit).view_as(weights)
+        return weights * entropies, weights
+
+
+def _weight_problems(class_weights: Sequence[float], num_classes: int) -> list[str]:
+    if len(class_weights) != num_classes:
+        return [
+            f"loss.class_weights has {len(class_weights)} values, dataset.num_classes={num_classes}: "
+            "give one weight for each class, or null"
+        ]
+    if not all(0 <= weight < math.inf for weight in class_weights) or not any(class_weights):
+        return [f"loss.class_weights={list(class_weights)}: must be finite, not negative and not all zero"]
+    return []

@@ -1,0 +1,141 @@
+"""The command line: examine the words, choose the run folder, let Hydra compose, launch, tell how it ended."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from pspexp import composition, launch, schema
+from pspexp.errors import Interrupted, UserError
+
+log = logging.getLogger(__name__)
+
+ASKS_HYDRA = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
+WRONG_INPUT = 2
+# A job that leaves no run folder: no log file, and Hydra makes no folder of its own.
+LEAVES_NOTHING = ["hydra/job_logging=stdout", "hydra.run.dir=."]
+
+
+def main() -> None:
+    """Run the command line; exits with the codes of the README."""
+    try:
+        sys.argv[1:] = examine(sys.argv[1:])
+    except UserError as error:
+        sys.exit(complain(error))
+    try:
+        task()
+    except SystemExit as end:
+        # 1 before the task began is Hydra's word for wrong input; from within it comes as an error of its own.
+        sys.exit(WRONG_INPUT if end.code == 1 and not started else end.code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+started: list[bool] = []  # filled when the task begins; Hydra's exit code does not tell
+
+
+def examine(words: Sequence[str]) -> list[str]:
+    """Check the command line and add the run folder where none is given.
+
+    Raises:
+        UserError: with every problem that was found.
+    """
+    arguments = get_args_parser().parse_args(list(words))
+    if any(getattr(arguments, name, None) for name in ASKS_HYDRA):
+        return list(words)
+    config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun)
+    if arguments.multirun or arguments.config_dir:
+        return list(words)
+    job = composition.finish(composition.without_hydra(config), arguments.overrides)
+    if job.mode == "check":
+        return [*words, *LEAVES_NOTHING]
+    if not any(word.startswith("hydra.run.dir=") for word in arguments.overrides):
+        folder = resumed_folder(job) or new_folder(job)
+        return [*words, f"hydra.run.dir='{folder}'"]
+    return list(words)
+
+
+def resumed_folder(config: DictConfig) -> Path | None:
+    """The run folder in which ``checkpoint.resume`` goes on, or None for a new one."""
+    wanted = config.checkpoint.resume
+    if config.mode != "train" or wanted is None:
+        return None
+    # Slow to import, and most commands need none of it here.
+    from pspexp import checkpoint
+    from pspexp.run import public
+    from pspexp.tracking import runs
+
+    if wanted != "auto":
+        return runs.run_folder(runs.find_checkpoint(wanted, "last.pt", config.tracking))
+    now = public(config)
+
+    def same(file: Path) -> bool:
+        try:
+            return not schema.resume_conflicts(checkpoint.read(file)["config"], now)
+        except UserError:  # unreadable, or of another format: not this run
+            return False
+
+    return runs.newest_unfinished(runs_folder(config), same)
+
+
+def runs_folder(config: DictConfig) -> Path:
+    """Where the runs of an experiment lie, or of a dataset without one."""
+    return Path(str(config.output_root)) / (config.choices.get("experiment") or config.choices["dataset"])
+
+
+def new_folder(config: DictConfig) -> Path:
+    """Make ``<output_root>/<experiment or dataset>/<date>_<time>[-n]``, of this process alone."""
+    stem = runs_folder(config) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder, number = stem, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)  # fails where another process was faster
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = stem.with_name(f"{stem.name}-{number}")
+
+
+@hydra.main(config_path=composition.conf_dir(), config_name="config", version_base="1.3")
+def task(config: DictConfig) -> float | None:
+    """One job: of the command, or of a sweep over many. Returns the best mean IoU for a sweeper to compare."""
+    started.append(True)
+    settings = HydraConfig.get()
+    try:
+        overrides = list(settings.overrides.task)
+        job = composition.finish(composition.with_choices(config, settings.runtime.choices), overrides)
+        return launch.launch(job, Path(settings.runtime.output_dir), overrides)
+    except Exception as error:
+        code = report(error)
+        if settings.mode == RunMode.MULTIRUN:
+            raise  # an exit would end the sweep
+        sys.exit(code)
+
+
+def report(error: Exception) -> int:
+    """Log how a job ended; returns the exit code."""
+    if isinstance(error, UserError):
+        log.error("%s", error, exc_info="HYDRA_FULL_ERROR" in os.environ)
+        return WRONG_INPUT
+    if isinstance(error, Interrupted):
+        log.warning("%s", error)
+        return 128 + error.signal_number
+    log.exception("The job failed: %s", error)
+    return 1
+
+
+def complain(error: UserError) -> int:
+    """Tell what is wrong with the command; returns the exit code."""
+    print(error, file=sys.stderr)
+    if "HYDRA_FULL_ERROR" in os.environ:
+        traceback.print_exception(error)
+    return WRONG_INPUT

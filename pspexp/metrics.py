@@ -1,0 +1,170 @@
+"""Confusion matrix and what is read off it: pixel accuracies and intersection over union."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LANES = 64
+"""Copies of each counter, a power of two. Most pixels are of few pairs of classes: with one counter for a pair,
+the threads of an accelerator would queue."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The numbers of one evaluation, as fractions from 0 to 1; NaN where undefined.
+
+    Attributes:
+        class_names: names in order of class ids.
+        confusion: pixels, rows = ground truth, columns = prediction.
+        overall_acc: right pixels / all pixels.
+        mean_acc: mean of `accuracy` over the classes that have ground truth.
+        freqw_acc: mean of `iou` weighted by ground-truth pixels ("frequency weighted IU", Long et al., 2015).
+        mean_iou: mean of `iou` over the classes in ground truth or prediction.
+        iou: of each class; NaN in neither ground truth nor prediction, 0 if predicted only.
+        accuracy: share of each class's ground-truth pixels that is right; NaN without any.
+        pixels: ground-truth pixels of each class.
+    """
+
+    class_names: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    overall_acc: float
+    mean_acc: float
+    freqw_acc: float
+    mean_iou: float
+    iou: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    pixels: tuple[int, ...]
+
+    def scalars(self, prefix: str) -> dict[str, float]:
+        """Metric name → value under `prefix` (``val``, ``test``), without undefined values."""
+        values = {
+            "overall_acc": self.overall_acc,
+            "mean_acc": self.mean_acc,
+            "freqw_acc": self.freqw_acc,
+            "mean_iou": self.mean_iou,
+        }
+        values |= {f"iou/{name}": iou for name, iou in zip(self.class_names, self.iou, strict=True)}
+        return {f"{prefix}/{name}": value for name, value in values.items() if not math.isnan(value)}
+
+    def rows(self) -> list[tuple[str, float | None, float | None, int]]:
+        """``(class, iou, accuracy, pixels)`` of each class; None where undefined."""
+        defined = [[None if math.isnan(v) else v for v in values] for values in (self.iou, self.accuracy)]
+        return list(zip(self.class_names, *defined, self.pixels, strict=True))
+
+    def table(self) -> str:
+        """Plain-text table in percent, to be pasted into a report; ``–`` where undefined."""
+        rows = [
+            (name, _percent(iou), _percent(accuracy), f"{pixels:,}")
+            for name, iou, accuracy, pixels in zip(self.class_names, self.iou, self.accuracy, self.pixels, strict=True)
+        ]
+        mean = ("mean", _percent(self.mean_iou), _percent(self.mean_acc), f"{sum(self.pixels):,}")
+        overall = ("overall", "", _percent(self.overall_acc), "")
+        weighted = ("frequency-weighted", _percent(self.freqw_acc), "", "")
+        return _text_table(("class", "IoU %", "accuracy %", "pixels"), rows, [mean, overall, weighted])
+
+
+class ConfusionMatrix:
+    """Pixels by true and predicted class, in int64, on the device of what it is updated with.
+
+    Args:
+        num_classes: classes have the ids 0 to ``num_classes - 1``.
+        ignore_index: label of the pixels that do not count.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        assert num_classes >= 1, num_classes
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        # The matrix row by row, then ignored pixels, then pixels with an id that is no class.
+        self.counts = torch.zeros(num_classes**2 + 2, dtype=torch.int64)
+
+    @property
+    def matrix(self) -> Tensor:
+        """int64 ``[C, C]``, rows = ground truth, columns = prediction."""
+        return self.counts[:-2].view(self.num_classes, self.num_classes)
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Count a batch without waiting for the device.
+
+        Args:
+            prediction: class ids ``[N, H, W]``, any integer type.
+            target: class ids or `ignore_index`, same shape and device, any integer type.
+        """
+        assert prediction.shape == target.shape, f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        assert not prediction.is_floating_point(), "class ids are integers, not scores"
+        prediction, target = prediction.flatten(), target.flatten()
+        size = self.num_classes
+        known = (prediction >= 0) & (prediction < size) & (target >= 0) & (target < size)
+        bins = target.long() * size + prediction
+        # Ids that are no class get a bin of their own: looked at in `report`, since looking now would wait.
+        bins.masked_fill_(~known, size**2 + 1).masked_fill_(target == self.ignore_index, size**2)
+        lanes = torch.arange(bins.numel(), device=bins.device) & (LANES - 1)
+        # Not `bincount`: it waits for the device to learn the size of its result.
+        spread = torch.zeros(len(self.counts) * LANES, dtype=torch.int64, device=bins.device)
+        spread.scatter_add_(0, bins * LANES + lanes, torch.ones_like(bins))
+        self.counts = self.counts.to(bins.device) + spread.view(-1, LANES).sum(1)
+
+    def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
+        """Sum of two matrices over the same classes, on the device of the first."""
+        same = (self.num_classes, self.ignore_index) == (other.num_classes, other.ignore_index)
+        assert same, "matrices of different classes"
+        total = ConfusionMatrix(self.num_classes, self.ignore_index)
+        total.counts = self.counts + other.counts.to(self.counts.device)
+        return total
+
+    def report(self, class_names: Sequence[str]) -> Report:
+        """All numbers of the evaluation so far; see ``Report`` for how each is defined."""
+        assert len(class_names) == self.num_classes, f"{len(class_names)} names for {self.num_classes} classes"
+        counts = self.counts.tolist()
+        assert counts[-1] == 0, f"{counts[-1]} pixels with a class id outside 0 to {self.num_classes - 1}"
+        size = self.num_classes
+        confusion = tuple(tuple(counts[row * size : (row + 1) * size]) for row in range(size))
+        hits = [confusion[i][i] for i in range(size)]
+        truth = [sum(row) for row in confusion]
+        unions = [truth[i] + sum(row[i] for row in confusion) - hits[i] for i in range(size)]
+        iou = tuple(map(_ratio, hits, unions))
+        accuracy = tuple(map(_ratio, hits, truth))
+        return Report(
+            class_names=tuple(class_names),
+            confusion=confusion,
+            overall_acc=_ratio(sum(hits), sum(truth)),
+            mean_acc=_mean(accuracy),
+            freqw_acc=_ratio(math.fsum(n * v for n, v in zip(truth, iou, strict=True) if n), sum(truth)),
+            mean_iou=_mean(iou),
+            iou=iou,
+            accuracy=accuracy,
+            pixels=tuple(truth),
+        )
+
+
+def _ratio(part: float, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Mean of the defined values; NaN if there is none."""
+    defined = [value for value in values if not math.isnan(value)]
+    return _ratio(math.fsum(defined), len(defined))
+
+
+def _percent(fraction: float) -> str:
+    return "–" if math.isnan(fraction) else f"{100 * fraction:.2f}"
+
+
+def _text_table(header: Sequence[str], *blocks: Sequence[Sequence[str]]) -> str:
+    """Columns two spaces apart, the first flush left, the others flush right; a rule above each block."""
+    lines = [header, *(row for block in blocks for row in block)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join([first, *rest]).rstrip()
+
+    return "\n".join([line(header), *(text for block in blocks for text in (rule, *map(line, block)))])

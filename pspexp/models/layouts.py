@@ -1,0 +1,96 @@
+"""How other code bases name the weights of the same networks."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a code base names what we name otherwise.
+
+    Args:
+        name: whose names these are.
+        marker: beginning of a key; the first layout of which a file has one is the file's.
+        rules: (pattern at the beginning of their key, our beginning); the first that fits is applied.
+            A replacement of None drops the key: no segmentation network has that layer.
+        backbone_only: such files hold no segmentation head.
+    """
+
+    name: str
+    marker: str
+    rules: tuple[tuple[str, str | None], ...]
+    backbone_only: bool = False
+
+    def rename(self, key: str) -> str | None:
+        """Our name of their ``key``; None if it is to be dropped."""
+        for pattern, replacement in self.rules:
+            if match := re.match(pattern, key):
+                return None if replacement is None else match.expand(replacement) + key[match.end() :]
+        return key
+
+
+LAYOUTS = (
+    Layout(
+        "semseg and the reference system",
+        "layer0.",
+        (
+            (r"layer0\.7\.", "backbone.bn1."),
+            (r"layer0\.", "backbone.conv1."),
+            (r"layer([1-4])\.", r"backbone.layer\1."),
+            (r"ppm\.features\.(\d+)\.1\.", r"pyramid.branches.\1.conv."),
+            (r"ppm\.features\.(\d+)\.2\.", r"pyramid.branches.\1.bn."),
+            (r"cls\.0\.", "pyramid.fuse.conv."),
+            (r"cls\.1\.", "pyramid.fuse.bn."),
+            (r"cls\.4\.", "classifier."),
+            (r"aux\.0\.", "auxiliary.features.conv."),
+            (r"aux\.1\.", "auxiliary.features.bn."),
+            (r"aux\.4\.", "auxiliary.classifier."),
+        ),
+    ),
+    Layout(
+        "mmsegmentation",
+        "decode_head.",
+        (
+            (r"backbone\.stem\.7\.", "backbone.bn1."),
+            (r"backbone\.stem\.", "backbone.conv1."),
+            (r"decode_head\.psp_modules\.(\d+)\.1\.", r"pyramid.branches.\1."),
+            (r"decode_head\.bottleneck\.", "pyramid.fuse."),
+            (r"decode_head\.conv_seg\.", "classifier."),
+            (r"auxiliary_head\.convs\.0\.", "auxiliary.features."),
+            (r"auxiliary_head\.conv_seg\.", "auxiliary.classifier."),
+        ),
+    ),
+    Layout(
+        "semseg's backbone files (resnet50_v2.pth)",
+        "conv3.",
+        (
+            (r"conv1\.", "backbone.conv1.0."),
+            (r"bn1\.", "backbone.conv1.1."),
+            (r"conv2\.", "backbone.conv1.3."),
+            (r"bn2\.", "backbone.conv1.4."),
+            (r"conv3\.", "backbone.conv1.6."),
+            (r"bn3\.", "backbone.bn1."),
+            (r"layer([1-4])\.", r"backbone.layer\1."),
+            (r"fc\.", None),
+        ),
+        backbone_only=True,
+    ),
+    Layout(
+        "timm and torchvision ResNets",
+        "layer1.",
+        ((r"fc\.", None), (r"", "backbone.")),
+        backbone_only=True,
+    ),
+)
+OUR_LAYOUT = Layout("our own names", "", ())
+
+
+def our_names(keys: Iterable[str]) -> tuple[Layout, dict[str, str]]:
+    """The layout of a state dict with these keys, and each key -> our name of it."""
+    keys = list(keys)
+    prefix = "module." if all(key.startswith("module.") for key in keys) else ""  # saved from a DDP wrapper
+    bare = {key: key[len(prefix) :] for key in keys}
+    layout = next((c for c in LAYOUTS if any(key.startswith(c.marker) for key in bare.values())), OUR_LAYOUT)
+    renamed = {theirs: layout.rename(key) for theirs, key in bare.items()}
+    return layout, {theirs: key for theirs, key in renamed.items() if key is not None}

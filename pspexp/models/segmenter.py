@@ -1,0 +1,40 @@
+"""What every network of this project has in common."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Segmenter(nn.Module):
+    """Maps float images ``[N, 3, H, W]`` to ``{"out": logits [N, C, H, W]}``, plus ``"aux"`` while training.
+
+    Parameters of the pretrained part start with ``backbone.``. The class attributes name the layers that a
+    checkpoint may have for another number of classes, and the one that it may lack.
+
+    Args:
+        num_classes: C.
+        output_stride: input pixels per step of the last feature map.
+        align_corners: how maps are enlarged. True fits sizes of ``k * output_stride + 1``, False multiples of
+            it; other sizes work too, stretched by less than one step.
+    """
+
+    class_layers: ClassVar[tuple[str, ...]] = ()
+    auxiliary_layer: ClassVar[str] = "auxiliary"
+
+    def __init__(self, num_classes: int, output_stride: int, align_corners: bool) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.output_stride = output_stride
+        self.align_corners = align_corners
+
+    def enlarge(self, logits: Tensor, like: Tensor) -> Tensor:
+        """Logits ``[N, C, h, w]`` at the height and width of ``like``, bilinear, in float32 or better.
+
+        Half-precision logits are widened first: the loss needs float32 anyway, so this costs no memory, and
+        the enlarged scores are not rounded a second time.
+        """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits.contiguous()  # with so few channels, channels-last would be the slower order
+        return F.interpolate(logits, like.shape[-2:], mode="bilinear", align_corners=self.align_corners)

@@ -1,0 +1,294 @@
+"""What a valid configuration is: typed plain nodes, targets bound to their signatures, checks across nodes."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from hydra.utils import get_object
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError, create_model
+
+from pspexp.errors import UserError, did_you_mean
+
+Plain = dict[str, Any]
+Count = Annotated[StrictInt, Field(ge=0)]
+Positive = Annotated[StrictInt, Field(gt=0)]
+PLAIN_NODE = ConfigDict(extra="forbid")  # the fields are strict one by one: a strict dataclass takes no dict
+TARGET = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+# What run.py hands over when it calls a built partial; it never stands in YAML.
+HANDED_OVER = {"optimizer": {"model"}, "scheduler": {"optimizer", "total_steps"}}
+
+
+@dataclass
+class Loader:
+    """How images reach the device; batch sizes are per process."""
+
+    __pydantic_config__ = PLAIN_NODE
+    batch_size: Positive
+    eval_batch_size: Positive
+    num_workers: Count
+    max_eval_images: Positive | None
+
+
+@dataclass
+class Trainer:
+    """The loop's numbers, passed to :class:`pspexp.trainer.Trainer` as they are."""
+
+    __pydantic_config__ = PLAIN_NODE
+    epochs: Positive
+    max_steps: Positive | None
+    validate_every: Positive
+    log_every: Positive
+    grad_clip: Annotated[StrictFloat, Field(gt=0)] | None
+    accumulate: Positive
+    ema: Annotated[StrictFloat, Field(gt=0, lt=1)] | None
+
+
+@dataclass
+class Checkpoint:
+    """Where weights and training states come from and how often they are saved."""
+
+    __pydantic_config__ = PLAIN_NODE
+    resume: StrictStr | None
+    path: StrictStr | None
+    every_steps: Positive | None
+
+
+@dataclass
+class Config:
+    """The root; the groups' nodes are checked against the signature of their ``_target_``."""
+
+    __pydantic_config__ = PLAIN_NODE
+    mode: Literal["train", "test", "check"]
+    seed: Count
+    crop_size: Positive
+    run_name: StrictStr | None
+    output_root: StrictStr
+    loader: Loader
+    trainer: Trainer
+    checkpoint: Checkpoint
+    choices: dict[str, str | None] | None
+    model: Plain
+    dataset: Plain
+    augment: Plain
+    loss: Plain
+    optimizer: Plain
+    scheduler: Plain
+    device: Plain
+    precision: Plain
+    launcher: Plain
+    inference: Plain
+    tracking: Plain
+
+
+def check(config: Plain) -> None:
+    """Check a composed and resolved configuration.
+
+    Raises:
+        UserError: with every problem that was found.
+    """
+    problems = [*type_problems(Config, config, "")]
+    for group, node in config.items():
+        if isinstance(node, dict) and group not in ("loader", "trainer", "checkpoint", "choices"):
+            problems += target_problems(group, node)
+    for rule in RULES:
+        try:
+            problems += rule(config)
+        except (KeyError, TypeError, AttributeError):
+            if not problems:  # else a wrong key or type, named above, is why the rule cannot tell
+                raise
+    if problems:
+        raise UserError(*problems)
+
+
+def type_problems(annotation: Any, value: Any, key: str) -> Iterator[str]:
+    """One line for each place where ``value`` does not fit ``annotation`` (a type, dataclass or pydantic model)."""
+    try:
+        TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        seen = set()
+        for problem in error.errors():
+            # A union reports each of its members below the key's own place: keep one line a key.
+            place = existing_part(value, problem["loc"])
+            name = ".".join(str(part) for part in [*([key] if key else []), *place])
+            if name not in seen:
+                seen.add(name)
+                yield describe(name, place, problem, annotation)
+
+
+def existing_part(value: Any, place: tuple[int | str, ...]) -> list[int | str]:
+    """The part of a pydantic location that is a path into ``value``; then a missing key, but no union members."""
+    found: list[int | str] = []
+    for part in place:
+        if isinstance(value, Mapping):
+            found.append(part)
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            found.append(part)
+            value = value[part]
+        else:
+            break
+    return found
+
+
+def describe(name: str, place: list[int | str], problem: Any, annotation: Any) -> str:
+    """A pydantic problem in the words of the command line."""
+    if problem["type"] == "extra_forbidden":
+        return f"{name}: unknown key{did_you_mean(str(place[-1]), known_keys(annotation, place[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{name}: missing; give it a value"
+    return f"{name}={problem['input']}: {problem['msg'][0].lower() + problem['msg'][1:]}"
+
+
+def known_keys(annotation: Any, place: list[int | str]) -> list[str]:
+    """The keys that ``annotation`` allows at ``place``."""
+    for part in place:
+        annotation = get_type_hints(annotation).get(str(part), dict)
+    return list(get_type_hints(annotation)) if isinstance(annotation, type) else []
+
+
+def target_problems(group: str, node: Plain) -> Iterator[str]:
+    """Check a node with ``_target_`` (and the nodes in it) against the signature of what it names."""
+    if "_target_" not in node:
+        yield f"{group}: no _target_; choose an option of this group, e.g. {group}=<option>, instead of a value"
+        return
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        root = error.__cause__ or error  # Hydra's own message hides what failed
+        yield f"{group}._target_={node['_target_']}: cannot be imported ({type(root).__name__}: {root})"
+        return
+    arguments = {key: value for key, value in node.items() if key not in SPECIAL_KEYS}
+    yield from type_problems(signature_model(target, HANDED_OVER.get(group, set())), arguments, group)
+    for key, value in arguments.items():
+        if isinstance(value, dict) and "_target_" in value:
+            yield from target_problems(f"{group}.{key}", value)
+
+
+def signature_model(target: Callable[..., Any], handed_over: Iterable[str]) -> Any:
+    """A pydantic model with the parameters of ``target`` as fields, so that arguments can be checked unbuilt."""
+    function = target.__init__ if inspect.isclass(target) else target
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name == "self" or name in handed_over or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[name] = (hints.get(name, Any), default)
+    return create_model(target.__name__, __config__=TARGET, **fields)
+
+
+def crop_fits_stride(config: Plain) -> Iterator[str]:
+    model, size = config["model"], config["crop_size"]
+    stride = model.get("output_stride", 1)
+    if model.get("align_corners") and (size - 1) % stride:
+        near = max(round((size - 1) / stride), 1) * stride + 1
+        yield f"crop_size={size}: (crop_size - 1) must be divisible by {stride} (model.output_stride); try {near}"
+
+
+def batch_is_normalisable(config: Plain) -> Iterator[str]:
+    if config["mode"] == "train" and config["loader"]["batch_size"] < 2:
+        yield (
+            "loader.batch_size=1: training needs at least 2, since batch normalisation of the image-wide "
+            "pooled features has nothing to average over one image; try loader.batch_size=2"
+        )
+
+
+def classes_agree(config: Plain) -> Iterator[str]:
+    dataset, count = config["dataset"], config["dataset"].get("num_classes")
+    names = dataset.get("class_names")
+    if names is not None and len(names) != count:
+        yield f"dataset.num_classes={count}: but dataset.class_names has {len(names)} names; make them agree"
+    if config["model"].get("num_classes", count) != count:
+        yield (
+            f"model.num_classes={config['model']['num_classes']}: but the dataset has {count} classes; "
+            "choose the dataset the model was trained on, or start from its weights with model.weights"
+        )
+    weights = config["loss"].get("class_weights")
+    if weights is not None and len(weights) != count:
+        yield f"loss.class_weights: {len(weights)} values for {count} classes; give one per class"
+
+
+def checkpoint_is_given(config: Plain) -> Iterator[str]:
+    if config["mode"] == "test" and config["checkpoint"]["path"] is None:
+        yield "checkpoint.path=null: mode=test needs a checkpoint; give a file, a run folder or runs:/<id>"
+
+
+def files_exist(config: Plain) -> Iterator[str]:
+    resume, model = config["checkpoint"]["resume"], config["model"]
+    paths = {
+        "checkpoint.path": config["checkpoint"]["path"] if config["mode"] == "test" else None,
+        "checkpoint.resume": None if resume == "auto" else resume,
+        "model.weights": model.get("weights"),
+        "model.backbone_weights": None if model.get("backbone_weights") == "timm" else model.get("backbone_weights"),
+        "dataset.root": config["dataset"].get("root"),
+    }
+    for key, path in paths.items():
+        if path is not None and not path.startswith("runs:/") and not Path(path).exists():
+            yield f"{key}={path}: no such file or folder (looked in {Path(path).absolute()})"
+
+
+# What a saved training state only fits when it is unchanged, and what in these nodes does not matter to it.
+FIXED_BY_STATE = (
+    "model",
+    "dataset",
+    "augment",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "precision",
+    "seed",
+    "crop_size",
+)
+FIXED_KEYS = ("loader.batch_size", "trainer.accumulate", "trainer.ema", "trainer.grad_clip", "trainer.epochs")
+FREE_KEYS = ("dataset.root", "model.weights", "model.backbone_weights")
+
+
+def resume_conflicts(saved: Plain, config: Plain) -> list[str]:
+    """One line for each difference that keeps a run from going on exactly: key, saved value, value now."""
+    then, now = flatten(saved), flatten(config)
+
+    def fixed(key: str) -> bool:
+        return key not in FREE_KEYS and (key in FIXED_KEYS or key.partition(".")[0] in FIXED_BY_STATE)
+
+    return [
+        f"{key}={now.get(key)}: the saved run has {then.get(key)}; resume with that, or start anew from its weights "
+        "with model.weights=<checkpoint>"
+        for key in sorted(then.keys() | now.keys())
+        if fixed(key) and then.get(key) != now.get(key)
+    ]
+
+
+def flatten(node: Plain, prefix: str = "") -> Plain:
+    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
+    flat: Plain = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential", re.IGNORECASE)
+LOGIN = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
+
+
+def without_secrets(node: Any, key: str = "") -> Any:
+    """``node`` with the values of secret-looking keys and logins in addresses masked, for files that people share."""
+    if isinstance(node, dict):
+        return {name: without_secrets(value, name) for name, value in node.items()}
+    if isinstance(node, list):
+        return [without_secrets(value, key) for value in node]
+    if isinstance(node, str):
+        return "***" if SECRET.search(key) else LOGIN.sub("***", node)
+    return node
+
+
+RULES: list[Callable[[Plain], Iterator[str]]] = [
+    crop_fits_stride,
+    batch_is_normalisable,
+    classes_agree,
+    checkpoint_is_given,
+    files_exist,
+]

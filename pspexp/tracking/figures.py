@@ -1,0 +1,249 @@
+"""Pictures of a run, fit for a report. Each function returns a figure; `save` writes it.
+
+Figures are made without pyplot, whose global state leaks memory and is not safe beside a caller's own plots.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+Picture = tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+"""Name, image ``[H, W, 3]``, truth ``[H, W]``, prediction ``[H, W]``."""
+
+Series = Sequence[tuple[int, int, float]]
+"""(step, epoch, value)."""
+
+BLUE, ORANGE, INK, GRID, EMPTY = "#1f6fb4", "#d9690f", "#333333", "#d9d9d9", "#e4e4e4"
+DPI = 150
+MAX_MARKERS = 60  # more points than this read better as a line alone
+MAX_ANNOTATED = 24  # classes; numbers in smaller cells cannot be read
+MAX_LEGEND = 24  # classes named below a sample
+MAX_CHARACTERS = 30  # of a class name
+
+
+def train_loss(series: Series) -> Figure:
+    """Training loss over steps; many points are drawn pale with their running median on top."""
+    figure = _figure(7.5, 4.2)
+    axes = _axes(figure, "Training loss", "optimizer step", "loss")
+    steps, values = _points(series)
+    if len(values) <= MAX_MARKERS:
+        axes.plot(steps, values, color=BLUE, marker="o", markersize=3.5, linewidth=1.6)
+    else:
+        window = max(5, len(values) // 40) | 1  # odd: as much before a point as after it
+        axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.8, label="logged")
+        axes.plot(
+            steps,
+            _running_median(values, window),
+            color=BLUE,
+            linewidth=2,
+            label=f"running median of {window}",
+        )
+        axes.legend(frameon=False)
+    # The first steps may be many times the rest: a scale that ends at their height would flatten the curve.
+    low, high = values.min(), min(values.max(), 1.5 * np.percentile(values, 98))
+    margin = 0.06 * (high - low) or 0.1
+    axes.set_ylim(low - margin, high + margin)
+    return figure
+
+
+def val_loss(loss: Series, mean_iou: Series = ()) -> Figure:
+    """Validation loss over epochs and, beside it, mean IoU in percent; the best point of each is marked."""
+    figure = _figure(10 if mean_iou else 7.5, 4.2)
+    columns = 2 if mean_iou else 1
+    axes = _axes(figure, "Validation loss", "epoch", "loss", (1, columns, 1))
+    _marked_curve(axes, loss, 1, BLUE, int(np.argmin([value for *_, value in loss])), "{:.3f}")
+    if mean_iou:
+        axes = _axes(figure, "Validation mean IoU", "epoch", "mean IoU (%)", (1, columns, 2))
+        best = int(np.argmax([value for *_, value in mean_iou]))
+        _marked_curve(axes, mean_iou, 100, ORANGE, best, "{:.1f} %")
+    return figure
+
+
+def confusion_matrix(counts: npt.NDArray[Any], class_names: Sequence[str], split: str) -> Figure:
+    """Confusion matrix, each row in percent of its class's ground truth.
+
+    Args:
+        counts: ``[C, C]`` pixels, rows = ground truth. Rows without pixels are drawn grey.
+        class_names: C names.
+        split: for the title.
+    """
+    count, class_names = len(class_names), [name[:MAX_CHARACTERS] for name in class_names]
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.where(totals > 0, 100 * counts / np.maximum(totals, 1), np.nan)
+    side = float(np.clip(2.5 + 0.45 * count, 5, 16))
+    figure = _figure(side + 1.2, side)
+    axes = figure.add_subplot()
+    colours = mpl.colormaps["Blues"].with_extremes(bad=EMPTY)
+    image = axes.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=100, interpolation="nearest")
+    size = float(np.clip(540 / max(count, 1), 4.5, 10))
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if count <= 8 else {"rotation": 90}
+    axes.set_xticks(range(count), class_names, fontsize=size, **slanted)
+    axes.set_yticks(range(count), class_names, fontsize=size)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("ground truth")
+    figure.suptitle(f"Confusion matrix, {split} (% of each class's ground truth)", fontsize=11)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=35, pad=0.02, format="%d %%")
+    bar.outline.set_visible(False)
+    if count <= MAX_ANNOTATED:
+        _write_cells(axes, shares)
+    if not totals.all():
+        empty = Patch(color=EMPTY, label="class without ground truth")
+        figure.legend(handles=[empty], loc="outside lower right", fontsize=9, frameon=False)
+    return figure
+
+
+def sample(
+    split: str,
+    picture: Picture,
+    palette: npt.NDArray[np.uint8],
+    class_names: Sequence[str],
+    ignore_index: int,
+) -> Figure:
+    """Image | truth | prediction side by side, class colours over the image, legend of the classes seen."""
+    name, image, truth, prediction = picture
+    panel, (height, width) = 4.2, truth.shape
+    handles = _legend_of(truth, prediction, palette, class_names, ignore_index)
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    columns = int(np.clip(3 * panel / (0.75 + 0.09 * longest), 1, 8))  # inches, at the legend's font size
+    rows = -(-len(handles) // columns)
+    figure = _figure(3 * panel, panel * min(height / width, 2) + 0.5 + 0.24 * rows)
+    titles = (f"{split}: {name}", "ground truth", "prediction")
+    contents = (image, *(overlay(image, ids, palette, ignore_index) for ids in (truth, prediction)))
+    for column, (title, content) in enumerate(zip(titles, contents, strict=True), start=1):
+        axes = figure.add_subplot(1, 3, column)
+        axes.imshow(content, interpolation="antialiased")
+        axes.set_title(title, fontsize=11)
+        axes.set_axis_off()
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+    return figure
+
+
+def overlay(
+    image: npt.NDArray[np.uint8],
+    ids: npt.NDArray[np.uint8],
+    palette: npt.NDArray[np.uint8],
+    ignore_index: int,
+    opacity: float = 0.7,
+) -> npt.NDArray[np.uint8]:
+    """Class colours over an image.
+
+    Args:
+        image: ``[H, W, 3]``.
+        ids: class ids ``[H, W]``; `ignore_index` is drawn white.
+        palette: ``[C, 3]``.
+        ignore_index: id of pixels that do not count.
+        opacity: of the colours.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+    """
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[: len(palette)] = palette
+    colours[ignore_index] = 255
+    # Grey without extremes: the image must neither add colours of its own nor drown those of the classes.
+    grey = 70 + 0.6 * image.mean(axis=2, keepdims=True)
+    return np.asarray(((1 - opacity) * grey + opacity * colours[ids]).round(), np.uint8)
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Writes a PNG, whole or not at all; makes its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part")
+    figure.savefig(part, format="png", dpi=DPI, facecolor="white")
+    part.replace(file)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _axes(figure: Figure, title: str, x_label: str, y_label: str, position: tuple[int, int, int] = (1, 1, 1)) -> Axes:
+    axes = figure.add_subplot(*position)
+    axes.set_title(title, fontsize=12, color=INK, loc="left")
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#888888")
+    axes.tick_params(colors=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 2.5, 5, 10], min_n_ticks=1))
+    return axes
+
+
+def _points(series: Series) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    return np.array([step for step, *_ in series]), np.array([value for *_, value in series], np.float64)
+
+
+def _running_median(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
+    """Median of the `window` values around each, of fewer at the ends. Unlike a mean it is deaf to spikes."""
+    padded = np.pad(values, window // 2, constant_values=np.nan)
+    return np.asarray(np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1))
+
+
+def _legend_of(
+    truth: npt.NDArray[np.uint8],
+    prediction: npt.NDArray[np.uint8],
+    palette: npt.NDArray[np.uint8],
+    class_names: Sequence[str],
+    ignore_index: int,
+) -> list[Patch]:
+    """One entry for each class in sight, and for ignored pixels."""
+    pixels = np.bincount(truth.ravel(), minlength=256) + np.bincount(prediction.ravel(), minlength=256)
+    seen = [index for index in range(len(class_names)) if pixels[index]]
+    if len(seen) > MAX_LEGEND:  # the largest, in order of their ids
+        seen = sorted(sorted(seen, key=lambda index: -pixels[index])[:MAX_LEGEND])
+    entries = [Patch(color=palette[index] / 255.0, label=class_names[index][:MAX_CHARACTERS]) for index in seen]
+    if missing := int((pixels[: len(class_names)] > 0).sum()) - len(seen):
+        entries.append(Patch(color="none", label=f"and {missing} more"))
+    if (truth == ignore_index).any():
+        entries.append(Patch(facecolor="white", edgecolor=INK, label="ignored"))
+    return entries
+
+
+def _marked_curve(axes: Axes, series: Series, factor: float, colour: str, best: int, text: str) -> None:
+    epochs = [epoch for _, epoch, _ in series]
+    values = [factor * value for *_, value in series]
+    marker = "o" if len(values) <= MAX_MARKERS else None
+    axes.plot(epochs, values, color=colour, marker=marker, markersize=4, linewidth=1.8)
+    axes.plot(
+        epochs[best],
+        values[best],
+        "o",
+        color=colour,
+        markersize=9,
+        markerfacecolor="white",
+        markeredgewidth=2,
+    )
+    axes.annotate(
+        f"best: {text.format(values[best])}",
+        (epochs[best], values[best]),
+        xytext=(0, -18 if best == int(np.argmin(values)) and len(values) > 1 else 10),
+        textcoords="offset points",
+        ha="center",
+        color=INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )
+    axes.margins(x=0.1, y=0.18)
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], min(0.0, *values)))  # no empty room below zero
+
+
+def _write_cells(axes: Axes, shares: npt.NDArray[Any]) -> None:
+    size = 10 if len(shares) <= 12 else 8
+    for row, column in zip(*np.nonzero(np.nan_to_num(shares) >= 0.5), strict=True):
+        share = shares[row, column]
+        colour = "white" if share > 55 else INK
+        axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)

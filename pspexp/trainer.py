@@ -1,0 +1,299 @@
+"""The training loop: steps, validation, saving. It gets built objects and knows nothing of configuration."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pspexp.checkpoint import CheckpointFolder, on_cpu
+from pspexp.data.loader import Batch, TrainLoader
+from pspexp.data.transforms import normalize
+from pspexp.device import Device, Precision
+from pspexp.errors import Interrupted
+from pspexp.evaluate import Evaluation
+from pspexp.tracking import Progress, Tracker
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss is NaN or infinite; raised before the weights are touched."""
+
+
+@dataclass
+class Position:
+    """How far a training is. Everything else about the loop follows from these.
+
+    Attributes:
+        step: finished optimizer steps.
+        validated_step: the step at which the weights were last validated.
+        best, last: metrics of the best and of the last validation, by name.
+        losses: of the steps since the last log record.
+    """
+
+    step: int = 0
+    validated_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+
+
+class Stopwatch:
+    """Seconds spent training and waiting for data since the last reset, in all and in the current interval."""
+
+    def __init__(self) -> None:
+        self.total_s, self.total_images = 0.0, 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.step_s, self.data_s, self.steps, self.images = 0.0, 0.0, 0, 0
+
+    def add(self, data_s: float, step_s: float, images: int) -> None:
+        self.data_s += data_s
+        self.step_s += step_s
+        self.steps += 1
+        self.images += images
+        self.total_s += data_s + step_s
+        self.total_images += images
+
+    def scalars(self) -> dict[str, float]:
+        """Means of the interval, in seconds and images per second."""
+        return {
+            "train/images_per_second": self.images / max(self.data_s + self.step_s, 1e-9),
+            "train/data_time": self.data_s / max(self.steps, 1),
+            "train/step_time": self.step_s / max(self.steps, 1),
+        }
+
+
+class Trainer:
+    """Trains a model.
+
+    Args:
+        model: on ``device``; maps images to ``{"out", "aux"}``.
+        loss: of the outputs and the labels; a scalar.
+        scheduler: stepped once after each optimizer step.
+        data: the training images.
+        names: of the training images, for messages.
+        validate: evaluates a model; its callback is called between batches and may raise.
+        mean, std: normalisation of the images.
+        seed: of dropout; each step has its own stream, so a resumed run draws what the uninterrupted one would.
+        stop_signal: number of the signal that asks to stop, or None. Asked after every step.
+        epochs: length of the training; the learning rate's horizon is its ``total_steps``.
+        max_steps: stop earlier.
+        validate_every: epochs between validations. The end is always validated.
+        log_every: steps between records.
+        every_steps: steps between saves beside those at each validation.
+        grad_clip: largest gradient norm.
+        accumulate: batches per step; the loss is the mean over them.
+        ema: decay of a moving average of the weights, which is then what is validated. It warms up as in timm.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        data: TrainLoader,
+        names: Sequence[str],
+        validate: Callable[[nn.Module, Callable[[int], None]], Evaluation],
+        device: Device,
+        precision: Precision,
+        mean: list[float],
+        std: list[float],
+        seed: int,
+        tracker: Tracker,
+        checkpoints: CheckpointFolder,
+        stop_signal: Callable[[], int | None],
+        epochs: int,
+        max_steps: int | None,
+        validate_every: int,
+        log_every: int,
+        every_steps: int | None,
+        grad_clip: float | None,
+        accumulate: int,
+        ema: float | None,
+    ) -> None:
+        self.model, self.loss, self.optimizer, self.scheduler = model, loss, optimizer, scheduler
+        self.data, self.names, self.validate = data, names, validate
+        self.device, self.precision = device, precision
+        self.mean, self.std, self.seed = mean, std, seed
+        self.tracker, self.checkpoints, self.stop_signal = tracker, checkpoints, stop_signal
+        self.validate_every, self.log_every, self.every_steps = validate_every, log_every, every_steps
+        self.grad_clip, self.accumulate = grad_clip, accumulate
+        self.total_steps = epochs * data.steps_per_epoch
+        self.last_step = min(self.total_steps, max_steps or self.total_steps)
+        self.ema = None if ema is None else ModelEmaV3(model, decay=ema, use_warmup=True)
+        self.position = Position()
+        self.watch = Stopwatch()
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The weights that validation and ``best.pt`` are about."""
+        return self.model if self.ema is None else self.ema.module
+
+    def fit(self) -> Position:
+        """Train to the end.
+
+        Raises:
+            NonFiniteLossError: names the step and its images; nothing has been saved since.
+            Interrupted: a signal asked to stop; ``last.pt`` has been saved.
+        """
+        at = self.position
+        batches = self.data.batches(at.step, self.last_step)
+        with Progress(self.last_step, "train", start=at.step, log_every=self.log_every) as progress:
+            if self._validation_is_due():  # it was interrupted
+                self._validate()
+            while at.step < self.last_step:
+                self._stop_if_asked()
+                self._timed_step(batches)
+                at.step += 1
+                speed = self.watch.scalars()["train/images_per_second"]
+                progress.advance(at.step, loss=at.losses[-1], images_per_second=speed, epoch=self._epoch())
+                if at.step % self.log_every == 0 or at.step == self.last_step:
+                    self._log()
+                if self._validation_is_due():
+                    self._validate()
+                elif self.every_steps and at.step % self.every_steps == 0:
+                    self.save_last()
+        return at
+
+    def _epoch(self) -> int:
+        """The epoch of the last finished step, from 1."""
+        return max(math.ceil(self.position.step / self.data.steps_per_epoch), 1)
+
+    def _timed_step(self, batches: Iterator[Batch]) -> None:
+        start = time.perf_counter()
+        group = [next(batches) for _ in range(self.accumulate)]
+        loaded = time.perf_counter()
+        self.position.losses.append(self._step(group))
+        images = sum(len(batch.indices) for batch in group)
+        self.watch.add(loaded - start, time.perf_counter() - loaded, images)
+
+    def _step(self, group: list[Batch]) -> float:
+        """One optimizer step over the batches in ``group``; returns the mean loss."""
+        self.model.train()
+        torch.manual_seed(self.seed + self.position.step)  # addressed, not streamed: for dropout
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for batch in group:
+            loss = self._forward(batch) / self.accumulate
+            value = loss.item()
+            if not math.isfinite(value):
+                self._refuse(value, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += value
+        if self.grad_clip is not None:
+            clip_grad_norm_(self.model.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.position.step)
+        return total
+
+    def _forward(self, batch: Batch) -> Tensor:
+        images = normalize(self.device.move(batch.images), self.mean, self.std, torch.float32)
+        labels = self.device.move(batch.labels).long()
+        with self.precision.autocast(self.device):
+            outputs = self.model(images)
+        loss: Tensor = self.loss(outputs, labels)
+        return loss
+
+    def _refuse(self, value: float, batch: Batch) -> None:
+        names = ", ".join(self.names[index] for index in batch.indices)
+        raise NonFiniteLossError(
+            f"the loss is {value} at step {self.position.step + 1} (images {names}); the weights were not touched. "
+            "Lower optimizer.lr, set trainer.grad_clip, or look at these images"
+        )
+
+    def _log(self) -> None:
+        at = self.position
+        values = {
+            "train/loss": math.fsum(at.losses) / len(at.losses),
+            "train/lr": float(self.optimizer.param_groups[0]["lr"]),
+            **self.watch.scalars(),
+        }
+        self.tracker.metrics(values, step=at.step, epoch=self._epoch())
+        self.watch.reset()
+        if at.step % self.log_every == 0:  # else this was the last record: a longer run would log these again
+            at.losses.clear()
+
+    def _validation_is_due(self) -> bool:
+        at = self.position
+        scheduled = at.step % (self.validate_every * self.data.steps_per_epoch) == 0
+        return at.step != at.validated_step and (scheduled or at.step == self.last_step)
+
+    def _validate(self) -> None:
+        at, epoch = self.position, self._epoch()
+        evaluation = self.validate(self.evaluated_model, lambda _: self._stop_if_asked())
+        mean_iou = evaluation.report.mean_iou
+        at.last = finite(evaluation.scalars("val"))
+        improved = not at.best or mean_iou > at.best.get("val/mean_iou", -1.0)
+        if improved:
+            at.best = {**at.last, "best/epoch": float(epoch)}
+            at.best["best/mean_iou"] = at.best.get("val/mean_iou", 0.0)
+        at.validated_step = at.step
+        extra = {"val/loss": evaluation.loss} | {key: at.best[key] for key in ("best/mean_iou", "best/epoch")}
+        # The record goes first: a save without its record could not be told from a complete one on resume.
+        self.tracker.report("val", evaluation.report, step=at.step, epoch=epoch, extra=extra)
+        if improved:
+            self.checkpoints.save_best(self._weights())
+        self.save_last()
+        log.info("epoch %d, step %d\n%s", epoch, at.step, evaluation.report.table())
+
+    def _stop_if_asked(self) -> None:
+        number = self.stop_signal()
+        if number is not None:
+            self.save_last()
+            raise Interrupted(
+                number, f"stopped after step {self.position.step}; checkpoint.resume=auto goes on from there"
+            )
+
+    def _weights(self) -> dict[str, Any]:
+        at = self.position
+        ema = None if self.ema is None else on_cpu(self.ema.module.state_dict())
+        return {
+            "step": at.step,
+            "epoch": self._epoch(),
+            "metrics": at.last,
+            "model": on_cpu(self.model.state_dict()),
+            "ema": ema,
+        }
+
+    def save_last(self) -> None:
+        """Save everything needed to go on from here."""
+        training = {
+            "position": vars(self.position),
+            "optimizer": on_cpu(self.optimizer.state_dict()),
+            "scheduler": self.scheduler.state_dict(),
+            "interval": vars(self.watch),
+        }
+        self.checkpoints.save_last(self._weights(), training)
+
+    def resume(self, saved: dict[str, Any]) -> None:
+        """Take up the state of a ``last.pt`` and cut the records that are younger."""
+        training = saved["training"]
+        self.model.load_state_dict(saved["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scheduler.load_state_dict(training["scheduler"])
+        self.position = Position(**training["position"])
+        vars(self.watch).update(training["interval"])
+        at = self.position
+        self.tracker.rewind(at.step, keep_evaluation=at.validated_step == at.step)
+
+
+def finite(values: dict[str, float]) -> dict[str, float]:
+    """Without NaN and infinity, which neither JSON nor MLflow knows."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -1,0 +1,151 @@
+"""Batches do not depend on workers or restarts, and failures arrive whole."""
+
+import multiprocessing
+import os
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pspexp.data.loader import Batch, TrainLoader, class_pixels, eval_loader
+from pspexp.errors import UserError
+
+
+class Numbered:
+    """Sample i is a picture of value i; ``broken`` ones cannot be read."""
+
+    def __init__(self, length: int, broken: tuple[int, ...] = (), sizes: tuple[int, ...] = (4,)) -> None:
+        self.names = [str(index) for index in range(length)]
+        self.broken, self.sizes = broken, sizes
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
+        if index in self.broken:
+            raise UserError(f"{index}.jpg: broken")
+        size = (4, self.sizes[index % len(self.sizes)])
+        return Image.new("RGB", size, (index, 0, 0)), Image.new("L", size, index % 3)
+
+
+def noise(picture: Image.Image, label: Image.Image, rng: np.random.Generator) -> Any:
+    pixels = np.asarray(picture).copy()
+    pixels[..., 1:] = rng.integers(0, 256, (*pixels.shape[:2], 2))
+    return Image.fromarray(pixels), label
+
+
+def same(picture: Image.Image, label: Image.Image) -> Any:
+    return picture, label
+
+
+def make_loader(split: Any = None, **changes: Any) -> TrainLoader:
+    options: dict[str, Any] = {
+        "batch_size": 3,
+        "accumulate": 2,
+        "num_workers": 0,
+        "seed": 7,
+        "pin_memory": False,
+    }
+    return TrainLoader(split or Numbered(20), noise, **{**options, **changes})
+
+
+def content(batches: Any) -> list[tuple[list[int], bytes, bytes]]:
+    return [(b.indices, b.images.numpy().tobytes(), b.labels.numpy().tobytes()) for b in batches]
+
+
+def test_an_epoch_is_a_permutation_in_whole_steps() -> None:
+    loader = make_loader()
+    assert loader.steps_per_epoch == 3
+    batches = list(loader.batches(0, 6))
+    assert len(batches) == 12
+    first, second = ([i for b in part for i in b.indices] for part in (batches[:6], batches[6:]))
+    assert len(set(first)) == len(set(second)) == 18
+    assert first != second
+    batch = batches[0]
+    assert isinstance(batch, Batch)
+    assert (batch.images.dtype, tuple(batch.images.shape)) == (torch.uint8, (3, 3, 4, 4))
+    assert (batch.labels.dtype, tuple(batch.labels.shape)) == (torch.uint8, (3, 4, 4))
+    assert batch.images[:, 0, 0, 0].tolist() == batch.indices
+
+
+def test_neither_workers_nor_restarts_change_anything() -> None:
+    whole = content(make_loader().batches(0, 8))
+    assert content(make_loader(num_workers=2).batches(0, 8)) == whole
+    loader = make_loader(num_workers=1)
+    for cut in (1, 3, 5):
+        assert content(loader.batches(0, cut)) + content(loader.batches(cut, 8)) == whole
+    assert content(make_loader(seed=8).batches(0, 8)) != whole
+
+
+def test_the_same_image_looks_different_in_another_epoch() -> None:
+    batches = list(make_loader(batch_size=20, accumulate=1).batches(0, 2))
+    a, b = (batch.images[batch.indices.index(5)] for batch in batches)
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_global_random_state_is_left_alone(num_workers: int) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(make_loader(num_workers=num_workers).batches(0, 2))
+    list(eval_loader(Numbered(3), same, batch_size=2, num_workers=num_workers, max_images=None, pin_memory=False))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_steps_are_no_batches() -> None:
+    assert list(make_loader(num_workers=2).batches(4, 4)) == []
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(UserError, match=r"batch_size=3 × trainer\.accumulate=7 is more than the 20"):
+        make_loader(accumulate=7)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_failures_name_the_files_without_a_traceback(num_workers: int) -> None:
+    loader = make_loader(Numbered(6, broken=(1, 4)), batch_size=6, accumulate=1, num_workers=num_workers)
+    with pytest.raises(UserError) as caught:
+        list(loader.batches(0, 1))
+    assert sorted(caught.value.problems) == ["1.jpg: broken", "4.jpg: broken"]
+    evaluation = eval_loader(
+        Numbered(6, broken=(4,)), same, batch_size=1, num_workers=num_workers, max_images=None, pin_memory=False
+    )
+    with pytest.raises(UserError) as caught:
+        list(evaluation)
+    assert caught.value.problems == ("4.jpg: broken",)
+
+
+def test_workers_outlive_interrupts_that_the_parent_survives() -> None:
+    batches = make_loader(num_workers=2).batches(0, 12)
+    got = content([next(batches)])
+    children = [child.pid for child in multiprocessing.active_children()]
+    assert len(children) >= 2
+    for pid in filter(None, children):
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    assert got + content(batches) == content(make_loader().batches(0, 12))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_evaluation_is_in_order_and_groups_by_size(num_workers: int, batch_size: int) -> None:
+    split = Numbered(10, sizes=(4, 6, 4))
+    loader = eval_loader(split, same, batch_size=batch_size, num_workers=num_workers, max_images=9, pin_memory=False)
+    assert len(loader) == -(-9 // batch_size)
+    seen = []
+    for step, batches in enumerate(loader):
+        indices = sorted(index for batch in batches for index in batch.indices)
+        assert indices == list(range(step * batch_size, min(9, (step + 1) * batch_size)))
+        for batch in batches:
+            assert tuple(batch.images.shape) == (len(batch.indices), 3, split.sizes[batch.indices[0] % 3], 4)
+        seen += indices
+    assert seen == list(range(9))
+    assert len(list(loader)) == len(loader)
+
+
+def test_class_pixels_puts_ignored_pixels_last() -> None:
+    counts = class_pixels(Numbered(6), 2)
+    assert counts.tolist() == [32, 32, 32]

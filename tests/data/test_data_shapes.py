@@ -1,0 +1,75 @@
+"""Drawn data: the same everywhere, and hard enough."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pspexp.data.shapes import SHAPES_CLASSES, ShapesSource
+from pspexp.data.source import class_pixels
+from pspexp.errors import UserError
+
+
+def make_source(**changes: Any) -> ShapesSource:
+    arguments: dict[str, Any] = {
+        "num_classes": 7,
+        "class_names": SHAPES_CLASSES,
+        "ignore_index": 255,
+        "train_split": "train",
+        "val_split": "val",
+        "test_split": "val",
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "num_train": 12,
+        "num_val": 5,
+        "image_size": 64,
+        "seed": 0,
+    }
+    return ShapesSource(**{**arguments, **changes})
+
+
+def test_pictures_are_the_same_everywhere() -> None:
+    picture, label = make_source().open("train")[3]
+    digest = hashlib.sha256(picture.tobytes() + label.tobytes()).hexdigest()
+    assert digest == "2729227c73abe06bc3b998cc8012a9646629a6254e567b990064df5d4426bb21"
+
+
+def test_pictures_depend_on_seed_split_and_index() -> None:
+    source = make_source()
+    pictures = [source.open("train")[0], source.open("train")[1], source.open("val")[0]]
+    pictures.append(make_source(seed=1).open("train")[0])
+    assert len({picture.tobytes() for picture, _ in pictures}) == 4
+    assert source.open("train")[0][0].tobytes() == pictures[0][0].tobytes()
+
+
+def test_all_classes_and_the_boundary_occur() -> None:
+    source = make_source(num_train=60)
+    counts = class_pixels(source.open("train"), 7)
+    assert counts.sum() == 60 * 64 * 64
+    assert (counts > 0).all()
+    assert 0.5 < counts[0] / counts.sum() < 0.8
+    assert counts[7] / counts.sum() < 0.1
+
+
+def test_boundaries_separate_the_classes() -> None:
+    for _, label in (make_source().open("train")[index] for index in range(12)):
+        ids = np.asarray(label).astype(int)
+        below, above = ids[1:], ids[:-1]
+        assert ((below == above) | (below == 255) | (above == 255)).all()
+
+
+def test_lengths_and_roles() -> None:
+    source = make_source(test_split="train")
+    assert [len(source.open(role)) for role in ("train", "val", "test")] == [12, 5, 12]
+    assert source.open("val").names[1] == "val_00001"
+    with pytest.raises(IndexError):
+        source.open("val")[5]
+
+
+def test_all_wrong_settings_are_named_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        make_source(val_split="vall", image_size=8, num_train=0, seed=-1)
+    text = str(caught.value)
+    for part in ("dataset.val_split=vall", "did you mean 'val'", "image_size=8", "num_train=0", "seed=-1"):
+        assert part in text

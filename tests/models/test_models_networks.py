@@ -1,0 +1,204 @@
+"""Shapes, dilation, arguments and options of the networks."""
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn import functional as F
+
+from pspexp.errors import UserError
+from pspexp.models.backbone import BACKBONES, build_backbone
+from pspexp.models.pspnet import PSPNet, pspnet
+from pspexp.models.pyramid import ConcatPyramid, adaptive_average
+from pspexp.models.segmenter import Segmenter
+from pspexp.models.torchvision_models import deeplabv3_resnet50, fcn_resnet50
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+
+
+def small(**changes: Any) -> PSPNet:
+    widths = {"pyramid_channels": 4, "head_channels": 8, "aux_channels": 4} | changes
+    return pspnet(num_classes=5, backbone="resnet18", **widths)
+
+
+def torchvision_model(name: str) -> Segmenter:
+    make = {"fcn": fcn_resnet50, "deeplabv3": deeplabv3_resnet50}[name]
+    return make(num_classes=5, output_stride=16)
+
+
+MODELS = {
+    "pspnet": small,
+    "pspnet, contracted": lambda: small(align_corners=False, contract_dilation=True, output_stride=16),
+    "fcn": lambda: torchvision_model("fcn"),
+    "deeplabv3": lambda: torchvision_model("deeplabv3"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_have_the_size_of_the_images(name: str) -> None:
+    model = MODELS[name]()
+    images = torch.randn(2, 3, 29, 34)
+    training = model(images)
+    assert {key: value.shape for key, value in training.items()} == {
+        "out": (2, 5, 29, 34),
+        "aux": (2, 5, 29, 34),
+    }
+    with torch.inference_mode():
+        evaluation = model.eval()(images[:1])
+    assert {key: value.shape for key, value in evaluation.items()} == {"out": (1, 5, 29, 34)}
+    sum(value.mean() for value in training.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_any_size_from_one_pixel_on() -> None:
+    model = small().eval()
+    for size in ((1, 1), (1, 40), (8, 8), (33, 47)):
+        assert model(torch.zeros(1, 3, *size))["out"].shape[2:] == size
+
+
+def test_without_auxiliary_head() -> None:
+    assert set(small(aux_channels=0)(torch.randn(2, 3, 33, 33))) == {"out"}
+    with torch.device("meta"):
+        model = fcn_resnet50(num_classes=2, auxiliary_head=False)
+        assert set(model(torch.randn(2, 3, 32, 32))) == {"out"}
+
+
+def test_logits_are_float32_under_autocast() -> None:
+    model = small()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(torch.randn(2, 3, 33, 33))
+    assert {value.dtype for value in outputs.values()} == {torch.float32}
+
+
+def test_the_same_seed_gives_the_same_network() -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(small().state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("make", [small, lambda: torchvision_model("fcn")])
+def test_pretrained_parameters_start_with_backbone(make: Any) -> None:
+    with torch.device("meta"):
+        names = [name for name, _ in make().named_parameters()]
+    groups = {name.split(".")[0] for name in names}
+    assert "backbone" in groups
+    assert groups <= {"backbone", "pyramid", "classifier", "auxiliary", "aux_classifier"}
+
+
+# --- backbone ----------------------------------------------------------------------------------------------------
+
+
+def dilations(net: nn.Module, stage: str) -> list[int]:
+    convolutions = [m for m in net.get_submodule(stage).modules() if isinstance(m, nn.Conv2d)]
+    return [m.dilation[0] for m in convolutions if m.kernel_size == (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "contracted", "third", "fourth"),
+    [
+        ("resnet50s", 8, False, [2] * 6, [4] * 3),
+        ("resnet50c", 8, True, [1] + [2] * 5, [2] + [4] * 2),
+        ("resnet50s", 16, False, [1] * 6, [2] * 3),
+        ("resnet50s", 32, False, [1] * 6, [1] * 3),
+        ("resnet18", 8, False, [2] * 4, [4] * 4),
+        ("resnet18", 8, True, [1, 2, 2, 2], [2, 4, 4, 4]),
+        ("resnet18", 16, True, [1] * 4, [1, 2, 2, 2]),
+    ],
+)
+def test_dilation(name: str, output_stride: int, contracted: bool, third: list[int], fourth: list[int]) -> None:
+    with torch.device("meta"):  # shapes without numbers: fast
+        net, channels = build_backbone(name, output_stride, contracted)
+        maps = net(torch.zeros(1, 3, 64, 64))
+    assert dilations(net, "layer3") == third
+    assert dilations(net, "layer4") == fourth
+    assert tuple(m.shape[1] for m in maps) == channels
+    assert maps[1].shape[2:] == (64 // output_stride, 64 // output_stride)
+
+
+def test_stems() -> None:
+    def widths(name: str) -> list[int]:
+        with torch.device("meta"):
+            net, _ = build_backbone(name, 32, True)
+        stem = net.get_submodule("conv1")
+        return [m.out_channels for m in stem.modules() if isinstance(m, nn.Conv2d)]
+
+    assert widths("resnet18") == [64]
+    assert widths("resnet50c") == [32, 32, 64]
+    assert widths("resnet50s") == [64, 64, 128]
+
+
+# --- pyramid -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(13, 13), (12, 16), (65, 7), (3, 2), (1, 1)])
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+def test_region_means_are_those_of_adaptive_pooling(size: tuple[int, int], bins: int) -> None:
+    features = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = F.adaptive_avg_pool2d(features, bins)
+    torch.testing.assert_close(adaptive_average(features, bins), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_region_means_in_half_precision_neither_overflow_nor_drift(dtype: torch.dtype) -> None:
+    features = (900 + 100 * torch.rand(1, 64, 65, 65)).to(dtype)
+    expected = F.adaptive_avg_pool2d(features.double(), 6)
+    error = adaptive_average(features, 6).double() / expected - 1
+    assert error.abs().max() < 2 * torch.finfo(dtype).eps
+    assert error.mean().abs() < 0.05 * torch.finfo(dtype).eps
+
+
+def test_pyramid_keeps_the_size() -> None:
+    pyramid = ConcatPyramid(8, bins=[1, 2, 3, 6], branch_channels=2, out_channels=5, align_corners=True)
+    assert pyramid(torch.randn(2, 8, 7, 9)).shape == (2, 5, 7, 9)
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------
+
+
+def test_all_wrong_arguments_are_named_at_once() -> None:
+    wrong = {
+        "num_classes": 0,
+        "backbone": "resnet50v1s",
+        "output_stride": 4,
+        "bins": [],
+        "head_channels": 0,
+        "aux_channels": -1,
+        "dropout": 1.0,
+        "head": "concatenated",
+    }
+    with pytest.raises(UserError) as error:
+        pspnet(**wrong)  # type: ignore[arg-type]
+    for key in wrong:
+        assert sum(line.startswith(f"model.{key}=") for line in error.value.problems) == 1, key
+    assert "did you mean 'resnet50s'?" in str(error.value)
+
+
+def test_wrong_arguments_of_torchvision_models() -> None:
+    with pytest.raises(UserError, match=r"output_stride=4.*\n.*num_classes=0"):
+        fcn_resnet50(num_classes=0, output_stride=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_can_be_built(name: str) -> None:
+    with torch.device("meta"):
+        model = pspnet(num_classes=2, backbone=name)
+    assert model.classifier.out_channels == 2
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_option_builds_with_exactly_the_arguments_of_its_target(file: Path) -> None:
+    config = OmegaConf.create({"dataset": {"num_classes": 7}, "model": OmegaConf.load(file)})
+    options = OmegaConf.to_container(config.model, resolve=True)
+    assert isinstance(options, dict)
+    module, _, name = options.pop("_target_").rpartition(".")
+    target = getattr(import_module(module), name)
+    assert list(inspect.signature(target).parameters) == list(options)
+    with torch.device("meta"):
+        assert target(**options).num_classes == 7

@@ -1,0 +1,294 @@
+"""Checkpoints of every known layout, from files; and what is said about files that do not fit."""
+
+import logging
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import models_golden as foreign
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from pspexp.errors import UserError
+from pspexp.models.pspnet import PSPNet, pspnet
+from pspexp.models.torchvision_models import fcn_resnet50
+from pspexp.models.weights import load_checkpoint_file, load_weights, start_from
+
+
+def small(num_classes: int = 5, **changes: Any) -> PSPNet:
+    widths = {"pyramid_channels": 4, "head_channels": 8, "aux_channels": 4} | changes
+    return pspnet(num_classes=num_classes, backbone="resnet18", bins=[1, 2], **widths)
+
+
+def save(path: Path, contents: Any) -> Path:
+    torch.save(contents, path)
+    return path
+
+
+def assert_loaded(model: nn.Module, state: dict[str, Tensor], names: dict[str, str]) -> None:
+    ours = model.state_dict()
+    for theirs, key in names.items():
+        assert torch.equal(ours[key], state[theirs]), key
+
+
+@pytest.fixture(scope="module")
+def pspnet50() -> PSPNet:
+    return pspnet(num_classes=21)
+
+
+@pytest.fixture(autouse=True)
+def every_message_is_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level(logging.INFO):
+        yield
+
+
+# --- layouts -----------------------------------------------------------------------------------------------------
+
+
+def test_reference_system(tmp_path: Path, pspnet50: PSPNet) -> None:
+    state = foreign.semseg_state()
+    file = save(
+        tmp_path / "best_pspnet_voc.pth",
+        {
+            "cur_epochs": 50,
+            "model_state": state,
+            "optimizer_state": {"state": {}, "param_groups": [{"lr": 5e-5}]},
+            "scheduler_state": {"last_epoch": 10, "lr_lambdas": [None]},
+            "best_score": np.float64(0.714),  # the reference saves a NumPy number
+        },
+    )
+    names = load_weights(pspnet50, file)
+    assert set(names) == set(state)
+    assert set(names.values()) == set(pspnet50.state_dict())
+    assert names["ppm.features.3.2.running_var"] == "pyramid.branches.3.bn.running_var"
+    assert_loaded(pspnet50, state, names)
+
+
+@pytest.mark.parametrize("layout", ["resnet50_v2.pth", "timm"])
+def test_backbone_files_as_backbone_weights(tmp_path: Path, layout: str) -> None:
+    state = {name: foreign.draw(name, shape) for name, shape in foreign.imagenet_shapes(layout).items()}
+    file = save(tmp_path / layout, state)
+    model = pspnet(num_classes=3, backbone_weights=str(file))
+    ours = model.state_dict()
+    last_of_stem = {"resnet50_v2.pth": "conv3.weight", "timm": "conv1.6.weight"}[layout]
+    assert torch.equal(ours["backbone.conv1.6.weight"], state[last_of_stem])
+    names = load_weights(model, file)
+    assert set(names) == {name for name in state if not name.startswith("fc.")}
+    assert set(names.values()) == {key for key in ours if key.startswith("backbone.")}
+    assert_loaded(model, state, names)
+
+
+def test_timms_own_state_dict(pspnet50: PSPNet, caplog: pytest.LogCaptureFixture) -> None:
+    state = timm.create_model("resnet50s").state_dict()
+    names = load_weights(pspnet50, state)
+    assert set(names.values()) == {key for key in pspnet50.state_dict() if key.startswith("backbone.")}
+    assert_loaded(pspnet50, state, names)
+    assert "state dict holds a backbone only" in caplog.text
+
+
+def test_timm_weights_are_fetched_for_the_same_stem(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrained = timm.create_model("resnet18")
+    create_model = timm.create_model
+
+    def offline(name: str, pretrained_: nn.Module = pretrained, **options: Any) -> nn.Module:
+        if options.pop("pretrained", False):
+            assert name == "resnet18"
+            return pretrained_
+        return create_model(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    model = small(backbone_weights="timm")
+    assert torch.equal(model.state_dict()["backbone.layer4.1.conv2.weight"], pretrained.layer4[1].conv2.weight)
+
+
+def test_timm_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(name: str, **options: Any) -> nn.Module:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"backbone_weights=timm.*resnet18.*no route to host.*path of a file"):
+        start_from(nn.Module(), "resnet18", "timm", None)
+
+
+def test_backbone_of_a_whole_checkpoint(tmp_path: Path) -> None:
+    donor = small(num_classes=7, head_channels=16)
+    file = save(tmp_path / "best.pt", {"format": "pspexp/1", "model": donor.state_dict(), "ema": None})
+    model = small(backbone_weights=str(file))
+    ours, theirs = model.state_dict(), donor.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours if key.startswith("backbone."))
+
+
+@pytest.mark.parametrize("average", ["none", "whole", "parameters"])
+def test_own_checkpoints_prefer_the_average(tmp_path: Path, average: str) -> None:
+    donor = small()
+    ema = {
+        "none": None,
+        "whole": {key: value + 1 for key, value in donor.state_dict().items()},
+        "parameters": {key: value.detach() + 1 for key, value in donor.named_parameters()},
+    }[average]
+    file = save(tmp_path / "best.pt", {"format": "pspexp/1", "model": donor.state_dict(), "ema": ema, "step": 3})
+    model = small()
+    names = load_weights(model, file)
+    assert all(theirs == key for theirs, key in names.items())
+    assert_loaded(model, donor.state_dict() | (ema or {}), names)
+
+
+def test_torchvision_names_load_as_they_are() -> None:
+    donor, model = (fcn_resnet50(num_classes=2, output_stride=32) for _ in range(2))
+    names = load_weights(model, {f"module.{key}": value for key, value in donor.state_dict().items()})
+    assert set(names.values()) == set(model.state_dict())
+    assert torch.equal(model.classifier[4].weight, donor.classifier[4].weight)
+
+
+# --- what may be missing -----------------------------------------------------------------------------------------
+
+
+def test_batch_norm_counters_may_be_missing() -> None:
+    state = {k: v for k, v in small().state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert set(load_weights(small(), state)) == set(state)
+
+
+def test_file_without_auxiliary_head(caplog: pytest.LogCaptureFixture) -> None:
+    model = small()
+    before = model.auxiliary.classifier.weight.clone()
+    load_weights(model, small(aux_channels=0).state_dict())
+    assert torch.equal(model.auxiliary.classifier.weight, before)
+    assert "no auxiliary head: auxiliary.* keep their weights" in caplog.text
+
+
+def test_model_without_auxiliary_head(caplog: pytest.LogCaptureFixture) -> None:
+    names = load_weights(small(aux_channels=0), small().state_dict())
+    assert not any(key.startswith("auxiliary") for key in names)
+    assert "the model has none" in caplog.text
+
+
+# --- other class counts ------------------------------------------------------------------------------------------
+
+
+def test_weights_of_another_class_count_start_fresh_and_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    donor = small(num_classes=5)
+    file = save(tmp_path / "donor.pt", {"format": "pspexp/1", "model": donor.state_dict(), "ema": None})
+    model = small(num_classes=3, weights=str(file))
+    assert model(torch.zeros(2, 3, 33, 33))["out"].shape[1] == 3
+    assert torch.equal(model.pyramid.fuse.conv.weight, donor.pyramid.fuse.conv.weight)
+    fresh = ("classifier.weight", "classifier.bias", "auxiliary.classifier.weight", "auxiliary.classifier.bias")
+    for key in fresh:
+        assert f"{key} starts fresh: the file has 5 classes, not 3" in caplog.text
+
+
+def test_weights_of_the_same_class_count_are_all_loaded(tmp_path: Path) -> None:
+    donor = small()
+    model = small(weights=str(save(tmp_path / "donor.pt", donor.state_dict())))
+    assert_loaded(model, donor.state_dict(), {key: key for key in model.state_dict()})
+
+
+def test_another_class_count_is_an_error_when_loading(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError, match=r"4 weights have another shape: .*classifier\.weight is \[5, 8, 1, 1\]"):
+        load_weights(small(num_classes=3), small(num_classes=5).state_dict())
+
+
+def test_fine_tuning_forgives_no_other_width() -> None:
+    with pytest.raises(UserError, match="have another shape") as error:
+        load_weights(small(head_channels=8), small(head_channels=16).state_dict(), other_classes=True)
+    assert "pyramid.fuse.conv.weight" in str(error.value)
+    assert "classifier.weight is [5, 16, 1, 1], classifier.weight in the model [5, 8, 1, 1]" in str(error.value)
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+def test_all_that_does_not_fit_is_named_at_once_and_nothing_is_loaded(tmp_path: Path) -> None:
+    state = small().state_dict()
+    del state["backbone.bn1.weight"], state["pyramid.fuse.conv.weight"]
+    state["surplus.weight"] = torch.zeros(1)
+    state["classifier.bias"] = torch.zeros(9)
+    file = save(tmp_path / "odd.pt", {"state_dict": state})
+    model = small()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(UserError) as error:
+        load_weights(model, file)
+    missing, unexpected, shapes, layout = error.value.problems
+    assert missing == f"{file}: 2 weights of the model are missing: backbone.bn1.weight, pyramid.fuse.conv.weight"
+    assert unexpected == f"{file}: 1 weights are not in the model: surplus.weight"
+    assert "classifier.bias is [9], classifier.bias in the model [5]" in shapes
+    assert "our own names" in layout
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_half_an_auxiliary_head_is_an_error() -> None:
+    state = small().state_dict()
+    del state["auxiliary.classifier.bias"]
+    with pytest.raises(UserError, match=r"1 weights of the model are missing: auxiliary\.classifier\.bias"):
+        load_weights(small(), state)
+
+
+def test_foreign_keys_are_named_as_in_their_file(pspnet50: PSPNet) -> None:
+    state = {f"module.{key}": value for key, value in foreign.semseg_state().items()}
+    state["module.criterion.weight"] = torch.ones(21)
+    with pytest.raises(UserError, match=r"not in the model: module\.criterion\.weight.*\n.*layout of semseg"):
+        load_weights(pspnet50, state)
+
+
+def test_backbone_with_another_stem_is_refused() -> None:
+    state = timm.create_model("resnet34").state_dict()
+    with pytest.raises(UserError, match=r"not in the model: .*layer1\.2\.conv1\.weight"):
+        load_weights(small(), state, backbone_only=True)
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return exec, ("raise SystemExit('code in the file was run')",)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "empty.pt").touch()
+    whole = save(tmp_path / "whole.pt", small().state_dict()).read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    save(tmp_path / "harmful.pt", {"state_dict": Harmful()})
+    (tmp_path / "harmful.pkl").write_bytes(pickle.dumps(Harmful(), protocol=2))
+    for name in ("text.pt", "empty.pt", "cut.pt", "harmful.pt", "harmful.pkl"):
+        with pytest.raises(UserError, match=rf"{name}: not a checkpoint that can be read safely \(.+\)"):
+            load_checkpoint_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere.pt", "no such file"), ("", "a folder"), ("list.pt", "holds a list")],
+)
+def test_files_that_hold_no_checkpoint(tmp_path: Path, name: str, message: str) -> None:
+    save(tmp_path / "list.pt", [torch.zeros(1)])
+    with pytest.raises(UserError, match=message):
+        load_checkpoint_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"format": "pspexp/9", "model": {}}, "has format pspexp/9; this version reads pspexp/1"),
+        ({"state_dict": {}}, "holds no weights"),
+        ({"epoch": 3, "net": {"a": torch.zeros(1)}}, "these entries are not weights: epoch, net"),
+    ],
+)
+def test_dicts_that_hold_no_weights(contents: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_weights(small(), contents)
+
+
+@pytest.mark.parametrize("number", [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)])
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_numpy_numbers_of_either_numpy_are_read(tmp_path: Path, number: Any, module: bytes) -> None:
+    file = tmp_path / "old.pt"
+    torch.save({"best_score": number}, file, _use_new_zipfile_serialization=False)
+    contents = file.read_bytes()
+    for name in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
+        contents = contents.replace(b"c" + name + b"\n", b"c" + module + b"\n")
+    assert module in contents
+    file.write_bytes(contents)
+    assert load_checkpoint_file(file) == {"best_score": number}

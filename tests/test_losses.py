@@ -1,0 +1,273 @@
+"""Losses against plain numpy formulas in float64, and their gradients against finite differences."""
+
+import inspect
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.nn import functional as F
+
+from pspexp.errors import UserError
+from pspexp.losses import OHEM, CrossEntropy, Focal, SegmentationLoss
+
+CLASSES = 4
+WEIGHTS = [0.5, 1.0, 2.0, 0.25]  # exact in float32
+CONF = Path(__file__).parents[1] / "conf" / "loss"
+LOSSES = {
+    "ce": CrossEntropy(CLASSES),
+    "ce-weighted": CrossEntropy(CLASSES, class_weights=WEIGHTS),
+    "ce-smooth": CrossEntropy(CLASSES, label_smoothing=0.1),
+    "ce-smooth-weighted": CrossEntropy(CLASSES, label_smoothing=0.1, class_weights=WEIGHTS),
+    "focal": Focal(CLASSES),
+    "focal-weighted": Focal(CLASSES, gamma=0.5, class_weights=WEIGHTS),
+    "ohem": OHEM(CLASSES, min_kept=7),
+    "ohem-weighted": OHEM(CLASSES, threshold=0.3, min_kept=20, class_weights=WEIGHTS),
+}
+each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+def batch(seed: int, ignored: float = 0.3, size: int = 5) -> tuple[Tensor, Tensor]:
+    """Logits ``[2, 4, size, size]`` in float64 and a target with a share of ignored pixels."""
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(2 * rng.standard_normal((2, CLASSES, size, size)))
+    target = rng.integers(0, CLASSES, (2, size, size))
+    target[rng.random(target.shape) < ignored] = 255
+    return logits, torch.from_numpy(target)
+
+
+def formula(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> float:
+    """The loss from its definition, pixel by pixel."""
+    x = logits.double().numpy().transpose(0, 2, 3, 1).reshape(-1, CLASSES)
+    y = target.numpy().ravel()
+    x, y = x[y != 255], y[y != 255]
+    log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
+    w = np.ones(CLASSES) if loss.class_weights is None else loss.class_weights.double().numpy()
+    ce = -log_p[np.arange(len(y)), y]
+    weights = w[y]
+    losses = weights * ce
+    if isinstance(loss, CrossEntropy):
+        smooth = loss.label_smoothing
+        losses = (1 - smooth) * losses - smooth / CLASSES * (log_p * w).sum(1)
+    elif isinstance(loss, Focal):
+        losses = losses * (1 - np.exp(-ce)) ** loss.gamma
+    elif isinstance(loss, OHEM):
+        rank = np.argsort(np.argsort(-ce))
+        kept = (np.exp(-ce) <= loss.threshold) | (rank < loss.min_kept)
+        losses, weights = losses[kept], weights[kept]
+    return float(losses.sum() / weights.sum()) if weights.sum() else 0.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+@each_loss
+def test_loss_is_its_formula(loss: SegmentationLoss, seed: int) -> None:
+    logits, target = batch(seed, ignored=[0.0, 0.1, 0.3, 0.7, 0.96][seed])
+    assert loss.per_output(logits, target).item() == pytest.approx(formula(loss, logits, target), rel=1e-12)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_torchs_mean(weights: list[float] | None, smoothing: float) -> None:
+    logits, target = batch(0)
+    expected = F.cross_entropy(
+        logits,
+        target,
+        weight=None if weights is None else torch.tensor(weights, dtype=torch.float64),
+        ignore_index=255,
+        label_smoothing=smoothing,
+    )
+    loss = CrossEntropy(CLASSES, class_weights=weights, label_smoothing=smoothing)
+    torch.testing.assert_close(loss.per_output(logits, target), expected, rtol=1e-12, atol=0)
+
+
+@each_loss
+def test_gradient_is_the_difference_quotient(loss: SegmentationLoss) -> None:
+    logits, target = batch(1, size=2)
+    assert torch.autograd.gradcheck(lambda x: loss.per_output(x, target), (logits.requires_grad_(),))
+
+
+@each_loss
+def test_ignored_pixels_have_no_part(loss: SegmentationLoss) -> None:
+    logits, target = batch(2)
+    changed = logits + 100 * (target == 255)[:, None] * torch.randn_like(logits)
+    logits.requires_grad_()
+    value = loss.per_output(logits, target)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.item() == loss.per_output(changed, target).item()
+    assert gradient.movedim(1, -1)[target == 255].abs().max() == 0
+    assert gradient.movedim(1, -1)[target != 255].abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@each_loss
+def test_a_crop_without_labels_is_harmless(loss: SegmentationLoss, dtype: torch.dtype) -> None:
+    logits = torch.randn(2, CLASSES, 3, 3, dtype=dtype, requires_grad=True)
+    value = loss({"out": logits, "aux": logits}, torch.full((2, 3, 3), 255))
+    value.backward()
+    assert value.item() == 0
+    assert logits.grad is not None
+    assert logits.grad.abs().max() == 0
+
+
+def test_classes_of_weight_zero_alone_are_harmless() -> None:
+    logits = torch.randn(1, 2, 3, 3, requires_grad=True)
+    value = CrossEntropy(2, class_weights=[1.0, 0.0]).per_output(logits, torch.ones(1, 3, 3, dtype=torch.int64))
+    value.backward()
+    assert value.item() == 0
+    assert logits.grad is not None
+    assert logits.grad.abs().max() == 0
+
+
+@each_loss
+def test_outputs_are_weighted(loss: SegmentationLoss) -> None:
+    (out, target), (aux, _) = batch(0), batch(1)
+    main, auxiliary = loss.per_output(out, target), loss.per_output(aux, target)
+    both = loss({"out": out, "aux": aux}, target)
+    torch.testing.assert_close(both, 0.6 * main + 0.4 * auxiliary)
+    assert loss({"out": out}, target).item() == main.item()  # unweighted
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(loss: SegmentationLoss, dtype: torch.dtype) -> None:
+    logits, target = batch(3)
+    value = loss.per_output(logits.to(dtype), target)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss.per_output(logits.to(dtype).float(), target), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [CLASSES, 254, -1])
+@each_loss
+def test_a_class_id_out_of_range_is_not_trained_on(loss: SegmentationLoss, wrong: int) -> None:
+    logits, target = batch(0)
+    target[1, 2, 3] = wrong
+    with pytest.raises(IndexError):
+        loss.per_output(logits, target)
+
+
+@each_loss
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_seen_in_the_loss(loss: SegmentationLoss, bad: float) -> None:
+    logits, target = batch(0, ignored=0.0)
+    logits[0, :, 1, 1] = bad
+    assert not math.isfinite(loss.per_output(logits, target).item())
+
+
+@each_loss
+def test_extreme_logits_have_finite_gradients(loss: SegmentationLoss) -> None:
+    target = torch.tensor([[[0, 1]]])
+    logits = torch.full((1, CLASSES, 1, 2), -500.0)
+    logits[:, 0] = 500.0  # certain: right at the first pixel, wrong at the second
+    logits.requires_grad_()
+    value = loss.per_output(logits, target)
+    value.backward()
+    assert math.isfinite(value.item())
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_falls_from_cross_entropy_as_gamma_grows(gamma: float) -> None:
+    logits, target = batch(0)
+    entropy = CrossEntropy(CLASSES).per_output(logits, target)
+    focal = Focal(CLASSES, gamma=gamma).per_output(logits, target)
+    if gamma == 0:
+        torch.testing.assert_close(focal, entropy, rtol=1e-12, atol=0)
+    else:
+        assert 0 < focal < entropy
+
+
+def gradient_mask(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> Tensor:
+    """The pixels ``[N, H, W]`` that the loss learns from."""
+    logits = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss.per_output(logits, target), logits)
+    return gradient.abs().amax(1) > 0
+
+
+def test_ohem_keeps_what_is_under_the_threshold() -> None:
+    logits, target = batch(4)
+    p = logits.softmax(1).gather(1, target.where(target != 255, 0)[:, None])[:, 0]
+    kept = gradient_mask(OHEM(CLASSES, threshold=0.4, min_kept=0), logits, target)
+    assert torch.equal(kept, (p <= 0.4) & (target != 255))
+
+
+@pytest.mark.parametrize("min_kept", [1, 10, 10_000])
+def test_ohem_keeps_the_hardest_where_too_few_are_under_the_threshold(min_kept: int) -> None:
+    logits, target = batch(4)
+    valid = target != 255
+    kept = gradient_mask(OHEM(CLASSES, threshold=1e-9, min_kept=min_kept), logits, target)
+    assert kept.sum() == min(min_kept, valid.sum())
+    entropies = F.cross_entropy(logits, target, reduction="none", ignore_index=255)
+    assert entropies[kept].min() >= entropies[valid & ~kept].max() if (valid & ~kept).any() else True
+
+
+@pytest.mark.parametrize("min_kept", [0, 5, 10_000])
+def test_ohem_at_threshold_one_is_cross_entropy(min_kept: int) -> None:
+    logits, target = batch(5)
+    ohem = OHEM(CLASSES, threshold=1.0, min_kept=min_kept, class_weights=WEIGHTS)
+    expected = CrossEntropy(CLASSES, class_weights=WEIGHTS).per_output(logits, target)
+    torch.testing.assert_close(ohem.per_output(logits, target), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(CLASSES), Focal(CLASSES), OHEM(CLASSES)], ids=repr)
+def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward_pass(loss: SegmentationLoss) -> None:
+    logits = torch.randn(2, CLASSES, 33, 33, requires_grad=True)
+    target = torch.zeros(2, 33, 33, dtype=torch.int64)
+    kept: set[int] = set()
+
+    def pack(saved: Tensor) -> Tensor:
+        if saved.numel() == logits.numel():
+            kept.add(saved.data_ptr())
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        loss.per_output(logits, target)
+    assert len(kept) == 1
+
+
+@each_loss
+def test_nothing_is_read_back_from_the_device(loss: SegmentationLoss) -> None:
+    # Tensors without values: whatever would read one raises.
+    logits = torch.zeros(2, CLASSES, 5, 5, device="meta", requires_grad=True)
+    loss({"out": logits, "aux": logits}, torch.zeros(2, 5, 5, dtype=torch.int64, device="meta")).backward()
+    assert logits.grad is not None
+
+
+def test_class_weights_follow_the_module_and_stay_out_of_checkpoints() -> None:
+    loss = CrossEntropy(CLASSES, class_weights=WEIGHTS)
+    assert loss.state_dict() == {}
+    assert loss.to("meta").class_weights.device.type == "meta"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: CrossEntropy(3, class_weights=[1.0, 2.0]), ["loss.class_weights", "2 values", "num_classes=3"]),
+        (lambda: CrossEntropy(2, class_weights=[1.0, -1.0]), ["loss.class_weights=[1.0, -1.0]"]),
+        (lambda: CrossEntropy(2, class_weights=[0.0, 0.0]), ["loss.class_weights"]),
+        (lambda: CrossEntropy(2, class_weights=[1.0, math.nan]), ["loss.class_weights"]),
+        (lambda: CrossEntropy(2, label_smoothing=1.0), ["loss.label_smoothing=1.0", "below 1"]),
+        (lambda: Focal(2, gamma=-1.0, main_weight=-1.0), ["loss.gamma=-1.0", "loss.main_weight=-1.0"]),
+        (lambda: OHEM(2, threshold=0.0, min_kept=-1), ["loss.threshold=0.0", "loss.min_kept=-1"]),
+        (lambda: OHEM(2, aux_weight=math.inf, class_weights=[]), ["loss.aux_weight=inf", "0 values"]),
+    ],
+)
+def test_wrong_arguments_are_named_all_at_once(build: object, said: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        build()  # type: ignore[operator]
+    assert all(part in str(caught.value) for part in said)
+
+
+@pytest.mark.parametrize(("name", "target"), [("cross_entropy", CrossEntropy), ("focal", Focal), ("ohem", OHEM)])
+def test_yaml_and_signature_agree(name: str, target: type[SegmentationLoss]) -> None:
+    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    assert isinstance(values, dict)
+    assert values.pop("_target_") == f"pspexp.losses.{target.__name__}"
+    defaults = {key: p.default for key, p in inspect.signature(target).parameters.items()}
+    assert values == defaults | {
+        "num_classes": "${dataset.num_classes}",
+        "ignore_index": "${dataset.ignore_index}",
+    }

@@ -1,0 +1,258 @@
+"""Parameter groups, updates against the papers' formulas, and schedules step by step."""
+
+import inspect
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from pspexp import optim
+from pspexp.errors import UserError
+
+CONF = Path(__file__).parents[1] / "conf"
+OPTIMIZERS = {"adam": optim.adam, "adamw": optim.adamw, "sgd": optim.sgd}
+SCHEDULES = {"cosine": optim.cosine, "poly": optim.poly, "step": optim.step, "constant": optim.constant}
+
+
+class Net(nn.Module):
+    """Backbone and head, each with a convolution, a norm and one frozen parameter in the backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Conv2d(4, 2, 1, bias=True), nn.BatchNorm2d(2))
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+        self.backbone_like = nn.Linear(2, 2, bias=False)
+        self.backbone.register_parameter("frozen", nn.Parameter(torch.ones(3), requires_grad=False))
+
+
+def names(model: nn.Module, group: dict[str, Any]) -> set[str]:
+    known = {id(p): name for name, p in model.named_parameters()}
+    return {known[id(p)] for p in group["params"]}
+
+
+def test_groups_split_backbone_from_head() -> None:
+    model = Net()
+    backbone, head = optim.sgd(model, lr=0.1, weight_decay=0.01, head_lr_factor=10.0).param_groups
+    assert (backbone["name"], head["name"]) == ("backbone", "head")
+    assert names(model, backbone) == {"backbone.0.weight", "backbone.1.weight", "backbone.1.bias"}
+    assert names(model, head) == {
+        "head.0.weight", "head.0.bias", "head.1.weight", "head.1.bias", "backbone_like.weight",
+    }  # fmt: skip
+    assert (backbone["lr"], head["lr"]) == (0.1, 1.0)
+    assert backbone["weight_decay"] == head["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize("build", OPTIMIZERS.values())
+def test_norms_and_biases_can_be_left_undecayed(build: Callable[..., torch.optim.Optimizer]) -> None:
+    model = Net()
+    groups = build(model, lr=0.1, weight_decay=0.01, decay_norm_and_bias=False).param_groups
+    assert {group["name"]: group["weight_decay"] for group in groups} == {
+        "backbone": 0.01, "backbone/no_decay": 0.0, "head": 0.01, "head/no_decay": 0.0,
+    }  # fmt: skip
+    dimensions = {g["name"]: {p.ndim for p in g["params"]} for g in groups}
+    assert dimensions == {"backbone": {4}, "backbone/no_decay": {1}, "head": {2, 4}, "head/no_decay": {1}}
+    together = [p for g in groups for p in g["params"]]
+    assert {id(p) for p in together} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(together) == len(set(map(id, together)))
+
+
+def test_empty_groups_are_left_out() -> None:
+    groups = optim.adam(nn.Linear(2, 2), lr=1.0).param_groups
+    assert [group["name"] for group in groups] == ["head"]
+
+
+def one_weight(value: float) -> nn.Module:
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def trace(optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    """Values of the only weight w under the loss w³ / 3, whose gradient is w²."""
+    weight = optimizer.param_groups[0]["params"][0]
+    values = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (weight**3 / 3).sum().backward()
+        optimizer.step()
+        values.append(weight.item())
+    return values
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_adam_and_adamw_follow_the_papers(decoupled: bool) -> None:
+    lr, (b1, b2), eps, decay = 0.1, (0.8, 0.95), 1e-6, 0.05
+    w, m, v, expected = 2.0, 0.0, 0.0, []
+    for t in range(1, 8):
+        g = w**2 + (0 if decoupled else decay * w)
+        w -= lr * decay * w if decoupled else 0
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        w -= lr * (m / (1 - b1**t)) / (math.sqrt(v / (1 - b2**t)) + eps)
+        expected.append(w)
+    build = optim.adamw if decoupled else optim.adam
+    optimizer = build(one_weight(2.0), lr=lr, betas=[b1, b2], eps=eps, weight_decay=decay)
+    assert trace(optimizer, 7) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_follows_its_formula(nesterov: bool) -> None:
+    lr, momentum, decay = 0.05, 0.9, 0.01
+    w, velocity, expected = 2.0, 0.0, []
+    for _ in range(7):
+        g = w**2 + decay * w
+        velocity = momentum * velocity + g
+        w -= lr * (g + momentum * velocity if nesterov else velocity)
+        expected.append(w)
+    optimizer = optim.sgd(one_weight(2.0), lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+    assert trace(optimizer, 7) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("build", "wrong"),
+    [
+        (optim.adam, {"lr": 0.0, "betas": [0.9], "eps": 0.0, "weight_decay": -1.0}),
+        (optim.adamw, {"lr": math.nan, "betas": [0.9, 1.0], "head_lr_factor": 0.0}),
+        (optim.sgd, {"lr": -1.0, "momentum": 1.0, "weight_decay": math.inf}),
+        (optim.sgd, {"lr": 0.1, "momentum": 0.0, "nesterov": True}),
+    ],
+)
+def test_wrong_arguments_are_named_all_at_once(build: Callable[..., Any], wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        build(nn.Linear(1, 1), **wrong)
+    said = {problem.split("=")[0] for problem in caught.value.problems}
+    assert said == {f"optimizer.{key}" for key in wrong} - (
+        {"optimizer.lr", "optimizer.momentum"} if wrong.get("nesterov") else set()
+    )
+
+
+# The schedules as told in words, each written independently of the package: learning rate factor of step s of n.
+def cosine(s: int, n: int) -> float:
+    return 0.01 + 0.99 * math.cos(math.pi * s / n / 2) ** 2 if s < n else 0.01
+
+
+def poly(s: int, n: int) -> float:
+    return math.exp(0.9 * math.log((n - s) / n)) if s < n else 0.0
+
+
+def step(s: int, n: int) -> float:
+    borders = [math.ceil(k * n / 5) for k in (1, 2, 3, 4)]
+    return math.prod(0.1 for border in borders if s >= border)
+
+
+def constant(s: int, n: int) -> float:
+    return 1.0
+
+
+def optimizer_of(lr: float = 0.3) -> torch.optim.Optimizer:
+    return optim.sgd(Net(), lr=lr, head_lr_factor=10.0)
+
+
+def rates(optimizer: torch.optim.Optimizer, schedule: LambdaLR, steps: int) -> list[list[float]]:
+    """The learning rates [backbone, head] that each of the next steps runs with."""
+    values = []
+    for _ in range(steps):
+        values.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    return values
+
+
+@pytest.mark.parametrize("expected", [cosine, poly, step, constant])
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (2, 1), (7, 0), (50, 0), (50, 13), (103, 3), (10, 9)])
+def test_schedule_step_by_step(expected: Callable[[int, int], float], total: int, warmup: int) -> None:
+    optimizer = optimizer_of()
+    schedule = SCHEDULES[expected.__name__](optimizer, total, warmup_steps=warmup)
+    seen = rates(optimizer, schedule, total + 5)  # reaches the end and goes past it
+    for s, (backbone, head) in enumerate(seen):
+        factor = (s + 1) / (warmup + 1) if s < warmup else expected(s - warmup, total - warmup)
+        assert backbone == pytest.approx(0.3 * factor, rel=1e-9, abs=1e-15)
+        assert head == pytest.approx(3.0 * factor, rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("build", SCHEDULES.values())
+def test_warmup_rises_to_the_full_rate_and_never_starts_at_zero(build: Callable[..., LambdaLR]) -> None:
+    optimizer = optimizer_of(lr=1.0)
+    first = [backbone for backbone, _ in rates(optimizer, build(optimizer, 100, warmup_steps=4), 5)]
+    assert first == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+@pytest.mark.parametrize("parts", range(1, 40))
+def test_step_borders_are_exact(parts: int) -> None:
+    optimizer = optimizer_of(lr=1.0)
+    seen = rates(optimizer, optim.step(optimizer, 2 * parts, factor=0.5, parts=parts), 2 * parts)
+    assert [backbone for backbone, _ in seen] == [0.5 ** (s // 2) for s in range(2 * parts)]
+
+
+def test_arguments_change_the_shape() -> None:
+    def end(build: Callable[..., LambdaLR], at: int, **arguments: float) -> float:
+        optimizer = optimizer_of(lr=1.0)
+        return rates(optimizer, build(optimizer, 10, **arguments), at + 1)[at][0]
+
+    assert end(optim.cosine, 5, final_factor=0.2) == pytest.approx(0.6)
+    assert end(optim.cosine, 10, final_factor=0.0) == pytest.approx(0.0)
+    assert end(optim.poly, 5, power=2.0) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("build", SCHEDULES.values())
+@pytest.mark.parametrize("stop", [0, 3, 5, 19, 20, 23])
+def test_resume_by_state_dict_goes_on_bitwise(build: Callable[..., LambdaLR], stop: int) -> None:
+    optimizer = optimizer_of()
+    expected = rates(optimizer, build(optimizer, 20, warmup_steps=5), 26)
+
+    optimizer = optimizer_of()
+    schedule = build(optimizer, 20, warmup_steps=5)
+    before = rates(optimizer, schedule, stop)
+    file = io.BytesIO()
+    torch.save({"optimizer": optimizer.state_dict(), "scheduler": schedule.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)  # numbers and tensors only
+
+    optimizer = optimizer_of()
+    schedule = build(optimizer, 20, warmup_steps=5)
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["scheduler"])
+    assert before + rates(optimizer, schedule, 26 - stop) == expected
+
+
+@pytest.mark.parametrize(
+    ("build", "wrong"),
+    [
+        (optim.cosine, {"warmup_steps": 10, "final_factor": 1.5}),
+        (optim.poly, {"warmup_steps": -1, "power": 0.0}),
+        (optim.step, {"warmup_steps": 11, "factor": 0.0, "parts": 0}),
+        (optim.constant, {"warmup_steps": 10}),
+    ],
+)
+def test_wrong_schedules_are_named_all_at_once(build: Callable[..., LambdaLR], wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"0 to 9, fewer than the 10 steps") as caught:
+        build(optimizer_of(), 10, **wrong)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        f"scheduler.{key}={value}" for key, value in wrong.items()
+    ]
+
+
+# `lr` has no default in the signatures: the YAML files own it. "model", "optimizer" and "total_steps" are handed over.
+@pytest.mark.parametrize(
+    ("group", "name", "target", "owned"),
+    [
+        ("optimizer", "adam", optim.adam, {"lr": 5e-5}),
+        ("optimizer", "adamw", optim.adamw, {"lr": 1e-4}),
+        ("optimizer", "sgd", optim.sgd, {"lr": 1e-2}),
+        *[("scheduler", name, target, {}) for name, target in SCHEDULES.items()],
+    ],
+)
+def test_yaml_and_signature_agree(group: str, name: str, target: Callable[..., Any], owned: dict[str, float]) -> None:
+    values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(values, dict)
+    assert values.pop("_target_") == f"pspexp.optim.{name}"
+    assert values.pop("_partial_") is True
+    arguments = inspect.signature(target).parameters
+    defaults = {key: p.default for key, p in arguments.items() if p.kind is p.KEYWORD_ONLY} | owned
+    assert {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()} == defaults

@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from pspexp.tracking import figures
+
+RED, GREEN = [200, 0, 0], [0, 200, 0]
+PALETTE = np.array([RED, GREEN], np.uint8)
+
+
+@pytest.mark.parametrize("count", [1, 2, 60, 500])
+def test_train_loss_of_any_length(tmp_path: Path, count: int) -> None:
+    figure = figures.train_loss([(5 * i, 1, 3 / i) for i in range(1, count + 1)])
+    figures.save(figure, tmp_path / "deep" / "loss.png")
+    with Image.open(tmp_path / "deep" / "loss.png") as image:
+        assert image.size == (1125, 630)
+    (axes,) = figure.axes
+    assert (axes.get_legend() is not None) == (count > figures.MAX_MARKERS)
+    assert axes.get_xlabel() == "optimizer step"
+
+
+def test_an_early_spike_does_not_flatten_the_curve() -> None:
+    figure = figures.train_loss([(i, 1, 1000.0 if i == 1 else 1.0) for i in range(1, 101)])
+    assert figure.axes[0].get_ylim()[1] < 10
+
+
+def test_running_median_is_centred_and_shrinks_at_the_ends() -> None:
+    values = np.array([1.0, 2.0, 30.0, 4.0, 5.0])
+    np.testing.assert_array_equal(figures._running_median(values, 3), [1.5, 2.0, 4.0, 5.0, 4.5])
+
+
+def test_val_loss_marks_the_best() -> None:
+    loss = [(10, 1, 2.0), (20, 2, 1.0), (30, 3, 1.5)]
+    figure = figures.val_loss(loss, [(10, 1, 0.1), (20, 2, 0.2), (30, 3, 0.3)])
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert texts == ["best: 1.000", "best: 30.0 %"]
+    assert len(figures.val_loss(loss).axes) == 1
+
+
+@pytest.mark.parametrize("count", [1, 3, 21, 101])
+def test_confusion_matrix_of_any_size(tmp_path: Path, count: int) -> None:
+    counts = np.eye(count, dtype=np.int64) * 7
+    counts[0] = 0
+    figure = figures.confusion_matrix(counts, [f"class {i}" for i in range(count)], "val")
+    figures.save(figure, tmp_path / "matrix.png")
+    axes = figure.axes[0]
+    assert len(axes.get_xticklabels()) == len(axes.get_yticklabels()) == count
+    assert [text.get_text() for text in axes.texts] == ["100"] * (count - 1 if count < 25 else 0)
+    assert len(figure.legends) == 1  # says what the grey row means
+
+
+def test_overlay_shows_class_colours_and_leaves_ignored_pixels_pale() -> None:
+    image = np.full((1, 3, 3), 128, np.uint8)
+    red, green, ignored = figures.overlay(image, np.array([[0, 1, 255]], np.uint8), PALETTE, 255)[0].astype(int)
+    assert red.argmax() == 0
+    assert green.argmax() == 1
+    assert ignored.min() > 200
+    np.testing.assert_array_equal(
+        figures.overlay(image, np.array([[0, 1, 255]], np.uint8), PALETTE, 255, 1.0)[0, 0], RED
+    )
+
+
+def test_sample_names_the_classes_in_sight(tmp_path: Path) -> None:
+    image = np.zeros((20, 30, 3), np.uint8)
+    truth = np.zeros((20, 30), np.uint8)
+    truth[0] = 255
+    figure = figures.sample("val", ("x", image, truth, truth * 0), PALETTE, ["road", "sky"], 255)
+    assert [axes.get_title() for axes in figure.axes] == ["val: x", "ground truth", "prediction"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["road", "ignored"]
+
+
+def test_sample_of_many_classes_names_the_largest() -> None:
+    ids = np.repeat(np.arange(101, dtype=np.uint8), 10).reshape(10, 101)
+    ids[:, 0] = 100
+    palette = np.zeros((101, 3), np.uint8)
+    names = [f"class {i}" for i in range(101)]
+    figure = figures.sample("val", ("x", np.zeros((10, 101, 3), np.uint8), ids, ids), palette, names, 255)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(texts) == figures.MAX_LEGEND + 1
+    assert "class 100" in texts
+    assert texts[-1] == "and 77 more" or texts[-1].endswith("more")
+
+
+def test_no_global_figures_are_left() -> None:
+    figures.train_loss([(1, 1, 1.0)])
+    assert plt.get_fignums() == []

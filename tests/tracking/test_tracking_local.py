@@ -1,0 +1,130 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pspexp.metrics import Report
+from pspexp.tracking import LocalTracker
+from pspexp.tracking.local import read_records, read_summary
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> LocalTracker:
+    return LocalTracker(tmp_path / "a" / "run")
+
+
+def lines(tracker: LocalTracker) -> list[str]:
+    return (tracker.folder / "metrics.jsonl").read_text().splitlines()
+
+
+def log(tracker: LocalTracker, step: int, **values: float) -> None:
+    named = {name.replace("_", "/", 1): value for name, value in values.items()}
+    tracker.metrics(named, step=step, epoch=1 + step // 10, time_s=1000.0 + step)
+
+
+def test_metrics_are_flat_json_lines_without_undefined_values(tracker: LocalTracker) -> None:
+    values = {"train/loss": 0.5, "train/lr": 1e-3, "val/iou/a": math.nan, "train/x": math.inf}
+    tracker.metrics(values, step=5, epoch=2, time_s=12.34567)
+    (line,) = lines(tracker)
+    assert json.loads(line) == {"step": 5, "epoch": 2, "time": 12.346, "train/loss": 0.5, "train/lr": 1e-3}
+
+
+def test_a_record_without_any_finite_value_is_left_out(tracker: LocalTracker) -> None:
+    tracker.metrics({"val/mean_iou": math.nan}, step=5, epoch=2, time_s=0.0)
+    assert read_records(tracker.folder) == []
+
+
+def test_rewind_cuts_what_is_younger_than_the_save(tracker: LocalTracker) -> None:
+    for step in (5, 10, 15):
+        log(tracker, step, train_loss=1.0)
+    log(tracker, 10, val_loss=2.0)
+    kept = lines(tracker)
+    tracker.rewind(10, keep_evaluation=True)
+    assert lines(tracker) == [kept[0], kept[1], kept[3]]
+    tracker.rewind(10, keep_evaluation=False)
+    assert lines(tracker) == [kept[0], kept[1]]
+
+
+def test_rewind_without_records_does_nothing(tracker: LocalTracker) -> None:
+    tracker.rewind(10, keep_evaluation=False)
+    assert not (tracker.folder / "metrics.jsonl").exists()
+
+
+def test_resume_drops_the_line_a_crash_left_unfinished(tracker: LocalTracker, caplog: pytest.LogCaptureFixture) -> None:
+    log(tracker, 5, train_loss=1.0)
+    with (tracker.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "train/lo')
+    tracker.begin(resume=True)
+    log(tracker, 10, train_loss=2.0)
+    assert [record["step"] for record in read_records(tracker.folder)] == [5, 10]
+    assert "unfinished" in caplog.text
+
+
+def test_a_fresh_start_moves_old_records_aside(tracker: LocalTracker) -> None:
+    log(tracker, 5, train_loss=1.0)
+    old = lines(tracker)
+    assert tracker.begin(resume=False) is None
+    assert read_records(tracker.folder) == []
+    assert (tracker.folder / "metrics.previous.jsonl").read_text().splitlines() == old
+
+
+def test_report_writes_table_and_confusion_matrix(tracker: LocalTracker, report: Report) -> None:
+    tracker.report("val", report)
+    with (tracker.folder / "tables" / "val_iou.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["class", "iou", "accuracy", "pixels"]
+    assert rows == [["road", "0.5", "0.5", "2"], ["sky", "0.5", "1.0", "1"], ["a+b", "", "", "0"]]
+    with Image.open(tracker.folder / "plots" / "confusion_matrix.png") as image:
+        assert min(image.size) > 600
+
+
+def test_curves_are_drawn_from_the_records_alone(tracker: LocalTracker) -> None:
+    plots = tracker.folder / "plots"
+    tracker.curves()
+    assert not plots.exists()
+    log(tracker, 5, train_loss=1.0)
+    tracker.curves()
+    assert {file.name for file in plots.iterdir()} == {"train_loss.png"}
+    log(tracker, 5, val_loss=1.0, val_mean_iou=0.1)
+    tracker.curves()
+    assert {file.name for file in plots.iterdir()} == {"train_loss.png", "val_loss.png"}
+
+
+def test_samples_have_safe_file_names(tracker: LocalTracker) -> None:
+    image, ids = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
+    tracker.samples("val", [("seq/01", image, ids, ids)], np.zeros((1, 3), np.uint8), ["road"], 255)
+    assert [file.name for file in (tracker.folder / "plots" / "samples").iterdir()] == ["seq_01.png"]
+
+
+def test_a_picture_that_cannot_be_drawn_ends_nothing(tracker: LocalTracker, caplog: pytest.LogCaptureFixture) -> None:
+    wrong = np.zeros((8, 8), np.uint8)
+    tracker.samples("val", [("x", wrong, wrong, wrong)], np.zeros((1, 3), np.uint8), ["road"], 255)
+    assert "could not be drawn" in caplog.text
+
+
+def test_summary(tracker: LocalTracker) -> None:
+    best = {"val/mean_iou": 0.5, "val/mean_acc": math.nan}
+    tracker.summary("FINISHED", best=best, last={}, images_per_second=math.nan, run_id="abc")
+    found = read_summary(tracker.folder)
+    assert {key: found[key] for key in ("status", "best", "last", "images_per_second", "mlflow_run_id")} == {
+        "status": "FINISHED",
+        "best": {"val/mean_iou": 0.5},
+        "last": {},
+        "images_per_second": None,
+        "mlflow_run_id": "abc",
+    }
+    assert {"python", "pspexp", "torch"} <= set(found["versions"])
+    assert "git_commit" in found
+    assert tracker.begin(resume=True) == "abc"
+
+
+def test_no_half_written_files_stay(tracker: LocalTracker, report: Report) -> None:
+    tracker.config("a: 1\n", ["a=1", "b=2"])
+    tracker.report("val", report)
+    tracker.summary("FINISHED")
+    assert (tracker.folder / "overrides.txt").read_text() == "a=1\nb=2\n"
+    assert not list(tracker.folder.rglob("*.part"))

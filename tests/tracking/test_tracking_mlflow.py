@@ -1,0 +1,262 @@
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pspexp.errors import UserError
+from pspexp.metrics import Report
+from pspexp.tracking import LocalTracker, MLflowTracker, Tracker, mlflow_views
+from pspexp.tracking.local import read_records, read_summary
+from pspexp.tracking.mlflow import Names, cut, download_checkpoint, mask, resolve_uri, sqlite_file
+
+
+@pytest.fixture(autouse=True)
+def no_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def output_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One database for the whole file: making one takes seconds."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+def begin(folder: Path, output_root: Path, *, resume: bool = False, **config: Any) -> Tracker:
+    tracker = Tracker(LocalTracker(folder), mlflow_views("trials", str(output_root)))
+    tracker.start(
+        name=folder.name,
+        config={"seed": 1, **config},
+        config_text="seed: 1\n",
+        overrides=["seed=1"],
+        tags={"mode": "train", "model": "pspnet18"},
+        resume=resume,
+    )
+    return tracker
+
+
+def client(output_root: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{output_root}/mlflow.db")
+
+
+def artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:
+    found = client.list_artifacts(run_id, folder)
+    files = {item.path for item in found if not item.is_dir}
+    return files.union(*(artifacts(client, run_id, item.path) for item in found if item.is_dir))
+
+
+def test_a_run_holds_what_was_recorded(tmp_path: Path, output_root: Path, report: Report) -> None:
+    tracker = begin(tmp_path, output_root, optimizer={"lr": 0.1}, long="x" * 7000)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("best.pt", "last.pt"):
+        (tmp_path / "checkpoints" / name).write_bytes(name.encode())
+    tracker.metrics({"train/loss": 2.0}, step=5, epoch=1)
+    tracker.report("val", report, step=10, epoch=2, extra={"val/loss": 1.5})
+    tracker.finish("FINISHED")
+
+    mlflow = client(output_root)
+    run = mlflow.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == tmp_path.name
+    assert run.data.params["optimizer.lr"] == "0.1"
+    assert len(run.data.params["long"]) == 6000
+    assert run.data.params["long"].endswith("(whole in config.yaml)")
+    assert run.data.metrics["train/loss"] == 2.0
+    assert run.data.metrics["val/mean_iou"] == report.mean_iou
+    assert run.data.metrics["val/iou/sky"] == 0.5
+    assert {"mode", "model", "git_commit"} <= set(run.data.tags)
+    assert "mean IoU" in run.data.tags["mlflow.note.content"]
+    assert mlflow.get_metric_history(tracker.run_id, "val/loss")[0].step == 10
+    assert artifacts(mlflow, str(tracker.run_id)) == {
+        "config.yaml",
+        "overrides.txt",
+        "summary.json",
+        "tables/val_iou.csv",
+        "plots/confusion_matrix.png",
+        "plots/train_loss.png",
+        "plots/val_loss.png",
+        "checkpoints/best.pt",
+        "checkpoints/last.pt",
+    }
+    assert (output_root / "mlartifacts").is_dir()
+    best = download_checkpoint(str(tracker.run_id), "best.pt", None, str(output_root))
+    assert best.read_bytes() == b"best.pt"
+
+
+def test_resume_goes_on_in_the_same_run(tmp_path: Path, output_root: Path) -> None:
+    first = begin(tmp_path, output_root, changed="before")
+    first.metrics({"train/loss": 2.0}, step=5, epoch=1)
+    first.finish("KILLED")
+    mlflow = client(output_root)
+    assert mlflow.get_run(first.run_id).info.status == "KILLED"
+
+    second = begin(tmp_path, output_root, resume=True, changed="after", new="param")
+    assert second.run_id == first.run_id
+    assert mlflow.get_run(second.run_id).info.status == "RUNNING"
+    second.metrics({"train/loss": 1.0}, step=10, epoch=2)
+    second.finish("FINISHED")
+    run = mlflow.get_run(second.run_id)
+    assert run.info.status == "FINISHED"
+    assert (run.data.params["changed"], run.data.params["new"]) == ("before", "param")
+    assert [metric.step for metric in mlflow.get_metric_history(second.run_id, "train/loss")] == [5, 10]
+
+
+def test_resume_of_a_run_mlflow_has_lost_starts_a_new_one(
+    tmp_path: Path, output_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    LocalTracker(tmp_path).summary("KILLED", run_id="0" * 32)
+    tracker = begin(tmp_path, output_root, resume=True)
+    assert tracker.run_id not in (None, "0" * 32)
+    assert read_summary(tmp_path)["mlflow_run_id"] == tracker.run_id
+    assert "starting a new one" in caplog.text
+
+
+def test_one_call_a_record(tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = begin(tmp_path, output_root)
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    calls: list[str] = []
+    real = SqlAlchemyStore.log_batch
+
+    def log_batch(self: Any, run_id: str, *args: Any, **kwargs: Any) -> Any:
+        calls.append(run_id)
+        return real(self, run_id, *args, **kwargs)
+
+    monkeypatch.setattr(SqlAlchemyStore, "log_batch", log_batch)
+    tracker.metrics({f"train/{i}": float(i) for i in range(50)}, step=5, epoch=1)
+    assert calls == [tracker.run_id]
+    assert len(client(output_root).get_run(tracker.run_id).data.metrics) == 50
+
+
+def test_names_that_mlflow_refuses(tmp_path: Path, output_root: Path) -> None:
+    tracker = begin(tmp_path, output_root, **{"a[0]": 1})
+    awkward = ["val/iou/a+b", "val/iou/a#b", "val/iou/..", "val/iou//x", "val/iou/[é]: 100 %", "val/iou/" + "n" * 300]
+    tracker.metrics({name: float(i) for i, name in enumerate(awkward)}, step=1, epoch=1)
+    run = client(output_root).get_run(tracker.run_id)
+    assert sorted(run.data.metrics.values()) == [0, 1, 2, 3, 4, 5]
+    assert {"val/iou/a_b", "val/iou/a_b_2", "val/iou/_"} < set(run.data.metrics)
+    assert run.data.params["a_0_"] == "1"
+    assert set(read_records(tmp_path)[0]) > set(awkward)  # the folder keeps the real names
+
+
+@pytest.mark.parametrize(
+    ("choice", "shown"),
+    [("best", {"best.pt"}), ("last", {"last.pt"}), ("none", set()), ("all", {"best.pt", "last.pt"})],
+)
+def test_log_checkpoints(tmp_path: Path, output_root: Path, choice: Any, shown: set[str]) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    paths = ["checkpoints/best.pt", "checkpoints/last.pt"]
+    for path in paths:
+        (tmp_path / path).write_bytes(b"weights")
+    view = MLflowTracker("trials", str(output_root), None, choice)
+    run_id = view.open(run_id=None, name="x", params={}, tags={})
+    view.files(tmp_path, paths)
+    assert artifacts(client(output_root), run_id) == {f"checkpoints/{name}" for name in shown}
+
+
+def test_unchanged_files_are_not_sent_again(tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = MLflowTracker("trials", str(output_root))
+    view.open(run_id=None, name="x", params={}, tags={})
+    sent: list[str] = []
+    monkeypatch.setattr(view._client, "log_artifact", lambda _run, path, _to: sent.append(path))
+    file = tmp_path / "config.yaml"
+    file.write_text("a")
+    view.files(tmp_path, ["config.yaml"])
+    view.files(tmp_path, ["config.yaml"])
+    file.write_text("ab")
+    view.files(tmp_path, ["config.yaml"])
+    assert sent == [str(file)] * 2
+
+
+def test_a_long_note_is_cut_between_lines(tmp_path: Path, output_root: Path) -> None:
+    view = MLflowTracker("trials", str(output_root))
+    run_id = view.open(run_id=None, name="x", params={}, tags={})
+    view.note("\n".join(f"| row {i:04d} |" for i in range(1000)))
+    note = client(output_root).get_run(run_id).data.tags["mlflow.note.content"]
+    assert 4900 < len(note) <= 5000
+    assert note.endswith(" |")
+
+
+def test_a_dead_server_costs_seconds_and_no_run(
+    tmp_path: Path, report: Report, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as closed:  # bound but not listening: nobody else can take the port meanwhile
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://me:secret@127.0.0.1:{closed.getsockname()[1]}"
+        tracker = Tracker(LocalTracker(tmp_path), mlflow_views("x", str(tmp_path), tracking_uri=uri))
+        environment = dict(os.environ)
+        began = time.monotonic()
+        with caplog.at_level(logging.WARNING):
+            tracker.start(name="x", config={}, config_text="", overrides=[], tags={})
+            tracker.metrics({"train/loss": 2.0}, step=5, epoch=1)
+            tracker.report("val", report, step=10, epoch=2)
+            tracker.finish("FINISHED")
+        assert time.monotonic() - began < 20
+    assert [r.name for r in caplog.records if "switched off" in r.getMessage()] == ["pspexp.tracking.tracker"]
+    assert "secret" not in caplog.text.replace(uri, "")
+    assert read_summary(tmp_path)["status"] == "FINISHED"
+    assert len(read_records(tmp_path)) == 2
+    changed = {key for key in os.environ if os.environ[key] != environment.get(key)}
+    assert not any(key.startswith("MLFLOW_HTTP") for key in changed)
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_share_one_fresh_database_and_say_little(tmp_path: Path) -> None:
+    script = (
+        "import logging, sys; logging.basicConfig(level=logging.INFO); early = logging.getLogger('early'); "
+        "logging.getLogger().addHandler(logging.FileHandler(sys.argv[2])); "
+        "from pspexp.tracking import MLflowTracker; "
+        "MLflowTracker('x', sys.argv[1]).open(run_id=None, name='x', params={}, tags={}); "
+        "early.info('still here')"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), str(tmp_path / name)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for name in ("a.log", "b.log")
+    ]
+    said = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    assert all("still here" in text and len(text.splitlines()) <= 3 for text in said), said
+    assert [(tmp_path / name).read_text() for name in ("a.log", "b.log")] == ["still here\n"] * 2
+    mlflow = client(tmp_path)
+    experiment = mlflow.get_experiment_by_name("x")
+    assert len(mlflow.search_runs([experiment.experiment_id])) == 2
+
+
+def test_download_says_what_is_missing(tmp_path: Path, output_root: Path) -> None:
+    with pytest.raises(UserError, match="no MLflow records"):
+        download_checkpoint("0" * 32, "best.pt", None, str(tmp_path))
+    assert not (tmp_path / "mlflow.db").exists()
+    begin(tmp_path / "run", output_root)
+    with pytest.raises(UserError, match=r"runs:/0+: no checkpoints/best.pt"):
+        download_checkpoint("0" * 32, "best.pt", None, str(output_root))
+
+
+def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri(None, "outputs") == f"sqlite:///{tmp_path}/outputs/mlflow.db"
+    assert resolve_uri("http://host", "outputs") == "http://host"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
+    assert resolve_uri(None, "outputs") == "http://other"
+    assert resolve_uri("http://host", "outputs") == "http://host"
+
+
+def test_small_helpers(tmp_path: Path) -> None:
+    names = Names()
+    assert [names("a+b"), names("a#b"), names("a+b"), names("x/y z.é-1")] == ["a_b", "a_b_2", "a_b", "x/y z.é-1"]
+    assert cut("abcdef", 4) == "abc…"
+    assert cut("abcd", 4) == "abcd"
+    assert mask("at http://me:secret@host/x") == "at http://***@host/x"
+    assert sqlite_file(f"sqlite:///{tmp_path}/a.db?timeout=5") == tmp_path.resolve() / "a.db"
+    assert sqlite_file("http://host") is None

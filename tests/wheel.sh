@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Builds a wheel, installs it with its dependencies into a clean environment and uses it from another folder:
+# conf/ must be inside and nothing may be missing from install_requires.
+# Argument: the Python of an environment that has the `build` package.
+set -euo pipefail
+python=$(realpath -s "$1")
+checkout=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# Only what git tracks goes in: a stray file of the checkout must not make it work.
+mkdir "$work/source" "$work/elsewhere"
+git -C "$checkout" archive --format=tar HEAD | tar -x -C "$work/source"
+"$python" -m build --wheel --outdir "$work/dist" "$work/source"
+
+"$python" -m venv "$work/venv"
+"$work/venv/bin/python" -m pip install --quiet --constraint "$checkout/constraints.txt" "$work"/dist/pspexp-*.whl
+
+cd "$work/elsewhere"
+"$work/venv/bin/python" - "$work/venv" <<'EOF'
+import sys
+import pspexp
+
+assert pspexp.__file__.startswith(sys.argv[1]), pspexp.__file__
+classes = pspexp.compose(["experiment=quickstart"]).dataset.class_names
+print(f"installed in {pspexp.__file__}; quickstart has {len(classes)} classes")
+EOF
+"$work/venv/bin/pspexp" experiment=quickstart trainer.max_steps=2 loader.max_eval_images=2
+test -f outputs/quickstart/*/checkpoints/best.pt
+echo "The wheel works from another folder."
