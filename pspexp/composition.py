@@ -18,10 +18,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pspexp import checkpoint, schema
-from pspexp.data.voc import read_class_names
+from pspexp import schema
 from pspexp.errors import UserError, did_you_mean
-from pspexp.tracking import runs
 
 # What mode=test takes from the checkpoint unless it is overridden explicitly. The loss, too: val/loss depends on it.
 FROM_CHECKPOINT = (
@@ -31,6 +29,7 @@ FROM_CHECKPOINT = (
     "inference",
     "precision",
     "crop_size",
+    "channels_last",
     "loader.eval_batch_size",
 )
 # The saved configuration is resolved; these follow an explicit override of what they stand for.
@@ -178,15 +177,15 @@ def flat_keys(config: DictConfig) -> Iterator[str]:
     for key, value in config.items_ex(resolve=False):
         yield str(key)
         if OmegaConf.is_dict(value) and not value._is_none() and not value._is_interpolation():
-            yield from (f"{key}.{below}" for below in flat_keys(value))
+            yield from (f"{key!s}.{below}" for below in flat_keys(value))
 
 
 def first_value(override: Override) -> str:
     """The override as a single-run word; of a sweep its first value."""
     if not override.is_sweep_override():
         return str(override.input_line)
-    prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
-    return f"{prefix}{override.get_key_element()}={next(override.sweep_string_iterator())}".replace("++++", "++")
+    value: str = next(override.sweep_string_iterator())
+    return f"{override.get_key_element()}={value}"  # the key with its + or ++
 
 
 def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -224,6 +223,9 @@ def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     """Replace what belongs to the checkpoint of ``mode=test``, keeping explicit overrides."""
+    from pspexp import checkpoint  # torch takes seconds to import, and --help needs none of it
+    from pspexp.tracking import runs
+
     config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.tracking))
     saved = OmegaConf.create(checkpoint.read(Path(config.checkpoint.path))["config"])
     explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
@@ -243,6 +245,8 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
 
 def name_classes(dataset: DictConfig) -> None:
     """Fill in the class names and their number where a dataset leaves them to its folder or to each other."""
+    from pspexp.data.voc import read_class_names  # as above
+
     if dataset.get("class_names", ()) is None and dataset.get("root") is not None and Path(dataset.root).is_dir():
         dataset.class_names = read_class_names(dataset.root)
     if dataset.get("num_classes", 0) is None and dataset.get("class_names") is not None:

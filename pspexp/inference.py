@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-Picture = tuple[Image.Image, Image.Image]  # an RGB image and its label
+Pair = tuple[Image.Image, Image.Image]  # an RGB image and its label
 
 
 class Inference(Protocol):
     """One way of evaluating images of any size."""
 
-    def prepare(self, image: Image.Image, label: Image.Image) -> Picture:
+    def prepare(self, image: Image.Image, label: Image.Image) -> Pair:
         """What the loader does to an image and its label before they become tensors."""
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class CenterCrop:
     def __init__(self, crop_size: int) -> None:
         self.crop_size = crop_size
 
-    def prepare(self, image: Image.Image, label: Image.Image) -> Picture:
+    def prepare(self, image: Image.Image, label: Image.Image) -> Pair:
         scale = self.crop_size / min(image.size)
         width, height = (max(self.crop_size, round(side * scale)) for side in image.size)
         left, top = (width - self.crop_size) // 2, (height - self.crop_size) // 2
@@ -55,22 +55,25 @@ class CenterCrop:
 
 
 class Whole:
-    """The whole image at its own size, padded right and bottom to the next size ``k * stride + 1``.
+    """The whole image at its own size, padded right and bottom with the mean colour to the next valid size.
 
-    On such sizes the feature grid of a dilated network meets the image's corners (as with ``align_corners``).
+    Valid is what maps onto the feature grid without a rest: ``k * stride + 1`` where corners are aligned, else
+    ``k * stride``. The logits of the padding are cut off.
 
     Args:
         stride: output stride of the network.
+        align_corners: how the network enlarges its logits.
     """
 
-    def __init__(self, stride: int) -> None:
-        self.stride = stride
+    def __init__(self, stride: int, align_corners: bool) -> None:
+        self.stride, self.align_corners = stride, align_corners
 
-    def prepare(self, image: Image.Image, label: Image.Image) -> Picture:
+    def prepare(self, image: Image.Image, label: Image.Image) -> Pair:
         return image, label
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        pad_bottom, pad_right = (-(side - 1) % self.stride for side in (height, width))
+        rest = int(self.align_corners)
+        pad_bottom, pad_right = (-(side - rest) % self.stride for side in (height, width))
         out: Tensor = model(F.pad(images, (0, pad_right, 0, pad_bottom)))["out"]  # 0 = the mean colour
         return out[..., :height, :width]

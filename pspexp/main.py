@@ -89,7 +89,8 @@ def resumed_folder(config: DictConfig) -> Path | None:
 
 def runs_folder(config: DictConfig) -> Path:
     """Where the runs of an experiment lie, or of a dataset without one."""
-    return Path(str(config.output_root)) / (config.choices.get("experiment") or config.choices["dataset"])
+    name: str = config.choices.get("experiment") or config.choices["dataset"]
+    return Path(config.output_root) / name
 
 
 def new_folder(config: DictConfig) -> Path:

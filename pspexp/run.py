@@ -64,7 +64,7 @@ def train(config: DictConfig, folder: Path, overrides: list[str], stop_signal: S
     )
 
     model = fresh_model(config.model) if saved else build(config.model)
-    model.to(device.torch)
+    model = place(model, config, device)
     loss = build(config.loss).to(device.torch)
     optimizer = build(config.optimizer)(model=model)
     scheduler = build(config.scheduler)(optimizer=optimizer, total_steps=config.trainer.epochs * data.steps_per_epoch)
@@ -112,7 +112,7 @@ def test(config: DictConfig, folder: Path, overrides: list[str], stop_signal: St
 
     model = fresh_model(config.model)
     load_weights(model, saved)
-    model.to(device.torch)
+    model = place(model, config, device)
     loss = build(config.loss).to(device.torch)
     evaluator = build_evaluator(config, source, loss, device, precision)
 
@@ -160,6 +160,12 @@ def fresh_model(node: DictConfig) -> nn.Module:
     starts = {key: None for key in ("weights", "backbone_weights") if key in node}
     model: nn.Module = build(OmegaConf.merge(node, starts))  # type: ignore[arg-type]
     return model
+
+
+def place(model: nn.Module, config: DictConfig, device: Device) -> nn.Module:
+    """``model`` on its device in the memory layout that is asked for; activations follow the weights' layout."""
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    return model.to(device.torch, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def build_evaluator(

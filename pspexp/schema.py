@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra.utils import get_object
-from pydantic import ConfigDict, Field, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError, create_model
 
 from pspexp.errors import UserError, did_you_mean
 
@@ -65,6 +65,7 @@ class Config:
     mode: Literal["train", "test", "check"]
     seed: Count
     crop_size: Positive
+    channels_last: StrictBool
     run_name: StrictStr | None
     output_root: StrictStr
     loader: Loader
@@ -136,7 +137,7 @@ def existing_part(value: Any, place: tuple[int | str, ...]) -> list[int | str]:
 
 def describe(name: str, place: list[int | str], problem: Any, annotation: Any) -> str:
     """A pydantic problem in the words of the command line."""
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{name}: unknown key{did_you_mean(str(place[-1]), known_keys(annotation, place[:-1]))}"
     if problem["type"] == "missing":
         return f"{name}: missing; give it a value"

@@ -10,6 +10,7 @@ from typing import IO
 
 from rich.progress import track
 
+from pspexp.data.convert import remove_leftovers
 from pspexp.data.voc import some
 from pspexp.errors import UserError
 
@@ -35,19 +36,20 @@ def extract(
     Raises:
         UserError: unsafe, damaged or no tar; other files in the way; not enough space.
     """
+    partial = output_dir / f".{archive.name}.{os.getpid()}.partial"
     try:
         with tarfile.open(archive) as tar:
             files = _safe_files(tar, archive, output_dir)
             _check_space(files, output_dir)
+            remove_leftovers(output_dir, archive.name)
             different = [
                 str(path)
                 for path, member in track(files.items(), "Unpacking", disable=not show_progress, transient=True)
-                if not _unpack(tar, member, output_dir / path, overwrite)
+                if not _unpack(tar, member, output_dir / path, partial, overwrite)
             ]
     except _DAMAGED as error:
-        raise UserError(
-            f"{archive}: not a tar, or a damaged one ({error or type(error).__name__}); get it again"
-        ) from error
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        raise UserError(f"{archive}: not a tar, or a damaged one ({reason}); get it again") from error
     except OSError as error:
         raise UserError(f"{archive}: cannot be unpacked into {output_dir} ({error})") from error
     if different:
@@ -136,8 +138,8 @@ def _check_space(files: dict[PurePosixPath, tarfile.TarInfo], output_dir: Path) 
         raise UserError(f"{output_dir}: the files take {needed:,} bytes, but only {free:,} are free there")
 
 
-def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, overwrite: bool) -> bool:
-    """Write one file through a temporary neighbour; False if another file is in the way."""
+def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, partial: Path, overwrite: bool) -> bool:
+    """Write one file, complete or not at all; False if another file is in the way."""
     content = tar.extractfile(member)
     assert content is not None  # it is a regular file
     with content:
@@ -148,7 +150,6 @@ def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, overwri
                 return False
             content.seek(0)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
                 shutil.copyfileobj(content, file, _BLOCK)

@@ -1,5 +1,6 @@
 """A folder of VOC colour labels to index labels and back, all of it or nothing."""
 
+import glob
 import os
 import shutil
 import signal
@@ -82,7 +83,7 @@ def convert_folder(
         _convert, partial_dir=partial_dir, output_dir=output_dir, to_colour=to_colour, num_classes=num_classes
     )
     try:
-        shutil.rmtree(partial_dir, ignore_errors=True)  # of a killed process that had our number
+        remove_leftovers(inside, output_dir.name)
         partial_dir.mkdir(parents=True)
         pool = _in_parallel(work, files, num_workers)
         results = list(track(pool, "Converting labels", total=len(files), disable=not show_progress, transient=True))
@@ -124,6 +125,15 @@ def to_index(image: Image.Image, num_classes: int) -> tuple[Labels, dict[str, in
         values, counts = np.unique(pixels[wrong], return_counts=True)
         return pixels, {f"grey value {v}": int(n) for v, n in zip(values, counts, strict=True)}
     return pixels, {f"colour {colour}": count for colour, count in count_colours(rgb[wrong]).items()}
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove the ``.<name>.<process id>.partial`` that killed runs left in a folder."""
+    for path in folder.glob(f".{glob.escape(name)}.*.partial"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def available_cores() -> int:

@@ -14,7 +14,7 @@ from pspexp.data.labels import VOC_COLOURS
 from pspexp.data.source import Role, Sample, check_classes
 from pspexp.errors import UserError, did_you_mean
 
-SHAPES, TEXTURES = ("disc", "square", "triangle"), ("striped", "checked")
+SHAPES, TEXTURES = ("disc", "triangle"), ("striped", "checked")
 SHAPES_CLASSES = ("background", *(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES))
 _SETS = ("train", "val")
 
@@ -23,7 +23,7 @@ _Mask = npt.NDArray[np.bool_]
 
 
 class ShapesSplit:
-    """Pictures with one to four shapes; the same ``(seed, name, index)`` gives the same pixels everywhere.
+    """Pictures with one to three shapes; the same ``(seed, name, index)`` gives the same pixels everywhere.
 
     Only + - * / and random numbers make them: sine or cosine could differ in the last bit between platforms.
     """
@@ -42,7 +42,7 @@ class ShapesSplit:
         rng = np.random.default_rng([self._seed, self._set, index])
         picture = _background(self._size, rng)
         label = np.zeros((self._size, self._size), np.uint8)
-        for _ in range(rng.integers(1, 5)):
+        for _ in range(rng.integers(1, 4)):
             _draw(picture, label, rng)
         picture += rng.integers(-10, 11, picture.shape)
         edge = np.zeros(label.shape, np.bool_)
@@ -53,10 +53,10 @@ class ShapesSplit:
 
 
 class ShapesSource:
-    """Textured shapes on shaded ground: background and six classes, in VOC's colours.
+    """Textured shapes on shaded ground: background and four classes, in VOC's colours.
 
     Args:
-        num_classes, class_names: must be those of `SHAPES_CLASSES` (7).
+        num_classes, class_names: must be those of `SHAPES_CLASSES` (5).
         ignore_index: label of the one-pixel boundary of every shape.
         train_split, val_split, test_split: ``train`` or ``val``, the two sets there are.
         mean, std: of the picture's channels, RGB, as fractions of 255.
@@ -94,9 +94,8 @@ class ShapesSource:
         ]
         if num_classes != len(SHAPES_CLASSES):
             problems.append(f"dataset.num_classes={num_classes}: shapes has {len(SHAPES_CLASSES)} classes")
-        if image_size < 32:
-            problems.append(f"dataset.image_size={image_size}: must be at least 32 to show the textures")
         limits = {"num_train": (num_train, 1), "num_val": (num_val, 1), "seed": (seed, 0)}
+        limits["image_size"] = (image_size, 48)  # or the textures do not show
         problems += [f"dataset.{k}={v}: must be at least {low}" for k, (v, low) in limits.items() if v < low]
         if problems:
             raise UserError(*problems)
@@ -121,8 +120,8 @@ def _draw(picture: _Floats, label: npt.NDArray[np.uint8], rng: np.random.Generat
     """Put one shape, partly outside the picture at times, into both arrays."""
     size = len(label)
     shape, texture = rng.integers(len(SHAPES)), rng.integers(len(TEXTURES))
-    radius = rng.uniform(0.12, 0.28) * size
-    cx, cy = rng.uniform(0.1 * size, 0.9 * size, 2)
+    radius = rng.uniform(0.16, 0.28) * size
+    cx, cy = rng.uniform(0.2 * size, 0.8 * size, 2)
     # a rotation by rational numbers: (1 - t²)/(1 + t²) and 2t/(1 + t²) lie on the unit circle
     t = rng.uniform(-1, 1)
     cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
@@ -132,7 +131,7 @@ def _draw(picture: _Floats, label: npt.NDArray[np.uint8], rng: np.random.Generat
     x, y = np.arange(size)[None, columns] - cx, np.arange(size)[rows, None] - cy
     u, v = cos * x + sin * y, cos * y - sin * x
     inside = _inside(int(shape), u, v, radius)
-    period = rng.uniform(4.0, 6.0)
+    period = rng.uniform(0.045, 0.065) * size
     odd = np.floor(u / period)
     if TEXTURES[texture] == "checked":
         odd = odd + np.floor(v / period)
@@ -146,7 +145,5 @@ def _inside(shape: int, u: _Floats, v: _Floats, radius: float) -> _Mask:
     """Shapes of about the same area, ``radius`` being the disc's."""
     if SHAPES[shape] == "disc":
         return u * u + v * v < radius * radius
-    if SHAPES[shape] == "square":
-        return np.maximum(np.abs(u), np.abs(v)) < 0.886 * radius
     # equilateral, area π·radius²: its inner circle has the radius 0.778·radius
     return np.maximum(v, 0.8660254 * np.abs(u) - 0.5 * v) < 0.778 * radius

@@ -23,9 +23,7 @@ def find_checkpoint(path: str, file: str, tracking: Mapping[str, Any]) -> Path:
         from pspexp.tracking.mlflow import download_checkpoint  # MLflow takes seconds to import
 
         run_id = path.removeprefix("runs:/").strip("/")
-        return download_checkpoint(
-            run_id, file, tracking.get("tracking_uri"), tracking.get("output_root", "outputs")
-        )
+        return download_checkpoint(run_id, file, tracking.get("tracking_uri"), tracking.get("output_root", "outputs"))
     found = Path(path) / "checkpoints" / file if Path(path).is_dir() else Path(path)
     if not found.is_file():
         raise UserError(f"{path}: no checkpoint there (looked for {found.absolute()})")

@@ -133,6 +133,16 @@ def test_other_labels_are_replaced_only_when_told(labels: Path, tmp_path: Path) 
     assert (out / "mine.txt").read_text() == "kept"
 
 
+def test_leftovers_of_a_killed_run_are_removed(labels: Path, tmp_path: Path) -> None:
+    for place in (tmp_path / ".out.123.partial", tmp_path / "out/.out.124.partial"):
+        convert_folder(labels, tmp_path / "out", num_workers=1)
+        place.mkdir()
+        (place / "0.png").write_text("half")
+    (tmp_path / "out/0.png").unlink()
+    convert_folder(labels, tmp_path / "out", num_workers=1)
+    assert len(content(tmp_path / "out")) == 5
+
+
 def test_folders_are_checked(labels: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")

@@ -82,6 +82,7 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
     folder = out / "VOCdevkit/VOC2007"
     everything = files_in(out)
     (folder / "JPEGImages/b.jpg").unlink()
+    (out / ".voc.tar.123.partial").write_text("half a picture, from a killed run")
     (folder / "SegmentationClassGray/c.png").unlink()
     kept = {path: (folder / path).stat().st_mtime_ns for path in files_in(folder)}
     (data,) = prepare(archive, out, num_workers=1)

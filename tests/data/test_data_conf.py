@@ -1,0 +1,54 @@
+"""Every option of ``dataset`` and ``augment`` composes and builds its target."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from PIL import Image
+
+from pspexp.data.labels import VOC_CLASSES
+from pspexp.data.shapes import SHAPES_CLASSES
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def build(group: str, *overrides: str) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose(overrides=[*overrides])
+    arguments: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)[group]  # type: ignore
+    return get_class(arguments.pop("_target_"))(**arguments)
+
+
+@pytest.mark.parametrize("option", [option for option in options("dataset") if option != "voc_folder"])
+def test_datasets_build_without_files(option: str) -> None:
+    source = build("dataset", f"+dataset={option}")
+    count = {"voc2007": 20, "voc2007_21": 21, "voc2012": 21, "camvid": 11, "shapes": 5}[option]
+    assert source.num_classes == len(source.class_names) == len(source.palette) == count
+    assert source.ignore_index == 255
+    assert len(source.mean) == len(source.std) == 3
+
+
+def test_class_names_are_those_of_the_labels() -> None:
+    assert build("dataset", "+dataset=voc2007").class_names == list(VOC_CLASSES[1:])
+    assert build("dataset", "+dataset=voc2007_21").class_names == list(VOC_CLASSES)
+    assert build("dataset", "+dataset=shapes").class_names == list(SHAPES_CLASSES)
+
+
+def test_a_folder_takes_its_names_from_the_command_line() -> None:
+    source = build("dataset", "+dataset=voc_folder", "dataset.root=x", "dataset.class_names=[a,b]")
+    assert (source.num_classes, source.class_names) == (2, ["a", "b"])
+
+
+@pytest.mark.parametrize("option", options("augment"))
+def test_augmentations_build(option: str) -> None:
+    augment = build("augment", f"+augment={option}", "+dataset=shapes", "+crop_size=33")
+    sample = augment(Image.new("RGB", (50, 20)), Image.new("L", (50, 20)), np.random.default_rng(0))
+    assert [part.size for part in sample] == [(33, 33), (33, 33)]

@@ -1,0 +1,193 @@
+"""The command line's words: what composes, and what is said of what does not."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+import pspexp
+from pspexp import composition
+from pspexp.errors import UserError
+from pspexp.schema import target_problems
+
+CONF = Path(composition.conf_dir())
+OPTIONS = sorted(
+    (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("experiment", "hydra")
+)
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> str:
+    """An override that gives every data set a folder to be in."""
+    return f"dataset.root={tmp_path}"
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        pspexp.compose(overrides)
+    return list(caught.value.problems)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_binds_to_its_target(group: str, option: str, voc: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    roots = [] if option == "shapes" else [voc]
+    config = pspexp.compose([f"{group}={option}", *roots])
+
+    assert config.choices[group] == option
+    assert list(target_problems(group, OmegaConf.to_container(config[group]))) == []  # type: ignore[arg-type]
+    assert config[group]["_target_"].startswith("pspexp.")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment: str, voc: str) -> None:
+    roots = [] if experiment == "quickstart" else [voc]
+    assert pspexp.compose([f"experiment={experiment}", *roots]).choices.experiment == experiment
+
+
+def test_every_promised_option_exists() -> None:
+    promised = {
+        "model": "pspnet50 pspnet18 pspnet101 pspnet50_mmseg fcn_resnet50 deeplabv3_resnet50",
+        "dataset": "voc2007 voc2007_21 voc2012 camvid shapes voc_folder",
+        "augment": "scale_crop_flip semseg none",
+        "loss": "cross_entropy focal ohem",
+        "optimizer": "adam adamw sgd",
+        "scheduler": "cosine poly step constant",
+        "device": "auto cpu cuda mps",
+        "precision": "auto fp32 bf16",
+        "launcher": "single",
+        "inference": "center_crop whole",
+        "tracking": "mlflow none",
+    }
+    assert {(group, option) for group, options in promised.items() for option in options.split()} <= set(OPTIONS)
+    assert {"quickstart", "voc2007_single", "camvid_cpu"} <= set(EXPERIMENTS)
+
+
+def test_no_yaml_key_is_written_twice() -> None:
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: Strict, node: yaml.MappingNode) -> dict[object, object]:
+        keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        assert len(keys) == len(set(keys)), f"{node.start_mark}"
+        return dict(loader.construct_pairs(node))
+
+    Strict.add_constructor("tag:yaml.org,2002:map", mapping)
+    for file in CONF.rglob("*.yaml"):
+        yaml.load(file.read_text(), Strict)
+
+
+def test_the_reference_defaults(voc: str) -> None:
+    config = pspexp.compose([voc])
+    assert (config.crop_size, config.seed, config.loader.batch_size, config.loader.eval_batch_size) == (513, 1122, 4, 1)
+    assert (config.trainer.epochs, config.trainer.validate_every, config.trainer.log_every) == (50, 5, 5)
+    assert (config.optimizer.lr, config.model.output_stride, config.model.dropout) == (5e-5, 8, 0.1)
+    assert (config.loss.main_weight, config.loss.aux_weight) == (0.6, 0.4)
+    assert config.model.num_classes == config.dataset.num_classes == 20
+
+
+def test_yaml_floats_are_numbers(voc: str) -> None:
+    assert pspexp.compose([voc, "optimizer.lr=1e-4"]).optimizer.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?"),
+        ("optimiser=adam", "optimiser: unknown key; did you mean 'optimizer'?"),
+        ("+trainer.epoch=3", "trainer.epoch: unknown key; did you mean 'epochs'?"),
+        ("++model.dropuot=0.2", "model.dropuot: unknown key; did you mean 'dropout'?"),
+        ("+foo=3", "foo: unknown key"),
+        ("hydra.run.dri=x", "hydra.run.dri: unknown key; did you mean 'hydra.run.dir'?"),
+        ("optimizer=adm", "optimizer=adm: no such option; optimizer is one of adam, adamw, sgd; did you mean 'adam'?"),
+        ("optimizer=5", "optimizer=5: no such option; optimizer is one of adam, adamw, sgd"),
+        ("optimizer.lr=abc", "optimizer.lr=abc: input should be a valid number"),
+        ("optimizer.betas=[0.9,x]", "optimizer.betas.1=x: input should be a valid number"),
+        ("trainer.epochs=1.5", "trainer.epochs=1.5: input should be a valid integer"),
+        ("trainer.epochs=0", "trainer.epochs=0: input should be greater than 0"),
+        ("trainer.grad_clip=high", "trainer.grad_clip=high: input should be a valid number"),
+        ("trainer.ema=1.0", "trainer.ema=1.0: input should be less than 1"),
+        ("mode=tset", "mode=tset: input should be 'train', 'test' or 'check'"),
+        ("loader=4", "loader=4: input should be"),
+        ("model.head=concta", "model.head=concta: input should be 'concat'"),
+        ("seed=1,2", "seed=1,2: several values need a sweep; add -m"),
+        ("seed", "seed: cannot be read as key=value; write seed=<value>"),
+        ("crop_size=470", "crop_size=470: (crop_size - 1) must be divisible by 8 (model.output_stride); try 473"),
+        ("loader.batch_size=1", "loader.batch_size=1: training needs at least 2"),
+        ("dataset.class_names=[cat,dog]", "dataset.num_classes=20: but dataset.class_names has 2 names"),
+        ("loss.class_weights=[1,2]", "loss.class_weights: 2 values for 20 classes"),
+        ("mode=test", "checkpoint.path=null: mode=test needs a checkpoint"),
+        ("model.weights=no/such.pt", "model.weights=no/such.pt: no such file or folder"),
+        ("checkpoint.resume=no/such.pt", "checkpoint.resume=no/such.pt: no such file or folder"),
+        ("~optimizer.lr", "optimizer.lr: missing; give it a value"),
+        ("model._target_=pspexp.models.psp.pspnet", "model._target_=pspexp.models.psp.pspnet: cannot be imported"),
+    ],
+)
+def test_one_problem_is_named_with_key_value_and_fix(override: str, said: str, voc: str) -> None:
+    found = problems(voc, override)
+    assert len(found) == 1, found
+    assert found[0].startswith(said), found[0]
+
+
+def test_all_problems_are_shown_at_once(tmp_path: Path) -> None:
+    found = "\n".join(
+        problems(
+            f"dataset.root={tmp_path}/nowhere",
+            "optimizer=adm",
+            "optimizer.lrr=3",
+            "model.dropout=abc",
+            "crop_size=470",
+            "loader.batch_size=1",
+            "hydra.rnu.dir=x",
+        )
+    )
+    named = (
+        "optimizer=adm",
+        "optimizer.lrr",
+        "model.dropout",
+        "crop_size",
+        "batch_size",
+        "hydra.rnu.dir",
+        "dataset.root",
+    )
+    assert [key for key in named if key not in found] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("augment/mine.yaml", "defaults: [scale_crop_flip]\nscale_mim: 0.7\n", "augment.scale_mim: unknown key"),
+        ("experiment/mine.yaml", "# @package _global_\ntrainer:\n  epoch: 3\n", "trainer.epoch"),
+        ("experiment/mine.yaml", "# @package _global_\nnew_key: 3\n", "new_key"),
+        ("optimizer/mine.yaml", "lr: [1\n", "mine.yaml"),
+    ],
+)
+def test_a_mistake_in_a_yaml_file_is_named(
+    file: str, text: str, said: str, voc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / file).write_text(text)
+    monkeypatch.setattr(composition, "conf_dir", lambda: str(tmp_path / "conf"))
+    group = file.partition("/")[0]
+
+    assert said in "\n".join(problems(voc, f"{group}=mine"))
+
+
+def test_class_names_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
+    config = pspexp.compose(["dataset=voc_folder", f"dataset.root={tmp_path}"])
+    assert list(config.dataset.class_names) == ["cat", "dog", "bird"]
+    assert config.model.num_classes == 3
+
+    given = pspexp.compose(["dataset=voc_folder", f"dataset.root={tmp_path}", "dataset.class_names=[a,b]"])
+    assert given.model.num_classes == 2
+
+
+def test_the_configuration_is_closed(voc: str) -> None:
+    config = pspexp.compose([voc])
+    with pytest.raises(AttributeError):
+        _ = config.trainer.epoch

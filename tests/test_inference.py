@@ -1,0 +1,55 @@
+"""How an image is shaped for the network in evaluation."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pspexp.inference import CenterCrop, Whole
+
+
+def picture(width: int, height: int) -> tuple[Image.Image, Image.Image]:
+    """Red grows to the right, green downwards; the label's left half is 0, its right half 3."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    image = np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8)
+    label = np.where(np.arange(width) < width // 2, 0, 3).astype(np.uint8)[None].repeat(height, 0)
+    return Image.fromarray(image), Image.fromarray(label)
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (48, 64), (33, 33), (500, 375), (20, 90)])
+def test_center_crop_is_resize_then_crop(width: int, height: int) -> None:
+    image, label = picture(width, height)
+    shaped, shaped_label = CenterCrop(33).prepare(image, label)
+    assert shaped.size == shaped_label.size == (33, 33)
+
+    scale = 33 / min(width, height)
+    full = image.resize((max(33, round(width * scale)), max(33, round(height * scale))), Image.Resampling.BILINEAR)
+    left, top = (full.width - 33) // 2, (full.height - 33) // 2
+    expected = np.asarray(full.crop((left, top, left + 33, top + 33)), int)
+    assert np.abs(np.asarray(shaped, int) - expected).max() <= 1  # one rounding instead of two
+    assert set(np.unique(np.asarray(shaped_label))) <= {0, 3}
+
+
+class SizeChecked(nn.Module):
+    """Answers each pixel with its own value; refuses sizes that are not ``k * 8 + rest``."""
+
+    def __init__(self, rest: int) -> None:
+        super().__init__()
+        self.rest = rest
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        assert all(side % 8 == self.rest for side in images.shape[-2:]), images.shape
+        return {"out": images[:, :2]}
+
+
+@pytest.mark.parametrize(("height", "width"), [(360, 480), (9, 17), (8, 10), (1, 2)])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_whole_pads_with_the_mean_and_cuts_the_logits(height: int, width: int, align_corners: bool) -> None:
+    images = torch.randn(2, 3, height, width)
+    whole = Whole(8, align_corners)
+    logits = whole.logits(SizeChecked(int(align_corners)), images)
+    assert torch.equal(logits, images[:, :2])
+
+    image, label = picture(12, 10)
+    assert whole.prepare(image, label) == (image, label)

@@ -1,0 +1,333 @@
+"""The loop, with a three-line model: exact resume from any step, one record an interval, nothing spoiled by NaN."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pspexp import checkpoint, optim
+from pspexp.data.loader import Batch, TrainLoader, eval_loader
+from pspexp.data.shapes import SHAPES_CLASSES, ShapesSource
+from pspexp.data.transforms import ScaleCropFlip
+from pspexp.device import Device, Precision
+from pspexp.errors import Interrupted
+from pspexp.evaluate import Evaluation, Evaluator
+from pspexp.inference import Whole
+from pspexp.losses import CrossEntropy
+from pspexp.metrics import Report
+from pspexp.tracking import LocalTracker, Tracker
+from pspexp.trainer import NonFiniteLossError, Trainer
+
+NUM_CLASSES = len(SHAPES_CLASSES)
+MEAN, STD = [0.5, 0.5, 0.5], [0.2, 0.2, 0.2]
+
+
+class Net(nn.Module):
+    """Has what a resume can forget: batch statistics and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout2d(), nn.Conv2d(8, NUM_CLASSES, 1)
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": self.layers(images)}
+
+
+class Numbers(LocalTracker):
+    """Without pictures: they take most of the time of such short runs."""
+
+    def report(self, split: str, report: Report) -> None:
+        pass
+
+    def curves(self) -> None:
+        pass
+
+
+def source() -> ShapesSource:
+    names = list(SHAPES_CLASSES)
+    return ShapesSource(len(names), names, 255, "train", "val", "val", MEAN, STD, 10, 3, 48, 0)
+
+
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Builds a trainer: 3 steps an epoch of 1 + 2 batches of 1 or 2 images; 3 epochs."""
+
+    def build(
+        folder: str, *, stop_after: int | None = None, resume: bool = False, workers: int = 0, **changes: Any
+    ) -> Trainer:
+        torch.manual_seed(7)
+        data_source, model = source(), Net()
+        device, precision = Device("cpu"), Precision("fp32")
+        settings: dict[str, Any] = dict(
+            epochs=3,
+            max_steps=None,
+            validate_every=2,
+            log_every=2,
+            every_steps=None,
+            grad_clip=1.0,
+            accumulate=1,
+            ema=None,
+        )
+        loss = settings.pop("loss", None) or changes.pop("loss", CrossEntropy(NUM_CLASSES))
+        settings |= changes
+        train, val = data_source.open("train"), data_source.open("val")
+        data = TrainLoader(
+            train,
+            ScaleCropFlip(16, 0.5, 2.0, 0.5, MEAN, 255),
+            batch_size=2,
+            accumulate=settings["accumulate"],
+            num_workers=workers,
+            seed=3,
+            pin_memory=False,
+        )
+        optimizer = optim.sgd(model, lr=0.1, momentum=0.9, weight_decay=0.0)
+        scheduler = optim.cosine(optimizer, settings["epochs"] * data.steps_per_epoch, warmup_steps=2)
+        evaluator = Evaluator(Whole(8, True), loss, device, precision, list(SHAPES_CLASSES), 255, MEAN, STD)
+
+        def validate(weights: nn.Module, on_images: Callable[[int], None]) -> Evaluation:
+            groups = eval_loader(
+                val, lambda image, label: (image, label), batch_size=1, num_workers=0, max_images=None, pin_memory=False
+            )
+            return evaluator(weights, groups, num_images=len(val), on_images=on_images)
+
+        run = tmp_path / folder
+        tracker = Tracker(Numbers(run))
+        tracker.start(name="t", config={}, config_text="", overrides=[], tags={}, resume=resume)
+        trainer = Trainer(
+            model=model,
+            loss=loss,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            data=data,
+            names=train.names,
+            validate=validate,
+            device=device,
+            precision=precision,
+            mean=MEAN,
+            std=STD,
+            seed=3,
+            tracker=tracker,
+            checkpoints=checkpoint.CheckpointFolder(run / "checkpoints", {}),
+            stop_signal=lambda: 15 if stop_after is not None and trainer.position.step >= stop_after else None,
+            **settings,
+        )
+        if resume:
+            trainer.resume(checkpoint.read(run / "checkpoints" / "last.pt", training=True))
+        return trainer
+
+    return build
+
+
+def state(trainer: Trainer) -> dict[str, Any]:
+    """Everything of a ``last.pt`` but the clock."""
+    saved = checkpoint.read(trainer.checkpoints.folder / "last.pt", training=True)
+    saved["training"].pop("interval")
+    return saved
+
+
+def records(trainer: Trainer) -> list[dict[str, float]]:
+    """``metrics.jsonl`` without the clock."""
+    lines = (trainer.tracker.folder / "metrics.jsonl").read_text().splitlines()
+    clock = ("time", "train/images_per_second", "train/data_time", "train/step_time")
+    return [{key: value for key, value in json.loads(line).items() if key not in clock} for line in lines]
+
+
+def assert_same(left: Any, right: Any, place: str = "") -> None:
+    """Equal to the last bit."""
+    if isinstance(left, Tensor):
+        assert torch.equal(left, right), place
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), place
+        for key in left:
+            assert_same(left[key], right[key], f"{place}/{key}")
+    elif isinstance(left, list):
+        assert len(left) == len(right), place
+        for number, pair in enumerate(zip(left, right, strict=True)):
+            assert_same(*pair, f"{place}/{number}")
+    else:
+        assert left == right, place
+
+
+VARIANTS = [{}, {"ema": 0.9}, {"accumulate": 2, "log_every": 5}]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=["plain", "ema", "accumulate"])
+def test_a_run_stopped_after_any_step_ends_as_the_uninterrupted_one(make: Make, changes: dict[str, Any]) -> None:
+    whole = make("whole", **changes)
+    whole.fit()
+
+    for stop in range(whole.total_steps):
+        stopped = make(f"stop{stop}", stop_after=stop, **changes)
+        with pytest.raises(Interrupted):
+            stopped.fit()
+        resumed = make(f"stop{stop}", resume=True, **changes)
+        assert resumed.position.step == stop
+        resumed.fit()
+        assert_same(state(resumed), state(whole))
+        assert records(resumed) == records(whole)
+
+
+def test_two_stops_in_a_row_and_other_numbers_of_workers(make: Make) -> None:
+    whole = make("whole", ema=0.9)
+    whole.fit()
+    for resume, stop, workers in ((False, 4, 0), (True, 7, 2), (True, None, 1)):
+        trainer = make("part", resume=resume, stop_after=stop, workers=workers, ema=0.9)
+        if stop is None:
+            trainer.fit()
+        else:
+            with pytest.raises(Interrupted):
+                trainer.fit()
+    assert_same(state(trainer), state(whole))
+    assert records(trainer) == records(whole)
+
+
+def test_a_crash_goes_on_from_the_last_save_and_its_later_records_are_cut(make: Make) -> None:
+    whole = make("whole")
+    whole.fit()
+    crashing = make("crash", every_steps=4)
+    step = crashing._step
+
+    def crash_at_seven(group: list[Batch]) -> float:
+        if crashing.position.step == 7:
+            raise RuntimeError("power cut")
+        return step(group)
+
+    crashing._step = crash_at_seven  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="power cut"):
+        crashing.fit()
+    assert records(crashing)[-1]["step"] == 6
+
+    resumed = make("crash", resume=True)
+    assert resumed.position.step == 4
+    assert records(resumed)[-1]["step"] == 4
+    resumed.fit()
+    assert_same(state(resumed), state(whole))
+    assert records(resumed) == records(whole)
+
+
+def test_a_signal_during_validation_stops_and_the_validation_is_made_up_for(make: Make) -> None:
+    whole = make("whole")
+    whole.fit()
+    at = whole.validate_every * whole.data.steps_per_epoch
+    stopped = make("part")
+    stopped.stop_signal = lambda: 2 if stopped._validation_is_due() else None
+    with pytest.raises(Interrupted) as caught:
+        stopped.fit()
+    assert caught.value.signal_number == 2
+    assert stopped.position.step == at
+    assert stopped.position.validated_step == 0
+
+    resumed = make("part", resume=True)
+    resumed.fit()
+    assert_same(state(resumed), state(whole))
+    assert records(resumed) == records(whole)
+
+
+def test_a_finished_run_resumes_to_nothing(make: Make) -> None:
+    first = make("run")
+    first.fit()
+    before = records(first), state(first)
+    again = make("run", resume=True)
+    again.fit()
+    assert (records(again)) == before[0]
+    assert_same(state(again), before[1])
+
+
+def test_max_steps_leaves_the_schedule_and_can_be_lifted(make: Make) -> None:
+    whole, short = make("whole"), make("short", max_steps=3)
+    whole.fit()
+    short.fit()
+    assert records(short)[-1]["step"] == 3
+    rates = {record["step"]: record["train/lr"] for record in records(whole) if "train/lr" in record}
+    assert [record["train/lr"] for record in records(short) if record["step"] == 2 and "train/lr" in record] == [
+        rates[2]
+    ]
+
+    longer = make("short", resume=True)
+    longer.fit()
+    assert_same(state(longer)["model"], state(whole)["model"])
+    assert_same(state(longer)["training"]["optimizer"], state(whole)["training"]["optimizer"])
+
+
+def test_records(make: Make) -> None:
+    trainer = make("run", every_steps=5)
+    trainer.fit()
+    assert trainer.total_steps == 15
+    losses = [record["step"] for record in records(trainer) if "train/loss" in record]
+    validations = [record for record in records(trainer) if "val/mean_iou" in record]
+    assert losses == [2, 4, 6, 8, 10, 12, 14, 15]
+    assert [(record["step"], record["epoch"]) for record in validations] == [(10, 2), (15, 3)]
+    best = max(record["val/mean_iou"] for record in validations)
+    assert validations[-1]["best/mean_iou"] == best == trainer.position.best["best/mean_iou"]
+
+
+class ExplodesAt(CrossEntropy):
+    """NaN from the given call on."""
+
+    def __init__(self, call: int) -> None:
+        super().__init__(NUM_CLASSES)
+        self.left = call
+
+    def forward(self, outputs: Any, target: Tensor) -> Tensor:
+        self.left -= 1
+        return super().forward(outputs, target) * (float("nan") if self.left <= 0 else 1.0)
+
+
+def test_a_non_finite_loss_stops_before_the_weights_are_touched(make: Make) -> None:
+    sane, exploding = make("sane", max_steps=4), make("bad", loss=ExplodesAt(5))
+    sane.fit()
+    with pytest.raises(NonFiniteLossError) as caught:
+        exploding.fit()
+    assert "at step 5" in str(caught.value)
+    assert sum(f"train_{index:05d}" in str(caught.value) for index in range(10)) == 2
+    for (name, weight), other in zip(exploding.model.named_parameters(), sane.model.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+    assert not (exploding.checkpoints.folder / "last.pt").exists()
+
+
+def test_all_pixels_ignored_is_harmless(make: Make) -> None:
+    trainer = make("run")
+    batch = next(trainer.data.batches(0, 1))
+    ignored = batch._replace(labels=torch.full_like(batch.labels, 255))
+    before = [weight.clone() for weight in trainer.model.parameters()]
+    assert trainer._step([ignored]) == 0.0
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_accumulated_gradients_are_the_mean_over_the_batches(make: Make) -> None:
+    trainer = make("run", accumulate=2, grad_clip=None)
+    trainer.model.layers[2].p = 0.0  # type: ignore[union-attr, index]
+    group = list(trainer.data.batches(0, 1))
+    for parameter_group in trainer.optimizer.param_groups:
+        parameter_group["lr"] = 0.0  # the gradients below are taken at the same weights
+    loss = trainer._step(group)
+
+    expected = [trainer._forward(batch) for batch in group]
+    gradients = [torch.autograd.grad(one, list(trainer.model.parameters())) for one in expected]
+    assert loss == pytest.approx(sum(one.item() for one in expected) / 2)
+    for weight, first, second in zip(trainer.model.parameters(), *gradients, strict=True):
+        torch.testing.assert_close(weight.grad, (first + second) / 2)
+
+
+def test_gradients_are_clipped(make: Make) -> None:
+    trainer = make("run", grad_clip=1e-3)
+    trainer._step(list(trainer.data.batches(0, 1)))
+    norm = torch.cat([weight.grad.flatten() for weight in trainer.model.parameters() if weight.grad is not None]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_moving_average_is_what_is_validated(make: Make) -> None:
+    trainer = make("run", ema=0.5, max_steps=4)
+    trainer.fit()
+    saved = state(trainer)
+    assert any(not torch.equal(saved["ema"][name], weight) for name, weight in saved["model"].items())
+    assert_same(saved["ema"], trainer.evaluated_model.state_dict())
