@@ -2,15 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pspexp.errors import UserError
-from pspexp.models.weights import load_checkpoint_file
-
-FORMAT = "pspexp/1"
+from pspexp.models.weights import FORMAT, load_checkpoint_file
 
 
 class CheckpointFolder:
@@ -63,18 +62,19 @@ def on_cpu(value: Any) -> Any:
     return value
 
 
-def read(path: Path, *, training: bool = False) -> dict[str, Any]:
-    """Read one of this project's checkpoints, on the CPU.
+def read(path: Path, *, training: bool = False, foreign: bool = False) -> dict[str, Any]:
+    """Read a checkpoint, on the CPU.
 
     Args:
         path: the file.
         training: require what is needed to go on training.
+        foreign: other projects' checkpoints will do.
 
     Raises:
         UserError: not a checkpoint of this project and format, or without a training state.
     """
     content = load_checkpoint_file(path)
-    if content.get("format") != FORMAT:
+    if content.get("format") != FORMAT and not foreign:
         raise UserError(
             f"{path}: not a checkpoint of this project (format {content.get('format')!r}, expected {FORMAT!r}); "
             "start from foreign weights with model.weights=<file>"
@@ -82,3 +82,43 @@ def read(path: Path, *, training: bool = False) -> dict[str, Any]:
     if training and "training" not in content:
         raise UserError(f"{path}: holds weights only; resume from the run's last.pt")
     return content
+
+
+# What a saved training state only fits when it is unchanged, and what in these nodes does not matter to it.
+FIXED_BY_STATE = (
+    "model",
+    "dataset",
+    "augment",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "precision",
+    "seed",
+    "crop_size",
+)
+FIXED_KEYS = ("loader.batch_size", "trainer.accumulate", "trainer.ema", "trainer.grad_clip", "trainer.epochs")
+FREE_KEYS = ("dataset.root", "model.weights", "model.backbone_weights")
+
+
+def resume_conflicts(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """One line for each difference that keeps a run from going on exactly: key, saved value, value now."""
+    then, now = flatten(saved), flatten(config)
+
+    def fixed(key: str) -> bool:
+        return key not in FREE_KEYS and (key in FIXED_KEYS or key.partition(".")[0] in FIXED_BY_STATE)
+
+    return [
+        f"{key}={now.get(key)}: the saved run has {then.get(key)}; resume with that, or start anew from its weights "
+        "with model.weights=<checkpoint>"
+        for key in sorted(then.keys() | now.keys())
+        if fixed(key) and then.get(key) != now.get(key)
+    ]
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``; lists stay one value."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat

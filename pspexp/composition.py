@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -72,15 +73,19 @@ def with_choices(config: DictConfig, choices: Any) -> DictConfig:
     return config
 
 
-def compose_checked(overrides: Sequence[str], *, sweep: bool = False) -> DictConfig:
+def compose_checked(overrides: Sequence[str], *, sweep: bool = False, folders: Sequence[str] = ()) -> DictConfig:
     """Hydra's composition, ``hydra`` node included, after every override has been examined.
 
-    In a sweep each override stands in with its first value; the values themselves are checked job by job.
+    Args:
+        overrides: the command line's words.
+        sweep: several values are allowed; the first stands in here, the others are checked job by job.
+        folders: the user's own YAML folders, beside those that ``hydra.searchpath`` names.
 
     Raises:
         UserError: with every override that cannot be applied.
     """
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="pspexp"):
+        add_search_path([*folders, *named_search_path(overrides)])
         loader = GlobalHydra.instance().config_loader()
         parsed, problems = parse(overrides, loader, sweep)
         chosen = [one for one in parsed if is_group(one, loader)]
@@ -108,6 +113,27 @@ def compose_checked(overrides: Sequence[str], *, sweep: bool = False) -> DictCon
             problems += [] if sweep else error.problems
         raise UserError(*problems)
     return config
+
+
+def named_search_path(overrides: Sequence[str]) -> list[str]:
+    """The folders in ``hydra.searchpath=[…]``; options in them must be known before the other words are examined."""
+    words = [word for word in overrides if word.startswith("hydra.searchpath=")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+    except HydraException:  # said by `parse`
+        return []
+    return [str(folder) for one in parsed for folder in one.value()]  # type: ignore[union-attr]
+
+
+def add_search_path(folders: Sequence[str]) -> None:
+    """Let Hydra look for options in these folders too."""
+    if not folders:
+        return
+    search_path = GlobalHydra.instance().config_loader().get_search_path()
+    for folder in folders:
+        search_path.append("command-line", folder if "://" in folder else f"file://{Path(folder).absolute()}")
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2("pspexp", search_path)
 
 
 def parse(overrides: Sequence[str], loader: ConfigLoader, sweep: bool) -> tuple[list[Override], list[str]]:
@@ -227,7 +253,10 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     from pspexp.tracking import runs
 
     config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.tracking))
-    saved = OmegaConf.create(checkpoint.read(Path(config.checkpoint.path))["config"])
+    content = checkpoint.read(Path(config.checkpoint.path), foreign=True)
+    if "config" not in content:
+        return  # weights of another project: the command line says what they are
+    saved = OmegaConf.create(content["config"])
     explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
     for key in FROM_CHECKPOINT:
         if key in explicit:

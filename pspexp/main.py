@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from pspexp import composition, launch, schema
+from pspexp import composition, launch
 from pspexp.errors import Interrupted, UserError
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,9 @@ def examine(words: Sequence[str]) -> list[str]:
     arguments = get_args_parser().parse_args(list(words))
     if any(getattr(arguments, name, None) for name in ASKS_HYDRA):
         return list(words)
-    config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun)
-    if arguments.multirun or arguments.config_dir:
+    folders = [arguments.config_dir] if arguments.config_dir else []
+    config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders)
+    if arguments.multirun:
         return list(words)
     job = composition.finish(composition.without_hydra(config), arguments.overrides)
     if job.mode == "check":
@@ -80,7 +81,7 @@ def resumed_folder(config: DictConfig) -> Path | None:
 
     def same(file: Path) -> bool:
         try:
-            return not schema.resume_conflicts(checkpoint.read(file)["config"], now)
+            return not checkpoint.resume_conflicts(checkpoint.read(file)["config"], now)
         except UserError:  # unreadable, or of another format: not this run
             return False
 
@@ -117,8 +118,8 @@ def task(config: DictConfig) -> float | None:
         return launch.launch(job, Path(settings.runtime.output_dir), overrides)
     except Exception as error:
         code = report(error)
-        if settings.mode == RunMode.MULTIRUN:
-            raise  # an exit would end the sweep
+        if settings.mode == RunMode.MULTIRUN and not isinstance(error, Interrupted):
+            raise  # an exit would end the sweep, which is right only where somebody asked for it
         sys.exit(code)
 
 

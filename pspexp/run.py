@@ -19,7 +19,7 @@ from pspexp.device import Device, Precision
 from pspexp.errors import Interrupted, UserError
 from pspexp.evaluate import Evaluation, Evaluator
 from pspexp.models.weights import load_weights
-from pspexp.schema import resume_conflicts, without_secrets
+from pspexp.schema import without_secrets
 from pspexp.tracking import LocalTracker, Progress, Status, Tracker, runs
 from pspexp.trainer import Trainer
 
@@ -51,17 +51,9 @@ def train(config: DictConfig, folder: Path, overrides: list[str], stop_signal: S
     device, precision = build(config.device), build(config.precision)
     saved = saved_state(config, folder)
 
-    source, augment = build(config.dataset), build(config.augment)
+    source = build(config.dataset)
     training, validation = source.open("train"), source.open("val")
-    data = TrainLoader(
-        training,
-        augment,
-        batch_size=config.loader.batch_size,
-        accumulate=config.trainer.accumulate,
-        num_workers=config.loader.num_workers,
-        seed=config.seed,
-        pin_memory=device.pin_memory,
-    )
+    data = training_data(config, training, device)
 
     model = fresh_model(config.model) if saved else build(config.model)
     model = place(model, config, device)
@@ -106,7 +98,8 @@ def train(config: DictConfig, folder: Path, overrides: list[str], stop_signal: S
 def test(config: DictConfig, folder: Path, overrides: list[str], stop_signal: StopSignal) -> float | None:
     """``mode=test``: evaluate a checkpoint on the test split; returns the mean IoU."""
     device, precision = build(config.device), build(config.precision)
-    saved = checkpoint.read(Path(config.checkpoint.path))
+    saved = checkpoint.read(Path(config.checkpoint.path), foreign=True)
+    ours = "config" in saved
     source = build(config.dataset)
     split = source.open("test")
 
@@ -130,12 +123,25 @@ def test(config: DictConfig, folder: Path, overrides: list[str], stop_signal: St
         tracker.report(
             "test",
             evaluation.report,
-            step=max(saved["step"], 1),
-            epoch=saved["epoch"],
+            step=saved["step"] if ours else 1,
+            epoch=saved["epoch"] if ours else 1,
             extra={"test/loss": evaluation.loss},
         )
         log.info("%s\n%s", config.checkpoint.path, evaluation.report.table())
     return evaluation.report.mean_iou
+
+
+def training_data(config: DictConfig, split: Split, device: Device) -> TrainLoader:
+    """The loader of augmented training images."""
+    return TrainLoader(
+        split,
+        build(config.augment),
+        batch_size=config.loader.batch_size,
+        accumulate=config.trainer.accumulate,
+        num_workers=config.loader.num_workers,
+        seed=config.seed,
+        pin_memory=device.pin_memory,
+    )
 
 
 def saved_state(config: DictConfig, folder: Path) -> dict[str, Any] | None:
@@ -150,7 +156,7 @@ def saved_state(config: DictConfig, folder: Path) -> dict[str, Any] | None:
         return None
     path = own if wanted == "auto" else runs.find_checkpoint(wanted, "last.pt", config.tracking)
     saved = checkpoint.read(path, training=True)
-    if conflicts := resume_conflicts(saved["config"], public(config)):
+    if conflicts := checkpoint.resume_conflicts(saved["config"], public(config)):
         raise UserError(*conflicts)
     return saved
 
@@ -227,7 +233,16 @@ def evaluate(
 
 
 def start_tracker(config: DictConfig, folder: Path, overrides: list[str], device: Device, *, resume: bool) -> Tracker:
-    """A tracker that has begun: the run folder first, then the views the configuration asks for."""
+    """A tracker that has begun: the run folder first, then the views the configuration asks for.
+
+    Raises:
+        UserError: the folder holds another run's states.
+    """
+    if not resume and (folder / "checkpoints" / "last.pt").is_file():
+        raise UserError(
+            f"hydra.run.dir={folder}: holds a run that would be overwritten; "
+            "go on with checkpoint.resume=auto, or choose another folder"
+        )
     tracker = Tracker(LocalTracker(folder), build(config.tracking))
     shown = public(config)
     tracker.start(

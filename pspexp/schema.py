@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra.utils import get_object
-from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 
 from pspexp.errors import UserError, did_you_mean
 
@@ -228,47 +238,9 @@ def files_exist(config: Plain) -> Iterator[str]:
         "dataset.root": config["dataset"].get("root"),
     }
     for key, path in paths.items():
-        if path is not None and not path.startswith("runs:/") and not Path(path).exists():
+        elsewhere = key == "checkpoint.path" and str(path).startswith("runs:/")
+        if path is not None and not elsewhere and not Path(path).exists():
             yield f"{key}={path}: no such file or folder (looked in {Path(path).absolute()})"
-
-
-# What a saved training state only fits when it is unchanged, and what in these nodes does not matter to it.
-FIXED_BY_STATE = (
-    "model",
-    "dataset",
-    "augment",
-    "loss",
-    "optimizer",
-    "scheduler",
-    "precision",
-    "seed",
-    "crop_size",
-)
-FIXED_KEYS = ("loader.batch_size", "trainer.accumulate", "trainer.ema", "trainer.grad_clip", "trainer.epochs")
-FREE_KEYS = ("dataset.root", "model.weights", "model.backbone_weights")
-
-
-def resume_conflicts(saved: Plain, config: Plain) -> list[str]:
-    """One line for each difference that keeps a run from going on exactly: key, saved value, value now."""
-    then, now = flatten(saved), flatten(config)
-
-    def fixed(key: str) -> bool:
-        return key not in FREE_KEYS and (key in FIXED_KEYS or key.partition(".")[0] in FIXED_BY_STATE)
-
-    return [
-        f"{key}={now.get(key)}: the saved run has {then.get(key)}; resume with that, or start anew from its weights "
-        "with model.weights=<checkpoint>"
-        for key in sorted(then.keys() | now.keys())
-        if fixed(key) and then.get(key) != now.get(key)
-    ]
-
-
-def flatten(node: Plain, prefix: str = "") -> Plain:
-    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
-    flat: Plain = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential", re.IGNORECASE)

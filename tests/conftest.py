@@ -14,7 +14,7 @@ TINY = (
     "dataset=shapes",
     "dataset.num_train=5",
     "dataset.num_val=3",
-    "dataset.image_size=40",
+    "dataset.image_size=48",
     "model=pspnet18",
     "model.pyramid_channels=4",
     "model.head_channels=8",
@@ -68,3 +68,22 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
         handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """A folder in the VOC layout: six grey pictures, labels of three classes."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path / "voc"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        label = np.repeat(np.repeat(rng.integers(0, 3, (4, 5), np.uint8), 10, 0), 10, 1)
+        Image.fromarray(label * 80).convert("RGB").save(root / "JPEGImages" / f"{index}.jpg")
+        Image.fromarray(label).save(root / "SegmentationClass" / f"{index}.png")
+    for split, names in (("train", range(4)), ("val", range(4, 6))):
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+    return root

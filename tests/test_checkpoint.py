@@ -1,5 +1,7 @@
 """Atomic writing and verified reading."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -64,9 +66,31 @@ def test_a_path_means_a_file_or_a_run_folder(tmp_path: Path) -> None:
     torch.save({}, best)
     assert runs.find_checkpoint(str(best), "best.pt", {}) == best
     assert runs.find_checkpoint(str(tmp_path / "run"), "best.pt", {}) == best
+    assert runs.run_folder(best) is None
+    (tmp_path / "run" / "config.yaml").touch()
     assert runs.run_folder(best) == tmp_path / "run"
     with pytest.raises(UserError, match="no checkpoint there"):
         runs.find_checkpoint(str(tmp_path / "run"), "last.pt", {})
+
+
+def test_the_newest_unfinished_run_that_nobody_holds(tmp_path: Path) -> None:
+    for number, (name, status) in enumerate([("a", "KILLED"), ("b", "RUNNING"), ("c", "FINISHED"), ("d", "FAILED")]):
+        file = tmp_path / name / "checkpoints" / "last.pt"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (number, number))
+        (tmp_path / name / "summary.json").write_text(json.dumps({"status": status}))
+
+    def found(*others: str) -> Path | None:
+        return runs.newest_unfinished(tmp_path, lambda file: file.parent.parent.name not in others)
+
+    assert found() == tmp_path / "d"
+    assert found("d") == tmp_path / "b"
+    with runs.claimed(tmp_path / "b"):
+        assert found("d") == tmp_path / "a"
+        with pytest.raises(UserError, match="another process is writing there"), runs.claimed(tmp_path / "b"):
+            pass
+    assert found("d", "b", "a") is None
 
 
 def test_tensors_go_to_the_cpu_wherever_they_are() -> None:
@@ -74,3 +98,27 @@ def test_tensors_go_to_the_cpu_wherever_they_are() -> None:
     assert moved["a"][0].device.type == "cpu"
     assert not moved["a"][0].requires_grad
     assert moved["b"] == (1, "x")
+
+
+def test_nested_keys_become_dotted_ones() -> None:
+    flat = checkpoint.flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2], "f": {}})
+    assert flat == {"a.b": 1, "a.c.d": None, "e": [1, 2], "f": {}}
+
+
+def test_what_keeps_a_run_from_going_on() -> None:
+    saved = {
+        "seed": 1,
+        "optimizer": {"lr": 0.1},
+        "dataset": {"root": "/a"},
+        "loader": {"num_workers": 2, "batch_size": 4},
+    }
+    now = {
+        "seed": 1,
+        "optimizer": {"lr": 0.2},
+        "dataset": {"root": "/b"},
+        "loader": {"num_workers": 0, "batch_size": 8},
+    }
+    (batch, rate) = checkpoint.resume_conflicts(saved, now)
+    assert batch.startswith("loader.batch_size=8: the saved run has 4")
+    assert rate.startswith("optimizer.lr=0.2: the saved run has 0.1")
+    assert checkpoint.resume_conflicts(saved, saved) == []

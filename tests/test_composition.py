@@ -19,7 +19,7 @@ EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 
 
 @pytest.fixture
-def voc(tmp_path: Path) -> str:
+def root(tmp_path: Path) -> str:
     """An override that gives every data set a folder to be in."""
     return f"dataset.root={tmp_path}"
 
@@ -31,9 +31,9 @@ def problems(*overrides: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes_and_binds_to_its_target(group: str, option: str, voc: str, tmp_path: Path) -> None:
+def test_every_option_composes_and_binds_to_its_target(group: str, option: str, root: str, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    roots = [] if option == "shapes" else [voc]
+    roots = [] if option == "shapes" else [root]
     config = pspexp.compose([f"{group}={option}", *roots])
 
     assert config.choices[group] == option
@@ -42,8 +42,8 @@ def test_every_option_composes_and_binds_to_its_target(group: str, option: str, 
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes(experiment: str, voc: str) -> None:
-    roots = [] if experiment == "quickstart" else [voc]
+def test_every_experiment_composes(experiment: str, root: str) -> None:
+    roots = [] if experiment == "quickstart" else [root]
     assert pspexp.compose([f"experiment={experiment}", *roots]).choices.experiment == experiment
 
 
@@ -79,8 +79,8 @@ def test_no_yaml_key_is_written_twice() -> None:
         yaml.load(file.read_text(), Strict)
 
 
-def test_the_reference_defaults(voc: str) -> None:
-    config = pspexp.compose([voc])
+def test_the_reference_defaults(root: str) -> None:
+    config = pspexp.compose([root])
     assert (config.crop_size, config.seed, config.loader.batch_size, config.loader.eval_batch_size) == (513, 1122, 4, 1)
     assert (config.trainer.epochs, config.trainer.validate_every, config.trainer.log_every) == (50, 5, 5)
     assert (config.optimizer.lr, config.model.output_stride, config.model.dropout) == (5e-5, 8, 0.1)
@@ -88,8 +88,8 @@ def test_the_reference_defaults(voc: str) -> None:
     assert config.model.num_classes == config.dataset.num_classes == 20
 
 
-def test_yaml_floats_are_numbers(voc: str) -> None:
-    assert pspexp.compose([voc, "optimizer.lr=1e-4"]).optimizer.lr == 1e-4
+def test_yaml_floats_are_numbers(root: str) -> None:
+    assert pspexp.compose([root, "optimizer.lr=1e-4"]).optimizer.lr == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_yaml_floats_are_numbers(voc: str) -> None:
         ("model._target_=pspexp.models.psp.pspnet", "model._target_=pspexp.models.psp.pspnet: cannot be imported"),
     ],
 )
-def test_one_problem_is_named_with_key_value_and_fix(override: str, said: str, voc: str) -> None:
-    found = problems(voc, override)
+def test_one_problem_is_named_with_key_value_and_fix(override: str, said: str, root: str) -> None:
+    found = problems(root, override)
     assert len(found) == 1, found
     assert found[0].startswith(said), found[0]
 
@@ -165,7 +165,7 @@ def test_all_problems_are_shown_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_in_a_yaml_file_is_named(
-    file: str, text: str, said: str, voc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: str, text: str, said: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
 
@@ -174,7 +174,7 @@ def test_a_mistake_in_a_yaml_file_is_named(
     monkeypatch.setattr(composition, "conf_dir", lambda: str(tmp_path / "conf"))
     group = file.partition("/")[0]
 
-    assert said in "\n".join(problems(voc, f"{group}=mine"))
+    assert said in "\n".join(problems(root, f"{group}=mine"))
 
 
 def test_class_names_of_a_folder(tmp_path: Path) -> None:
@@ -187,7 +187,16 @@ def test_class_names_of_a_folder(tmp_path: Path) -> None:
     assert given.model.num_classes == 2
 
 
-def test_the_configuration_is_closed(voc: str) -> None:
-    config = pspexp.compose([voc])
+def test_the_configuration_is_closed(root: str) -> None:
+    config = pspexp.compose([root])
     with pytest.raises(AttributeError):
         _ = config.trainer.epoch
+
+
+def test_options_in_a_folder_of_the_users(root: str, tmp_path: Path) -> None:
+    (tmp_path / "own" / "optimizer").mkdir(parents=True)
+    (tmp_path / "own" / "optimizer" / "mine.yaml").write_text("defaults: [sgd]\nlr: 0.5\n")
+    word = f"hydra.searchpath=[file://{tmp_path / 'own'}]"
+    assert pspexp.compose([root, "optimizer=mine", word]).optimizer.lr == 0.5
+    config = composition.compose_checked([root, "optimizer=mine"], folders=[str(tmp_path / "own")])
+    assert config.optimizer.lr == 0.5

@@ -67,16 +67,16 @@ def make(tmp_path: Path) -> Make:
         torch.manual_seed(7)
         data_source, model = source(), Net()
         device, precision = Device("cpu"), Precision("fp32")
-        settings: dict[str, Any] = dict(
-            epochs=3,
-            max_steps=None,
-            validate_every=2,
-            log_every=2,
-            every_steps=None,
-            grad_clip=1.0,
-            accumulate=1,
-            ema=None,
-        )
+        settings: dict[str, Any] = {
+            "epochs": 3,
+            "max_steps": None,
+            "validate_every": 2,
+            "log_every": 2,
+            "every_steps": None,
+            "grad_clip": 1.0,
+            "accumulate": 1,
+            "ema": None,
+        }
         loss = settings.pop("loss", None) or changes.pop("loss", CrossEntropy(NUM_CLASSES))
         settings |= changes
         train, val = data_source.open("train"), data_source.open("val")

@@ -1,8 +1,11 @@
 """Finding earlier runs and their checkpoints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from pspexp.errors import UserError
 from pspexp.tracking.local import read_summary
@@ -30,16 +33,46 @@ def find_checkpoint(path: str, file: str, tracking: Mapping[str, Any]) -> Path:
     return found
 
 
-def run_folder(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint file lies in (``<run>/checkpoints/last.pt``)."""
-    return checkpoint.absolute().parent.parent
+def run_folder(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in (``<run>/checkpoints/last.pt``); None for a file elsewhere."""
+    folder = checkpoint.absolute().parent.parent
+    return folder if checkpoint.parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
 
 
 def newest_unfinished(parent: Path, same: Callable[[Path], bool]) -> Path | None:
     """The youngest run folder below ``parent`` that did not finish, has a ``last.pt`` and for which ``same`` holds."""
     saved = sorted(parent.glob("*/checkpoints/last.pt"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in saved:
-        folder = run_folder(file)
-        if read_summary(folder).get("status") != "FINISHED" and same(file):
+        folder = file.parent.parent
+        if read_summary(folder).get("status") != "FINISHED" and not is_claimed(folder) and same(file):
             return folder
     return None
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a run folder, so that no other process writes into it; the system lets go when this process ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"hydra.run.dir={folder}: another process is writing there; wait for it or choose another"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether another process holds a run folder."""
+    try:
+        with claimed(folder):
+            return False
+    except UserError:
+        return True

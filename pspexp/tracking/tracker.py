@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pspexp.checkpoint import flatten
 from pspexp.tracking.figures import Picture
 from pspexp.tracking.local import LocalTracker, finite
 from pspexp.tracking.mlflow import mask
@@ -95,7 +96,7 @@ class Tracker:
         """
         self._run_id = self._local.begin(resume)
         self._local.config(config_text, overrides)
-        params = flatten(config)
+        params = {key: str(value) for key, value in flatten(config).items()}
         tags = {**tags, "git_commit": git_commit() or "unknown"}
 
         def open_view(view: View) -> None:
@@ -215,17 +216,6 @@ class Tracker:
             logger.warning("%s", mask(text))
             return False
         return True
-
-
-def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """``{"a": {"b": 1}}`` to ``{"a.b": "1"}``; lists stay one value."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
 
 
 def headline(split: str, report: "Report", *, step: int, epoch: int) -> str:

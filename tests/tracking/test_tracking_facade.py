@@ -9,7 +9,7 @@ import pytest
 from pspexp.metrics import Report
 from pspexp.tracking import LocalTracker, Status, Tracker, no_views
 from pspexp.tracking.local import read_records, read_summary
-from pspexp.tracking.tracker import flatten, headline
+from pspexp.tracking.tracker import headline
 
 
 class Recorder:
@@ -148,11 +148,6 @@ def test_ctrl_c_inside_a_view_is_not_swallowed(tmp_path: Path) -> None:
 
 def test_no_views() -> None:
     assert no_views() == []
-
-
-def test_flatten() -> None:
-    flat = flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2], "f": {}})
-    assert flat == {"a.b": "1", "a.c.d": "None", "e": "[1, 2]", "f": "{}"}
 
 
 def test_headline_is_a_table_in_percent(report: Report) -> None:

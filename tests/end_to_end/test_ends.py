@@ -1,0 +1,168 @@
+"""How a run can end other than well: wrong words, signals, crashes; and how it goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TINY, Cli
+from tests.test_trainer import assert_same
+
+
+def last(folder: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    saved["training"].pop("interval")
+    return saved
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def test_wrong_words_end_before_anything_is_made(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("optimizer=adm", "crop_size=470", "dataset=shapes", "trainer.epoch=3") == 2
+    said = capsys.readouterr().err
+    assert "did you mean 'adam'?" in said
+    assert "try 473" in said
+    assert "did you mean 'trainer.epochs'?" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_is_named(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("dataset=camvid", "dataset.root=nowhere", "inference=whole") == 2
+    assert "dataset.root=nowhere: no such file or folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_trains_nothing_and_leaves_nothing(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("mode=check", *TINY) == 0
+    said = capsys.readouterr().out
+    assert "torch" in said
+    assert "device=cpu" in said
+    assert "configuration is valid" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_names_what_cannot_be_built(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA card")
+    assert cli("mode=check", *TINY, "device=cuda") == 2
+    assert "device=cuda: not usable here" in capsys.readouterr().out
+
+
+def test_hydras_own_flags_work(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("--cfg", "job", "--resolve", *TINY) == 0
+    assert "crop_size: 33" in capsys.readouterr().out
+    assert cli("--help") == 0
+    assert "model:" in capsys.readouterr().out
+
+
+def test_a_crash_is_in_the_log_and_the_run_is_marked(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pspexp.trainer import Trainer
+
+    def crash(*_: object) -> float:
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr(Trainer, "_step", crash)
+    assert cli(*TINY, "hydra.run.dir=run") == 1
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "Traceback" in log
+    assert "out of something" in log
+    assert summary(tmp_path / "run")["status"] == "FAILED"
+
+
+def test_a_sweep_of_two_jobs(cli: Cli, tmp_path: Path) -> None:
+    assert cli("-m", *TINY, "trainer.max_steps=1", "optimizer.lr=1e-3,1e-4", "hydra.sweep.dir=sweep") == 0
+    assert [summary(tmp_path / "sweep" / job)["status"] for job in "01"] == ["FINISHED", "FINISHED"]
+
+
+def test_another_configuration_is_not_resumed(cli: Cli, tmp_path: Path) -> None:
+    words = (*TINY, "hydra.run.dir=run")
+    assert cli(*words, "trainer.max_steps=1") == 0
+    assert cli(*words, "checkpoint.resume=auto", "optimizer.lr=1e-3") == 2
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "optimizer.lr=0.001: the saved run has 5e-05" in log
+
+
+def test_a_run_is_not_overwritten(cli: Cli, tmp_path: Path) -> None:
+    words = (*TINY, "hydra.run.dir=run", "trainer.max_steps=1")
+    assert cli(*words) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert cli(*words) == 2
+    assert cli("mode=test", "checkpoint.path=run", "hydra.run.dir=run", "tracking=none") == 2
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_the_users_own_folder_of_options(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "own" / "optimizer").mkdir(parents=True)
+    (tmp_path / "own" / "optimizer" / "mine.yaml").write_text("defaults: [sgd]\nlr: 0.5\n")
+    words = (*TINY, "trainer.max_steps=1", "optimizer=mine", "hydra.run.dir=run")
+    assert cli("--config-dir", "own", *words) == 0
+    assert "lr: 0.5" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+LONG = (*TINY, "dataset.num_train=60", "trainer.log_every=2", "trainer.epochs=1")
+
+
+def wait_for_step(process: "subprocess.Popen[bytes]", folder: Path, step: int) -> None:
+    """Return as soon as ``metrics.jsonl`` shows the step; fails if the run ends first."""
+    file = folder / "metrics.jsonl"
+    while not (file.is_file() and any(f'"step": {step},' in line for line in file.read_text().splitlines())):
+        assert process.poll() is None, "ended too early"
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_auto_goes_on_exactly(
+    number: signal.Signals, code: int, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli(*LONG, "hydra.run.dir=whole") == 0
+
+    words = [sys.executable, "-m", "pspexp", *LONG, "tracking=mlflow", "loader.num_workers=1"]
+    threads = str(torch.get_num_threads())
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": threads}
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    runs = tmp_path / "outputs" / "shapes"
+    while not (runs.is_dir() and any(runs.iterdir())):
+        assert process.poll() is None
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+    (folder,) = runs.iterdir()
+    wait_for_step(process, folder, 4)
+    os.killpg(process.pid, number)  # as a terminal does: workers get it too
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error.decode()
+    assert summary(folder)["status"] == "KILLED"
+    stopped = last(folder)["step"]
+    assert 4 <= stopped < 30
+
+    assert cli(*LONG, "tracking=mlflow", "checkpoint.resume=auto") == 0
+    assert list(runs.iterdir()) == [folder]
+    assert summary(folder)["status"] == "FINISHED"
+    whole, resumed = last(tmp_path / "whole"), last(folder)
+    for key in ("model", "training", "metrics"):
+        assert_same(resumed[key], whole[key], key)
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("pspexp").experiment_id])
+    assert [run.info.run_id for run in found] == [summary(folder)["mlflow_run_id"]]
+    assert found[0].info.status == "FINISHED"

@@ -1,0 +1,40 @@
+"""The README's commands exist as they stand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pspexp import composition
+from pspexp.main import get_args_parser
+
+CHECKOUT = Path(__file__).parents[1]
+README = (CHECKOUT / "README.md").read_text()
+COMMANDS = re.findall(r"^python -m pspexp(.*)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_composes(command: str) -> None:
+    arguments = get_args_parser().parse_args(shlex.split(command, comments=True))
+    composition.compose_checked(arguments.overrides, sweep=arguments.multirun)
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 7
+
+
+def test_every_documented_key_exists() -> None:
+    config = composition.compose_checked([])
+    keys = set(composition.flat_keys(config))
+    table = README[README.index("The keys most often changed") : README.index("Ctrl-C and SIGTERM")]
+    documented = re.findall(r"`((?:crop_size|loader|trainer|optimizer|model|checkpoint)[a-z_.]*)`", table)
+    assert len(documented) > 10
+    assert [key for key in documented if key not in keys] == []
+
+
+def test_every_make_target_is_listed_by_help() -> None:
+    makefile = (CHECKOUT / "Makefile").read_text()
+    named = set(re.findall(r"`?make ([a-z][a-z-]+)", README)) - {"help"}
+    assert {"quickstart", "test"} <= named
+    assert [target for target in named if f"\n{target}:" not in makefile] == []
