@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pspexp.assembly import build
     from pspexp.composition import compose
-    from pspexp.run import build
 
 __all__ = ["build", "compose"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return compose
     if name == "build":
-        from pspexp.run import build
+        from pspexp.assembly import build
 
         return build
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,6 @@
 """Saved runs: atomic writing and verified reading."""
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,16 +38,21 @@ class CheckpointFolder:
 
 def write_atomically(content: dict[str, Any], path: Path) -> None:
     """``torch.save`` so that ``path`` holds the old or the new content whole, whenever the machine stops."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    unfinished = path.with_name(f"{path.name}.part")  # always the same name: what a kill leaves is replaced next time
     try:
-        with os.fdopen(handle, "wb") as file:
+        with unfinished.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        unfinished.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
+
+
+def is_ours(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's content is of this project and format."""
+    return content.get("format") == FORMAT
 
 
 def on_cpu(value: Any) -> Any:
@@ -74,7 +78,7 @@ def read(path: Path, *, training: bool = False, foreign: bool = False) -> dict[s
         UserError: not a checkpoint of this project and format, or without a training state.
     """
     content = load_checkpoint_file(path)
-    if content.get("format") != FORMAT and not foreign:
+    if not is_ours(content) and not foreign:
         raise UserError(
             f"{path}: not a checkpoint of this project (format {content.get('format')!r}, expected {FORMAT!r}); "
             "start from foreign weights with model.weights=<file>"
@@ -96,7 +100,14 @@ FIXED_BY_STATE = (
     "seed",
     "crop_size",
 )
-FIXED_KEYS = ("loader.batch_size", "trainer.accumulate", "trainer.ema", "trainer.grad_clip", "trainer.epochs")
+FIXED_KEYS = (
+    "loader.batch_size",
+    "loader.max_eval_images",
+    "trainer.accumulate",
+    "trainer.ema",
+    "trainer.grad_clip",
+    "trainer.epochs",
+)
 FREE_KEYS = ("dataset.root", "model.weights", "model.backbone_weights")
 
 

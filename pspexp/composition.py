@@ -34,7 +34,21 @@ FROM_CHECKPOINT = (
     "loader.eval_batch_size",
 )
 # The saved configuration is resolved; these follow an explicit override of what they stand for.
-FOLLOWS = {"inference.crop_size": "crop_size", "inference.stride": "model.output_stride"}
+FOLLOWS = {
+    "inference.crop_size": "crop_size",
+    "inference.stride": "model.output_stride",
+    "inference.align_corners": "model.align_corners",
+    "loss.ignore_index": "dataset.ignore_index",
+}
+OPTIONAL_GROUPS = ("experiment",)
+PATH_KEYS = (
+    "dataset.root",
+    "checkpoint.path",
+    "checkpoint.resume",
+    "model.weights",
+    "model.backbone_weights",
+    "output_root",
+)
 
 
 def conf_dir() -> str:
@@ -122,7 +136,8 @@ def named_search_path(overrides: Sequence[str]) -> list[str]:
         parsed = OverridesParser.create().parse_overrides(words)
     except HydraException:  # said by `parse`
         return []
-    return [str(folder) for one in parsed for folder in one.value()]  # type: ignore[union-attr]
+    values = [one.value() for one in parsed]
+    return [str(folder) for value in values if isinstance(value, list) for folder in value]
 
 
 def add_search_path(folders: Sequence[str]) -> None:
@@ -172,14 +187,15 @@ def option_problems(override: Override, loader: ConfigLoader) -> list[str]:
     return [
         f"{group}={name}: no such option; {group} is one of {', '.join(options)}{did_you_mean(str(name), options)}"
         for name in names
-        if name is not None and str(name) not in options
+        if str(name) not in options and not (name is None and group in OPTIONAL_GROUPS)
     ]
 
 
 def key_problem(override: Override, config: DictConfig) -> str | None:
     """Why the override's key cannot be set, or None. ``+key`` may add what a target accepts, not a new root key."""
     key = override.key_or_group
-    if OmegaConf.select(config, key.rpartition(".")[0] or key, throw_on_missing=False) is None:
+    parent = key.rpartition(".")[0]
+    if parent and OmegaConf.select(config, parent) is None:
         known = False
     elif override.is_add() or override.is_force_add():
         known = "." in key or key in config
@@ -225,26 +241,26 @@ def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         UserError: with every problem that was found.
     """
     OmegaConf.set_struct(config, False)
-    problems: list[str] = []
-    if config.mode == "test" and config.checkpoint.path is not None:
-        try:
-            take_from_checkpoint(config, overrides)
-        except UserError as error:
-            problems += error.problems
+    expand_home(config)
+    # Types are checked last, when everything is in place: until then values may be anything.
+    if OmegaConf.select(config, "mode") == "test" and isinstance(OmegaConf.select(config, "checkpoint.path"), str):
+        take_from_checkpoint(config, overrides)  # nothing else can be judged if this fails
     try:
-        name_classes(config.dataset)
+        name_classes(config)
         OmegaConf.resolve(config)
-    except (OmegaConfBaseException, UserError) as error:
-        problems.append(one_line(error))
-    else:
-        try:
-            schema.check(OmegaConf.to_container(config))  # type: ignore[arg-type]
-        except UserError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
-    if problems:
-        raise UserError(*problems)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    schema.check(OmegaConf.to_container(config))  # type: ignore[arg-type]
     OmegaConf.set_struct(config, True)
     return config
+
+
+def expand_home(config: DictConfig) -> None:
+    """Let ``~`` in paths mean the home folder, which a shell leaves alone after ``=``."""
+    for key in PATH_KEYS:
+        path = OmegaConf.select(config, key)
+        if isinstance(path, str) and path.startswith("~"):
+            OmegaConf.update(config, key, str(Path(path).expanduser()))
 
 
 def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -252,10 +268,11 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     from pspexp import checkpoint  # torch takes seconds to import, and --help needs none of it
     from pspexp.tracking import runs
 
-    config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.tracking))
+    uri = config.tracking.get("tracking_uri")
+    config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.output_root, uri))
     content = checkpoint.read(Path(config.checkpoint.path), foreign=True)
-    if "config" not in content:
-        return  # weights of another project: the command line says what they are
+    if not checkpoint.is_ours(content):
+        return  # the command line says what they are
     saved = OmegaConf.create(content["config"])
     explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
     for key in FROM_CHECKPOINT:
@@ -267,18 +284,25 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
             OmegaConf.update(config, name, value, merge=False)
         if config.choices is not None and key in config.choices:
             config.choices[key] = saved.choices[key]
+    for key in ("model.weights", "model.backbone_weights"):
+        if has_key(config, key):  # what it once started from may be gone
+            OmegaConf.update(config, key, None)
     for follower, leader in FOLLOWS.items():
-        if has_key(config, follower) and follower not in explicit:
+        if has_key(config, follower) and has_key(config, leader) and follower not in explicit:
             OmegaConf.update(config, follower, OmegaConf.select(config, leader))
 
 
-def name_classes(dataset: DictConfig) -> None:
+def name_classes(config: DictConfig) -> None:
     """Fill in the class names and their number where a dataset leaves them to its folder or to each other."""
     from pspexp.data.voc import read_class_names  # as above
 
-    if dataset.get("class_names", ()) is None and dataset.get("root") is not None and Path(dataset.root).is_dir():
-        dataset.class_names = read_class_names(dataset.root)
-    if dataset.get("num_classes", 0) is None and dataset.get("class_names") is not None:
+    dataset = OmegaConf.select(config, "dataset")
+    if not OmegaConf.is_dict(dataset):
+        return
+    root = dataset.get("root")
+    if dataset.get("class_names", ()) is None and isinstance(root, str) and Path(root).is_dir():
+        dataset.class_names = read_class_names(root)
+    if dataset.get("num_classes", 0) is None and OmegaConf.is_list(dataset.get("class_names")):
         dataset.num_classes = len(dataset.class_names)
 
 

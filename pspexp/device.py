@@ -3,7 +3,8 @@
 No branch here asks for a device's *name*: what a device can do is found by trying it.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -66,8 +67,8 @@ class Precision:
     """The number format of the forward pass; parameters and optimizer stay in float32.
 
     Args:
-        name: ``fp32``; ``bf16`` (autocast); ``auto``: bf16 on devices that compute it natively, else fp32.
-            On CPUs ``auto`` means fp32: bf16 autocast is slower there without matrix units for it.
+        name: ``fp32``; ``bf16`` (autocast); ``auto``: bf16 on devices that say they compute it natively, else fp32,
+            as on CPUs, where it depends on the network whether bf16 is faster or slower.
     """
 
     def __init__(self, name: Literal["auto", "fp32", "bf16"] = "auto") -> None:
@@ -80,26 +81,30 @@ class Precision:
             UserError: the device refuses bf16.
         """
         if self.name == "auto":
-            return "bf16" if device.type != "cpu" and supports_bf16(device) else "fp32"
-        if self.name == "bf16" and not supports_bf16(device):
+            return "bf16" if computes_bf16(device.type) else "fp32"
+        if self.name == "bf16" and not supports_bf16(device.type):
             raise UserError(f"precision=bf16: {device.describe()} does not support it; use precision=fp32")
         return self.name
 
     def autocast(self, device: Device) -> AbstractContextManager[Any]:
         """Context for forward passes on ``device``."""
         dtype = AUTOCAST_DTYPES.get(self.resolve(device))
-        # Disabled autocast, not a null context: then an outer autocast cannot leak in.
-        return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+        # Not a disabled autocast: older torch refuses to make one for devices that know none.
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def supports_bf16(device: Device) -> bool:
-    """Whether bf16 autocast works natively on ``device``."""
-    module: Any = getattr(torch, device.type, None)
-    if hasattr(module, "is_bf16_supported"):
-        return bool(module.is_bf16_supported(including_emulation=False))
+def computes_bf16(kind: str) -> bool:
+    """Whether a device type says of itself that it computes bf16 natively, and so gains by it."""
+    module: Any = getattr(torch, kind, None)
+    return hasattr(module, "is_bf16_supported") and bool(module.is_bf16_supported(including_emulation=False))
+
+
+@cache
+def supports_bf16(kind: str) -> bool:
+    """Whether bf16 autocast works on a device type, fast or not; tried with a small product."""
     try:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            sample = torch.ones(2, 2, device=device.torch)
+        with torch.autocast(kind, dtype=torch.bfloat16):
+            sample = torch.ones(2, 2, device=kind)
             return (sample @ sample).dtype == torch.bfloat16
     except (RuntimeError, TypeError):
         return False

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pspexp import run
+from pspexp.assembly import build_training
 from pspexp.device import AUTO_ORDER, Device, Precision, supports_bf16, why_unusable
-from pspexp.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pillow", "mlflow")
 
 
 def check(config: DictConfig) -> None:
-    """Print versions, devices and the configuration, and build everything a training would need but its data.
+    """Print versions, devices and the configuration, and build everything a training needs.
 
     Raises:
         UserError: something cannot be built.
@@ -25,24 +25,7 @@ def check(config: DictConfig) -> None:
     console = Console()
     console.print(environment())
     console.print(OmegaConf.to_yaml(OmegaConf.create(run.public(config))), markup=False, highlight=False)
-    problems: list[str] = []
-    for group in (
-        "device",
-        "precision",
-        "dataset",
-        "augment",
-        "model",
-        "loss",
-        "inference",
-        "tracking",
-        "launcher",
-    ):
-        try:
-            run.build(config[group])
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(*problems)
+    build_training(config, start_weights=config.checkpoint.resume is None)
     console.print("The configuration is valid and everything in it can be built.")
 
 
@@ -67,5 +50,5 @@ def device_abilities(kind: str) -> str:
     if reason := why_unusable(kind):
         return f"not usable: {reason}"
     device = Device(kind)
-    formats = "fp32, bf16" if supports_bf16(device) else "fp32"
+    formats = "fp32, bf16" if supports_bf16(kind) else "fp32"
     return f"{device.describe()}; {formats}; precision=auto means {Precision('auto').resolve(device)}"

@@ -100,7 +100,8 @@ class Evaluator:
                 logits = self.inference.logits(model, normalize(images, self.mean, self.std, torch.float32))
             prediction = logits.argmax(1)
             matrix.update(prediction, labels)
-            loss_sum += self.loss({"out": logits}, labels).float() * len(batch.indices)
+            for one in range(len(batch.indices)):  # by image: the mean must not depend on the batch size
+                loss_sum += self.loss({"out": logits[one : one + 1]}, labels[one : one + 1]).float()
             pictures += [as_picture(batch, at, prediction) for at, index in enumerate(batch.indices) if index in shown]
             on_images(len(batch.indices))
         report = matrix.report(self.class_names)

@@ -25,13 +25,14 @@ def launch(config: DictConfig, folder: Path, overrides: list[str]) -> float | No
     """Run the job that ``config.mode`` names; returns what a sweeper compares."""
     # Torch, timm and the rest take seconds to import: not for --help.
     from pspexp import doctor, run
+    from pspexp.assembly import build
     from pspexp.tracking import runs
 
     if config.mode == "check":
         doctor.check(config)
         return None
     with runs.claimed(folder), stop_requests() as stop_signal:
-        launcher = run.build(config.launcher)
+        launcher = build(config.launcher)
         result: float | None = launcher(lambda: run.JOBS[config.mode](config, folder, overrides, stop_signal))
         return result
 

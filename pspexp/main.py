@@ -59,8 +59,8 @@ def examine(words: Sequence[str]) -> list[str]:
     job = composition.finish(composition.without_hydra(config), arguments.overrides)
     if job.mode == "check":
         return [*words, *LEAVES_NOTHING]
-    if not any(word.startswith("hydra.run.dir=") for word in arguments.overrides):
-        folder = resumed_folder(job) or new_folder(job)
+    if not any(word.lstrip("+").startswith("hydra.run.dir=") for word in arguments.overrides):
+        folder = str(resumed_folder(job) or new_folder(job)).replace("'", "\\'")
         return [*words, f"hydra.run.dir='{folder}'"]
     return list(words)
 
@@ -76,7 +76,7 @@ def resumed_folder(config: DictConfig) -> Path | None:
     from pspexp.tracking import runs
 
     if wanted != "auto":
-        return runs.run_folder(runs.find_checkpoint(wanted, "last.pt", config.tracking))
+        return runs.run_folder(runs.find_checkpoint(wanted, "last.pt"))
     now = public(config)
 
     def same(file: Path) -> bool:
@@ -105,6 +105,8 @@ def new_folder(config: DictConfig) -> Path:
         except FileExistsError:
             number += 1
             folder = stem.with_name(f"{stem.name}-{number}")
+        except OSError as error:
+            raise UserError(f"output_root={config.output_root}: no folder can be made there ({error})") from error
 
 
 @hydra.main(config_path=composition.conf_dir(), config_name="config", version_base="1.3")

@@ -1,4 +1,4 @@
-"""The jobs, top to bottom. The only place where configuration becomes objects."""
+"""The jobs, top to bottom: build, train or test, record."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -6,21 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pspexp import checkpoint
+from pspexp.assembly import Parts, build, build_parts, build_training
 from pspexp.data.loader import TrainLoader, eval_loader
 from pspexp.data.source import Source, Split
-from pspexp.device import Device, Precision
+from pspexp.device import Device
 from pspexp.errors import Interrupted, UserError
 from pspexp.evaluate import Evaluation, Evaluator
 from pspexp.models.weights import load_weights
-from pspexp.schema import without_secrets
 from pspexp.tracking import LocalTracker, Progress, Status, Tracker, runs
+from pspexp.tracking.secrets import without_secrets, words_without_secrets
 from pspexp.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -28,57 +26,30 @@ log = logging.getLogger(__name__)
 StopSignal = Callable[[], int | None]
 
 
-def build(node: DictConfig | dict[str, Any]) -> Any:
-    """The object that a node with ``_target_`` describes, made from plain Python values.
-
-    Raises:
-        UserError: the arguments are of the right type but not acceptable.
-    """
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, ValueError):  # a constructor's word for an argument it cannot take
-            raise UserError(f"{node['_target_']}: {cause}") from cause
-        raise
-
-
 def train(config: DictConfig, folder: Path, overrides: list[str], stop_signal: StopSignal) -> float | None:
     """``mode=train``: train, validate, save; returns the best mean IoU."""
-    torch.manual_seed(config.seed)
-    device, precision = build(config.device), build(config.precision)
-    saved = saved_state(config, folder)
-
-    source = build(config.dataset)
-    training, validation = source.open("train"), source.open("val")
-    data = training_data(config, training, device)
-
-    model = fresh_model(config.model) if saved else build(config.model)
-    model = place(model, config, device)
-    loss = build(config.loss).to(device.torch)
-    optimizer = build(config.optimizer)(model=model)
-    scheduler = build(config.scheduler)(optimizer=optimizer, total_steps=config.trainer.epochs * data.steps_per_epoch)
-
-    evaluator = build_evaluator(config, source, loss, device, precision)
-    tracker = start_tracker(config, folder, overrides, device, resume=saved is not None)
+    state = saved_state(config, folder)
+    parts = build_training(config, start_weights=state is None)
+    evaluator = build_evaluator(parts)
+    log.info("%s", describe(config, parts, len(parts.training), folder))
+    log.info("%s", left_out(parts.data, len(parts.training)))
+    tracker = start_tracker(config, folder, overrides, parts.device, resume=state is not None)
 
     def validate(weights: nn.Module, on_images: Callable[[int], None]) -> Evaluation:
-        return evaluate(weights, validation, "val", evaluator, config, source, tracker, on_images)
+        return evaluate(weights, parts.validation, "val", evaluator, config, parts.source, tracker, on_images)
 
     trainer = Trainer(
-        model=model,
-        loss=loss,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        data=data,
-        names=training.names,
+        model=parts.model,
+        loss=parts.loss,
+        optimizer=parts.optimizer,
+        scheduler=parts.scheduler,
+        data=parts.data,
+        names=parts.training.names,
         validate=validate,
-        device=device,
-        precision=precision,
-        mean=source.mean,
-        std=source.std,
+        device=parts.device,
+        precision=parts.precision,
+        mean=parts.source.mean,
+        std=parts.source.std,
         seed=config.seed,
         tracker=tracker,
         checkpoints=checkpoint.CheckpointFolder(folder / "checkpoints", public(config)),
@@ -86,10 +57,9 @@ def train(config: DictConfig, folder: Path, overrides: list[str], stop_signal: S
         every_steps=config.checkpoint.every_steps,
         **config.trainer,
     )
-    log.info("%s", describe(config, device, precision, len(training), folder))
     with recorded(tracker, lambda: results(trainer)):
-        if saved is not None:
-            trainer.resume(saved)
+        if state is not None:
+            trainer.resume(state)
             log.info("going on after step %d", trainer.position.step)
         trainer.fit()
     return trainer.position.best.get("best/mean_iou")
@@ -97,20 +67,14 @@ def train(config: DictConfig, folder: Path, overrides: list[str], stop_signal: S
 
 def test(config: DictConfig, folder: Path, overrides: list[str], stop_signal: StopSignal) -> float | None:
     """``mode=test``: evaluate a checkpoint on the test split; returns the mean IoU."""
-    device, precision = build(config.device), build(config.precision)
     saved = checkpoint.read(Path(config.checkpoint.path), foreign=True)
-    ours = "config" in saved
-    source = build(config.dataset)
-    split = source.open("test")
-
-    model = fresh_model(config.model)
-    load_weights(model, saved)
-    model = place(model, config, device)
-    loss = build(config.loss).to(device.torch)
-    evaluator = build_evaluator(config, source, loss, device, precision)
-
-    tracker = start_tracker(config, folder, overrides, device, resume=False)
-    log.info("%s", describe(config, device, precision, len(split), folder))
+    ours = checkpoint.is_ours(saved)
+    parts = build_parts(config)
+    split = parts.source.open("test")
+    load_weights(parts.model, saved)
+    evaluator = build_evaluator(parts)
+    log.info("%s", describe(config, parts, len(split), folder))
+    tracker = start_tracker(config, folder, overrides, parts.device, resume=False)
     found: dict[str, float] = {}
 
     def stop_if_asked(_: int) -> None:
@@ -118,7 +82,7 @@ def test(config: DictConfig, folder: Path, overrides: list[str], stop_signal: St
             raise Interrupted(number, "stopped during the test")
 
     with recorded(tracker, lambda: {"last": found}):
-        evaluation = evaluate(model, split, "test", evaluator, config, source, tracker, stop_if_asked)
+        evaluation = evaluate(parts.model, split, "test", evaluator, config, parts.source, tracker, stop_if_asked)
         found |= evaluation.scalars("test")
         tracker.report(
             "test",
@@ -131,62 +95,40 @@ def test(config: DictConfig, folder: Path, overrides: list[str], stop_signal: St
     return evaluation.report.mean_iou
 
 
-def training_data(config: DictConfig, split: Split, device: Device) -> TrainLoader:
-    """The loader of augmented training images."""
-    return TrainLoader(
-        split,
-        build(config.augment),
-        batch_size=config.loader.batch_size,
-        accumulate=config.trainer.accumulate,
-        num_workers=config.loader.num_workers,
-        seed=config.seed,
-        pin_memory=device.pin_memory,
-    )
-
-
 def saved_state(config: DictConfig, folder: Path) -> dict[str, Any] | None:
     """The training state to go on from, or None for a fresh start.
 
     Raises:
         UserError: ``checkpoint.resume`` names no training state, or one of a run that was configured differently.
     """
-    wanted = config.checkpoint.resume
-    own = folder / "checkpoints" / "last.pt"
+    wanted, own = config.checkpoint.resume, own_state(folder)
     if wanted is None or (wanted == "auto" and not own.is_file()):
         return None
-    path = own if wanted == "auto" else runs.find_checkpoint(wanted, "last.pt", config.tracking)
+    path = own if wanted == "auto" else runs.find_checkpoint(wanted, "last.pt")
+    if own.is_file() and path.resolve() != own.resolve():
+        raise UserError(f"hydra.run.dir={folder}: holds another run than checkpoint.resume={wanted}; leave it out")
     saved = checkpoint.read(path, training=True)
     if conflicts := checkpoint.resume_conflicts(saved["config"], public(config)):
         raise UserError(*conflicts)
     return saved
 
 
-def fresh_model(node: DictConfig) -> nn.Module:
-    """The model without the weights it once started from: others follow, and the files may be gone."""
-    starts = {key: None for key in ("weights", "backbone_weights") if key in node}
-    model: nn.Module = build(OmegaConf.merge(node, starts))  # type: ignore[arg-type]
-    return model
+def own_state(folder: Path) -> Path:
+    """The training state that a run folder holds, if it does."""
+    return folder / "checkpoints" / "last.pt"
 
 
-def place(model: nn.Module, config: DictConfig, device: Device) -> nn.Module:
-    """``model`` on its device in the memory layout that is asked for; activations follow the weights' layout."""
-    layout = torch.channels_last if config.channels_last else torch.preserve_format
-    return model.to(device.torch, memory_format=layout)  # type: ignore[call-overload, no-any-return]
-
-
-def build_evaluator(
-    config: DictConfig, source: Source, loss: nn.Module, device: Device, precision: Precision
-) -> Evaluator:
+def build_evaluator(parts: Parts) -> Evaluator:
     """The evaluator that validation and test share."""
     return Evaluator(
-        inference=build(config.inference),
-        loss=loss,
-        device=device,
-        precision=precision,
-        class_names=source.class_names,
-        ignore_index=source.ignore_index,
-        mean=source.mean,
-        std=source.std,
+        inference=parts.inference,
+        loss=parts.loss,
+        device=parts.device,
+        precision=parts.precision,
+        class_names=parts.source.class_names,
+        ignore_index=parts.source.ignore_index,
+        mean=parts.source.mean,
+        std=parts.source.std,
     )
 
 
@@ -238,7 +180,7 @@ def start_tracker(config: DictConfig, folder: Path, overrides: list[str], device
     Raises:
         UserError: the folder holds another run's states.
     """
-    if not resume and (folder / "checkpoints" / "last.pt").is_file():
+    if not resume and own_state(folder).is_file():
         raise UserError(
             f"hydra.run.dir={folder}: holds a run that would be overwritten; "
             "go on with checkpoint.resume=auto, or choose another folder"
@@ -249,7 +191,7 @@ def start_tracker(config: DictConfig, folder: Path, overrides: list[str], device
         name=config.run_name or folder.name,
         config=shown,
         config_text=OmegaConf.to_yaml(OmegaConf.create(shown)),
-        overrides=overrides,
+        overrides=words_without_secrets(overrides),
         tags={
             "mode": config.mode,
             "model": config.choices.model,
@@ -288,11 +230,19 @@ def public(config: DictConfig) -> dict[str, Any]:
     return shown
 
 
-def describe(config: DictConfig, device: Device, precision: Precision, num_images: int, folder: Path) -> str:
+def describe(config: DictConfig, parts: Parts, num_images: int, folder: Path) -> str:
     """One line for people about what begins."""
     return (
         f"{config.mode} {config.choices.model} on {config.choices.dataset} ({num_images} images), "
-        f"{device.describe()}, {precision.resolve(device)}; records in {folder}"
+        f"{parts.device.describe()}, {parts.precision.resolve(parts.device)}; records in {folder}"
+    )
+
+
+def left_out(data: TrainLoader, num_images: int) -> str:
+    """One line for people about the images that do not fill the last step of an epoch."""
+    rest = num_images % data.images_per_step
+    return f"{data.steps_per_epoch} steps an epoch" + (
+        f"; {rest} images, others each time, are left out" if rest else ""
     )
 
 

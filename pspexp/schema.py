@@ -1,7 +1,6 @@
 """What a valid configuration is: typed plain nodes, targets bound to their signatures, checks across nodes."""
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,7 @@ class Config:
 
     __pydantic_config__ = PLAIN_NODE
     mode: Literal["train", "test", "check"]
-    seed: Count
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)]
     crop_size: Positive
     channels_last: StrictBool
     run_name: StrictStr | None
@@ -108,7 +107,7 @@ def check(config: Plain) -> None:
     for rule in RULES:
         try:
             problems += rule(config)
-        except (KeyError, TypeError, AttributeError):
+        except Exception:
             if not problems:  # else a wrong key or type, named above, is why the rule cannot tell
                 raise
     if problems:
@@ -172,6 +171,8 @@ def target_problems(group: str, node: Plain) -> Iterator[str]:
         root = error.__cause__ or error  # Hydra's own message hides what failed
         yield f"{group}._target_={node['_target_']}: cannot be imported ({type(root).__name__}: {root})"
         return
+    if group in HANDED_OVER and node.get("_partial_") is not True:
+        yield f"{group}._partial_={node.get('_partial_')}: must be true, since the rest is handed over later"
     arguments = {key: value for key, value in node.items() if key not in SPECIAL_KEYS}
     yield from type_problems(signature_model(target, HANDED_OVER.get(group, set())), arguments, group)
     for key, value in arguments.items():
@@ -230,32 +231,21 @@ def checkpoint_is_given(config: Plain) -> Iterator[str]:
 
 def files_exist(config: Plain) -> Iterator[str]:
     resume, model = config["checkpoint"]["resume"], config["model"]
+    backbone = model.get("backbone_weights")
     paths = {
         "checkpoint.path": config["checkpoint"]["path"] if config["mode"] == "test" else None,
         "checkpoint.resume": None if resume == "auto" else resume,
-        "model.weights": model.get("weights"),
-        "model.backbone_weights": None if model.get("backbone_weights") == "timm" else model.get("backbone_weights"),
         "dataset.root": config["dataset"].get("root"),
     }
+    if resume is None:  # else the saved weights are used
+        paths |= {
+            "model.weights": model.get("weights"),
+            "model.backbone_weights": None if backbone == "timm" else backbone,
+        }
     for key, path in paths.items():
         elsewhere = key == "checkpoint.path" and str(path).startswith("runs:/")
         if path is not None and not elsewhere and not Path(path).exists():
             yield f"{key}={path}: no such file or folder (looked in {Path(path).absolute()})"
-
-
-SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential", re.IGNORECASE)
-LOGIN = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
-
-
-def without_secrets(node: Any, key: str = "") -> Any:
-    """``node`` with the values of secret-looking keys and logins in addresses masked, for files that people share."""
-    if isinstance(node, dict):
-        return {name: without_secrets(value, name) for name, value in node.items()}
-    if isinstance(node, list):
-        return [without_secrets(value, key) for value in node]
-    if isinstance(node, str):
-        return "***" if SECRET.search(key) else LOGIN.sub("***", node)
-    return node
 
 
 RULES: list[Callable[[Plain], Iterator[str]]] = [

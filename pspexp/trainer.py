@@ -21,12 +21,13 @@ from pspexp.device import Device, Precision
 from pspexp.errors import Interrupted
 from pspexp.evaluate import Evaluation
 from pspexp.tracking import Progress, Tracker
+from pspexp.tracking.local import finite
 
 log = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss is NaN or infinite; raised before the weights are touched."""
+    """The loss or its gradient is NaN or infinite; raised before the weights are touched."""
 
 
 @dataclass
@@ -185,21 +186,23 @@ class Trainer:
         self.model.train()
         torch.manual_seed(self.seed + self.position.step)  # addressed, not streamed: for dropout
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        losses = []
         for batch in group:
-            loss = self._forward(batch) / self.accumulate
-            value = loss.item()
-            if not math.isfinite(value):
-                self._refuse(value, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += value
-        if self.grad_clip is not None:
-            clip_grad_norm_(self.model.parameters(), self.grad_clip)
+            loss = self._forward(batch)
+            (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        # Infinity leaves the gradients as they are; their norm is wanted all the same.
+        norm = clip_grad_norm_(self.model.parameters(), math.inf if self.grad_clip is None else self.grad_clip)
+        *values, gradient = torch.stack(
+            [*losses, norm.to(losses[0].dtype)]
+        ).tolist()  # the step's one wait for the device
+        if not all(map(math.isfinite, (*values, gradient))):
+            self._refuse(values, gradient, group)
         self.optimizer.step()
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update(self.model, step=self.position.step)
-        return total
+        return math.fsum(values) / self.accumulate
 
     def _forward(self, batch: Batch) -> Tensor:
         images = normalize(self.device.move(batch.images), self.mean, self.std, torch.float32)
@@ -209,11 +212,13 @@ class Trainer:
         loss: Tensor = self.loss(outputs, labels)
         return loss
 
-    def _refuse(self, value: float, batch: Batch) -> None:
-        names = ", ".join(self.names[index] for index in batch.indices)
+    def _refuse(self, losses: list[float], gradient: float, group: list[Batch]) -> None:
+        bad = [batch for batch, loss in zip(group, losses, strict=True) if not math.isfinite(loss)] or group
+        names = ", ".join(self.names[index] for batch in bad for index in batch.indices)
         raise NonFiniteLossError(
-            f"the loss is {value} at step {self.position.step + 1} (images {names}); the weights were not touched. "
-            "Lower optimizer.lr, set trainer.grad_clip, or look at these images"
+            f"step {self.position.step + 1}: the loss is {math.fsum(losses) / len(losses)}, its gradient has norm "
+            f"{gradient} (images {names}); the weights were not touched. "
+            "Lower optimizer.lr, set precision=fp32, or look at these images"
         )
 
     def _log(self) -> None:
@@ -237,7 +242,7 @@ class Trainer:
         at, epoch = self.position, self._epoch()
         evaluation = self.validate(self.evaluated_model, lambda _: self._stop_if_asked())
         mean_iou = evaluation.report.mean_iou
-        at.last = finite(evaluation.scalars("val"))
+        at.last = dict(finite(evaluation.scalars("val")))
         improved = not at.best or mean_iou > at.best.get("val/mean_iou", -1.0)
         if improved:
             at.best = {**at.last, "best/epoch": float(epoch)}
@@ -291,9 +296,6 @@ class Trainer:
         self.position = Position(**training["position"])
         vars(self.watch).update(training["interval"])
         at = self.position
+        if not (self.checkpoints.folder / "best.pt").is_file():  # the state came from elsewhere without its best
+            at.best, at.validated_step = {}, 0
         self.tracker.rewind(at.step, keep_evaluation=at.validated_step == at.step)
-
-
-def finite(values: dict[str, float]) -> dict[str, float]:
-    """Without NaN and infinity, which neither JSON nor MLflow knows."""
-    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -64,13 +64,13 @@ def test_a_path_means_a_file_or_a_run_folder(tmp_path: Path) -> None:
     best = tmp_path / "run" / "checkpoints" / "best.pt"
     best.parent.mkdir(parents=True)
     torch.save({}, best)
-    assert runs.find_checkpoint(str(best), "best.pt", {}) == best
-    assert runs.find_checkpoint(str(tmp_path / "run"), "best.pt", {}) == best
+    assert runs.find_checkpoint(str(best), "best.pt") == best
+    assert runs.find_checkpoint(str(tmp_path / "run"), "best.pt") == best
     assert runs.run_folder(best) is None
     (tmp_path / "run" / "config.yaml").touch()
     assert runs.run_folder(best) == tmp_path / "run"
     with pytest.raises(UserError, match="no checkpoint there"):
-        runs.find_checkpoint(str(tmp_path / "run"), "last.pt", {})
+        runs.find_checkpoint(str(tmp_path / "run"), "last.pt")
 
 
 def test_the_newest_unfinished_run_that_nobody_holds(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from pspexp.data.source import Sample, Split, class_pixels
+from pspexp.data.source import Sample, Split
 from pspexp.data.transforms import to_tensors
 from pspexp.errors import UserError
 
-__all__ = ["Batch", "EvalLoader", "Split", "TrainLoader", "class_pixels", "eval_loader"]
+__all__ = ["Batch", "EvalLoader", "Split", "TrainLoader", "eval_loader"]
 
 Augment = Callable[[Image.Image, Image.Image, np.random.Generator], Sample]
 Prepare = Callable[[Image.Image, Image.Image], Sample]
@@ -68,7 +68,8 @@ class TrainLoader:
         self._split, self._augment = split, augment
         self._batch_size, self._accumulate, self._seed = batch_size, accumulate, seed
         self._num_workers, self._pin_memory = num_workers, pin_memory
-        self.steps_per_epoch = len(split) // (batch_size * accumulate)
+        self.images_per_step = batch_size * accumulate
+        self.steps_per_epoch = len(split) // self.images_per_step
         if self.steps_per_epoch == 0:
             raise UserError(
                 f"loader.batch_size={batch_size} × trainer.accumulate={accumulate} is more than the "
@@ -92,14 +93,13 @@ class TrainLoader:
 
     def plan(self, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
         """``(epoch, index)`` of the samples of each micro-batch."""
-        step_size = self._batch_size * self._accumulate
         epoch, order = -1, []
         for step in range(first_step, last_step):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = self._order(epoch)
-            start = step % self.steps_per_epoch * step_size
-            for first in range(start, start + step_size, self._batch_size):
+            start = step % self.steps_per_epoch * self.images_per_step
+            for first in range(start, start + self.images_per_step, self._batch_size):
                 yield [(epoch, index) for index in order[first : first + self._batch_size]]
 
     def _order(self, epoch: int) -> list[int]:

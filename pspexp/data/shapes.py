@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pspexp.data.labels import VOC_COLOURS
-from pspexp.data.source import Role, Sample, check_classes
+from pspexp.data.source import Role, Sample, check_classes, check_colours
 from pspexp.errors import UserError, did_you_mean
 
 SHAPES, TEXTURES = ("disc", "triangle"), ("striped", "checked")
@@ -81,6 +81,7 @@ class ShapesSource:
         seed: int,
     ) -> None:
         check_classes(num_classes, class_names, ignore_index)
+        check_colours(mean, std)
         self.num_classes, self.class_names, self.ignore_index = num_classes, list(class_names), ignore_index
         self.mean, self.std = list(mean), list(std)
         self.palette = VOC_COLOURS[:num_classes]

@@ -1,6 +1,6 @@
 """What a data set looks like to the rest of the package."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -59,18 +59,14 @@ def check_classes(num_classes: int, class_names: Sequence[str], ignore_index: in
         raise UserError(*problems)
 
 
-def samples(split: Split) -> Iterator[Sample]:
-    """Every sample once, in order."""
-    return (split[index] for index in range(len(split)))
-
-
-def class_pixels(split: Split, num_classes: int) -> npt.NDArray[np.int64]:
-    """Pixels of each class over a whole split.
-
-    Returns:
-        int64 ``[num_classes + 1]``; the last entry counts the ignored pixels.
-    """
-    counts = np.zeros(256, np.int64)
-    for _, label in samples(split):
-        counts += np.asarray(label.histogram(), np.int64)
-    return np.append(counts[:num_classes], counts[num_classes:].sum())
+def check_colours(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise UserError, with every problem, unless there is a mean and a positive deviation for each colour."""
+    problems = [
+        f"dataset.{key}={list(values)}: needs three values, for red, green and blue, as fractions of 255"
+        for key, values in (("mean", mean), ("std", std))
+        if len(values) != 3
+    ]
+    if min(std, default=1.0) <= 0:
+        problems.append(f"dataset.std={list(std)}: must be positive")
+    if problems:
+        raise UserError(*problems)

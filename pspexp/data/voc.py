@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from pspexp.data.labels import VOC_COLOURS, VOID, read_label, read_picture
-from pspexp.data.source import Role, Sample, check_classes
+from pspexp.data.source import Role, Sample, check_classes, check_colours
 from pspexp.errors import UserError, did_you_mean
 
 PICTURES, SPLITS = "JPEGImages", "ImageSets/Segmentation"
@@ -87,6 +87,7 @@ class VocSource:
         self.class_names = read_class_names(root) if class_names is None else list(class_names)
         self.num_classes = len(self.class_names) if num_classes is None else num_classes
         check_classes(self.num_classes, self.class_names, ignore_index)
+        check_colours(mean, std)
         self.ignore_index = ignore_index
         self.mean, self.std = list(mean), list(std)
         self._first = 1 if ignore_background else 0  # label value of class 0

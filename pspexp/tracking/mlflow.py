@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock
 
 from pspexp.errors import UserError
+from pspexp.tracking.secrets import mask_logins
 
 if TYPE_CHECKING:
     from pspexp.tracking.tracker import Status
@@ -54,7 +55,7 @@ class MLflowTracker:
         self._run_id = ""
 
     def __str__(self) -> str:
-        return mask(f"MLflow at {self._uri}")
+        return mask_logins(f"MLflow at {self._uri}")
 
     def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
         """Starts a run or goes on with `run_id`; one that this MLflow does not know is replaced by a new run."""
@@ -202,12 +203,7 @@ def download_checkpoint(run_id: str, file: str, tracking_uri: str | None, output
             return Path(MlflowClient(tracking_uri=uri).download_artifacts(run_id, f"checkpoints/{file}"))
     except Exception as error:  # MLflow raises half a dozen kinds for the same reasons
         reason = " ".join(str(error).split())[:300]
-        raise UserError(mask(f"runs:/{run_id}: no checkpoints/{file} from {uri}: {reason}")) from error
-
-
-def mask(text: str) -> str:
-    """`text` without the passwords that addresses may hold."""
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+        raise UserError(mask_logins(f"runs:/{run_id}: no checkpoints/{file} from {uri}: {reason}")) from error
 
 
 def cut(text: str, length: int, end: str = "…") -> str:

@@ -1,9 +1,8 @@
 """Finding earlier runs and their checkpoints."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -11,13 +10,13 @@ from pspexp.errors import UserError
 from pspexp.tracking.local import read_summary
 
 
-def find_checkpoint(path: str, file: str, tracking: Mapping[str, Any]) -> Path:
+def find_checkpoint(path: str, file: str, output_root: str = "outputs", tracking_uri: str | None = None) -> Path:
     """The checkpoint file that ``path`` means: itself, or ``file`` of a run folder or of an MLflow run.
 
     Args:
         path: a file, a run folder or ``runs:/<MLflow run id>``.
         file: ``best.pt`` or ``last.pt``.
-        tracking: the ``tracking`` node, which tells where MLflow's records are.
+        output_root, tracking_uri: where MLflow's records are, see `pspexp.tracking.mlflow.MLflowTracker`.
 
     Raises:
         UserError: there is none.
@@ -26,7 +25,7 @@ def find_checkpoint(path: str, file: str, tracking: Mapping[str, Any]) -> Path:
         from pspexp.tracking.mlflow import download_checkpoint  # MLflow takes seconds to import
 
         run_id = path.removeprefix("runs:/").strip("/")
-        return download_checkpoint(run_id, file, tracking.get("tracking_uri"), tracking.get("output_root", "outputs"))
+        return download_checkpoint(run_id, file, tracking_uri, output_root)
     found = Path(path) / "checkpoints" / file if Path(path).is_dir() else Path(path)
     if not found.is_file():
         raise UserError(f"{path}: no checkpoint there (looked for {found.absolute()})")

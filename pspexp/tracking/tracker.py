@@ -12,8 +12,8 @@ import numpy.typing as npt
 from pspexp.checkpoint import flatten
 from pspexp.tracking.figures import Picture
 from pspexp.tracking.local import LocalTracker, finite
-from pspexp.tracking.mlflow import mask
 from pspexp.tracking.provenance import git_commit
+from pspexp.tracking.secrets import mask_logins
 
 if TYPE_CHECKING:
     from pspexp.metrics import Report
@@ -213,7 +213,7 @@ class Tracker:
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             text = f"{view} is switched off, records of this run go on in {self.folder}: {reason}"
-            logger.warning("%s", mask(text))
+            logger.warning("%s", mask_logins(text))
             return False
         return True
 

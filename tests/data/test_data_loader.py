@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pspexp.data.loader import Batch, TrainLoader, class_pixels, eval_loader
+from pspexp.data.loader import Batch, TrainLoader, eval_loader
 from pspexp.errors import UserError
 
 
@@ -144,8 +144,3 @@ def test_evaluation_is_in_order_and_groups_by_size(num_workers: int, batch_size:
         seen += indices
     assert seen == list(range(9))
     assert len(list(loader)) == len(loader)
-
-
-def test_class_pixels_puts_ignored_pixels_last() -> None:
-    counts = class_pixels(Numbered(6), 2)
-    assert counts.tolist() == [32, 32, 32]

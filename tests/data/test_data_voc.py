@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from pspexp.data.labels import VOC_CLASSES, VOC_COLOURS
-from pspexp.data.source import class_pixels
 from pspexp.data.voc import VocSource, read_class_names
 from pspexp.errors import UserError
 
@@ -84,13 +83,6 @@ def test_ignored_pixels_get_the_ignore_index(tmp_path: Path, ignore_background: 
     label = np.asarray(source.open("train")[0][1])
     assert label[0, 3] == 200
     assert label[0, 0] == (200 if ignore_background else 0)
-
-
-def test_class_pixels_counts_a_whole_split(tmp_path: Path) -> None:
-    make_tree(tmp_path / "VOC2007", train=3)
-    counts = class_pixels(make_source(tmp_path).open("train"), 20)
-    assert counts.dtype == np.int64
-    assert {k: int(n) for k, n in enumerate(counts) if n} == {0: 3, 14: 6, 19: 3, 20: 12}
 
 
 def test_grey_labels_go_first_and_palette_labels_fill_in(tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""Configuration becomes objects: the only caller of Hydra's ``instantiate``. What is wrong is told all at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pspexp.data.loader import TrainLoader
+from pspexp.data.source import Source, Split
+from pspexp.device import Device, Precision
+from pspexp.errors import UserError
+from pspexp.inference import Inference
+
+Built = TypeVar("Built")
+
+
+def build(node: DictConfig | dict[str, Any]) -> Any:
+    """The object that a node with ``_target_`` describes, made from plain Python values.
+
+    Raises:
+        UserError: the arguments are of the right type but not acceptable.
+    """
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, ValueError):  # a constructor's word for an argument it cannot take
+            raise UserError(f"{node['_target_']}: {cause}") from cause
+        raise
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every job that runs a network needs; model and loss are on the device."""
+
+    device: Device
+    precision: Precision
+    source: Source
+    inference: Inference
+    model: nn.Module
+    loss: nn.Module
+
+
+@dataclass(frozen=True)
+class TrainingParts(Parts):
+    """What a training needs besides."""
+
+    training: Split
+    validation: Split
+    data: TrainLoader
+    optimizer: Optimizer
+    scheduler: LRScheduler
+
+
+class Attempts:
+    """Makes one thing after another and keeps what is wrong with each, so that it can be told at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def __call__(self, make: Callable[..., Built], *needed: Any) -> Any:
+        """``make(*needed)``; None where it failed, or where something needed is None because it failed before."""
+        if any(one is None for one in needed):
+            return None
+        try:
+            return make(*needed)
+        except UserError as error:
+            self.problems += error.problems
+            return None
+
+    def finish(self) -> None:
+        """Raise UserError with all problems, if there are any."""
+        if self.problems:
+            raise UserError(*self.problems)
+
+
+def build_parts(config: DictConfig, *, start_weights: bool = False) -> Parts:
+    """Build what a test needs.
+
+    Args:
+        start_weights: let the model load the weights it is configured to start from. Otherwise others follow.
+
+    Raises:
+        UserError: with everything that cannot be built.
+    """
+    attempt = Attempts()
+    parts = attempt_parts(config, attempt, start_weights)
+    attempt.finish()
+    return Parts(**parts)
+
+
+def build_training(config: DictConfig, *, start_weights: bool) -> TrainingParts:
+    """Build what a training needs; the same arguments and errors as :func:`build_parts`."""
+    attempt = Attempts()
+    parts = attempt_parts(config, attempt, start_weights)
+    training = attempt(lambda source: source.open("train"), parts["source"])
+    validation = attempt(lambda source: source.open("val"), parts["source"])
+    augment = attempt(lambda: build(config.augment))
+    data = attempt(lambda *needed: training_data(config, *needed), training, augment, parts["device"])
+    # After the model has moved: on some devices moving replaces the parameters.
+    optimizer = attempt(lambda model: build(config.optimizer)(model=model), parts["model"])
+    scheduler = attempt(
+        lambda optimizer, data: build(config.scheduler)(
+            optimizer=optimizer, total_steps=config.trainer.epochs * data.steps_per_epoch
+        ),
+        optimizer,
+        data,
+    )
+    attempt.finish()
+    return TrainingParts(
+        **parts, training=training, validation=validation, data=data, optimizer=optimizer, scheduler=scheduler
+    )
+
+
+def attempt_parts(config: DictConfig, attempt: Attempts, start_weights: bool) -> dict[str, Any]:
+    """The fields of :class:`Parts`, None where something failed."""
+    node = config.model
+    if not start_weights:  # the files it once started from may be gone
+        node = OmegaConf.merge(node, {key: None for key in ("weights", "backbone_weights") if key in node})
+    device = attempt(lambda: build(config.device))
+    precision = attempt(lambda: build(config.precision))
+    attempt(lambda precision, device: precision.resolve(device), precision, device)
+    torch.manual_seed(config.seed)  # the fresh weights must not depend on what was built before
+    model, loss = attempt(lambda: build(node)), attempt(lambda: build(config.loss))
+    if device is not None and model is not None and loss is not None:
+        # Activations follow the layout of the weights.
+        layout = torch.channels_last if config.channels_last else torch.preserve_format
+        model, loss = model.to(device.torch, memory_format=layout), loss.to(device.torch)
+    return {
+        "device": device,
+        "precision": precision,
+        "source": attempt(lambda: build(config.dataset)),
+        "inference": attempt(lambda: build(config.inference)),
+        "model": model,
+        "loss": loss,
+    }
+
+
+def training_data(config: DictConfig, split: Split, augment: Any, device: Device) -> TrainLoader:
+    """The loader of augmented training images."""
+    return TrainLoader(
+        split,
+        augment,
+        batch_size=config.loader.batch_size,
+        accumulate=config.trainer.accumulate,
+        num_workers=config.loader.num_workers,
+        seed=config.seed,
+        pin_memory=device.pin_memory,
+    )
