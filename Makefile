@@ -37,7 +37,7 @@ imports: $(VENV)/.installed-dev ## the import contract between the rooms
 	$(VENV)/bin/lint-imports
 
 pytest: $(VENV)/.installed-dev ## the test suite
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 format: $(VENV)/.installed-dev ## let ruff rewrite what it can
 	$(VENV)/bin/ruff check --fix .
@@ -53,7 +53,7 @@ $(VENV_MIN)/.installed: setup.cfg constraints-min.txt
 	touch $@
 
 test-min: $(VENV_MIN)/.installed ## the test suite on the oldest supported versions (torch 2.4)
-	$(VENV_MIN)/bin/python -m pytest
+	$(VENV_MIN)/bin/python -m pytest -n 2 --dist loadfile
 
 test-wheel: $(VENV)/.installed-dev ## build a wheel, install it elsewhere, run it from another folder
 	tests/wheel.sh $(RUN)

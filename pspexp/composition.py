@@ -146,7 +146,8 @@ def add_search_path(folders: Sequence[str]) -> None:
         return
     search_path = GlobalHydra.instance().config_loader().get_search_path()
     for folder in folders:
-        search_path.append("command-line", folder if "://" in folder else f"file://{Path(folder).absolute()}")
+        path = folder if "://" in folder else f"file://{Path(folder).absolute()}"
+        search_path.prepend("command-line", path, anchor="schema")
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2("pspexp", search_path)
 
@@ -276,7 +277,7 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     saved = OmegaConf.create(content["config"])
     explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
     for key in FROM_CHECKPOINT:
-        if key in explicit:
+        if key in explicit or not has_key(saved, key):
             continue
         below = {name: OmegaConf.select(config, name) for name in explicit if name.startswith(f"{key}.")}
         OmegaConf.update(config, key, OmegaConf.select(saved, key), merge=False)

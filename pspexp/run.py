@@ -241,9 +241,8 @@ def describe(config: DictConfig, parts: Parts, num_images: int, folder: Path) ->
 def left_out(data: TrainLoader, num_images: int) -> str:
     """One line for people about the images that do not fill the last step of an epoch."""
     rest = num_images % data.images_per_step
-    return f"{data.steps_per_epoch} steps an epoch" + (
-        f"; {rest} images, others each time, are left out" if rest else ""
-    )
+    note = f"; {rest} of {num_images} images, others each time, are left out" if rest else ""
+    return f"{data.steps_per_epoch} steps an epoch{note}"
 
 
 JOBS = {"train": train, "test": test}

@@ -121,6 +121,11 @@ def test_yaml_floats_are_numbers(root: str) -> None:
         ("mode=test", "checkpoint.path=null: mode=test needs a checkpoint"),
         ("model.weights=no/such.pt", "model.weights=no/such.pt: no such file or folder"),
         ("checkpoint.resume=no/such.pt", "checkpoint.resume=no/such.pt: no such file or folder"),
+        ("~mode", "mode: missing; give it a value"),
+        ("dataset=null", "dataset=None: no such option"),
+        ("model.output_stride=0", "model.output_stride=0: input should be 8, 16 or 32"),
+        ("optimizer._partial_=false", "optimizer._partial_=False: must be true"),
+        ("dataset.root=5", "dataset.root=5: input should be a valid string"),
         ("~optimizer.lr", "optimizer.lr: missing; give it a value"),
         ("model._target_=pspexp.models.psp.pspnet", "model._target_=pspexp.models.psp.pspnet: cannot be imported"),
     ],
@@ -175,6 +180,22 @@ def test_a_mistake_in_a_yaml_file_is_named(
     group = file.partition("/")[0]
 
     assert said in "\n".join(problems(root, f"{group}=mine"))
+
+
+def test_a_key_that_is_null_can_be_set(root: str) -> None:
+    assert pspexp.compose([root, "run_name=first"]).run_name == "first"
+
+
+def test_home_folders_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pspexp.compose(["dataset.root='~'"]).dataset.root == str(tmp_path)
+
+
+def test_a_wrong_checkpoint_brings_no_other_problems() -> None:
+    assert problems("mode=test", "checkpoint.path=no/such.pt") == [
+        f"no/such.pt: no checkpoint there (looked for {Path('no/such.pt').absolute()})"
+    ]
+    assert problems("mode=test", "checkpoint.path=5", "dataset=shapes")[0].startswith("checkpoint.path=5")
 
 
 def test_class_names_of_a_folder(tmp_path: Path) -> None:

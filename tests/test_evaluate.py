@@ -48,6 +48,13 @@ def test_counts_over_images_of_different_sizes(evaluator: Evaluator) -> None:
     assert found.scalars("val")["val/loss"] == found.loss
 
 
+def test_the_loss_does_not_depend_on_the_batch_size(evaluator: Evaluator) -> None:
+    first, second = batch(0, [[0, 255]], [[0, 255]]), batch(1, [[0, 200]], [[1, 1]])
+    together = Batch(torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels]), [0, 1])
+    one_by_one = evaluator(Bright(), [[first], [second]], num_images=2)
+    assert evaluator(Bright(), [[together]], num_images=2).loss == one_by_one.loss
+
+
 def test_pictures_are_spread_over_the_set(evaluator: Evaluator) -> None:
     groups = [[batch(index, [[index, 255]], [[0, 1]])] for index in range(20)]
     found = evaluator(Bright(), groups, num_images=20)

@@ -1,6 +1,7 @@
 """The loop, with a three-line model: exact resume from any step, one record an interval, nothing spoiled by NaN."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -287,11 +288,31 @@ def test_a_non_finite_loss_stops_before_the_weights_are_touched(make: Make) -> N
     sane.fit()
     with pytest.raises(NonFiniteLossError) as caught:
         exploding.fit()
-    assert "at step 5" in str(caught.value)
+    assert "step 5: the loss is nan" in str(caught.value)
     assert sum(f"train_{index:05d}" in str(caught.value) for index in range(10)) == 2
     for (name, weight), other in zip(exploding.model.named_parameters(), sane.model.parameters(), strict=True):
         assert torch.equal(weight, other), name
     assert not (exploding.checkpoints.folder / "last.pt").exists()
+
+
+@pytest.mark.parametrize("grad_clip", [None, 1.0])
+def test_a_non_finite_gradient_stops_before_the_weights_are_touched(make: Make, grad_clip: float | None) -> None:
+    trainer = make("run", grad_clip=grad_clip)
+    weight = trainer.model.layers[0].weight  # type: ignore[union-attr, index]
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = weight.detach().clone()
+    with pytest.raises(NonFiniteLossError, match="step 1: the loss is"):
+        trainer.fit()
+    assert torch.equal(weight, before)
+
+
+def test_a_state_from_elsewhere_makes_a_best_of_its_own(make: Make) -> None:
+    first = make("first")
+    first.fit()
+    second = make("second").checkpoints.folder
+    shutil.copy(first.checkpoints.folder / "last.pt", second)
+    make("second", resume=True).fit()
+    assert (second / "best.pt").is_file()
 
 
 def test_all_pixels_ignored_is_harmless(make: Make) -> None:

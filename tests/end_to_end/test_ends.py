@@ -101,6 +101,34 @@ def test_a_run_is_not_overwritten(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
+def test_another_run_is_not_continued_over(cli: Cli, tmp_path: Path) -> None:
+    words = (*TINY, "trainer.max_steps=1")
+    assert cli(*words, "hydra.run.dir=a") == cli(*words, "hydra.run.dir=b", "seed=5") == 0
+    before = (tmp_path / "b" / "checkpoints" / "last.pt").read_bytes()
+    assert cli(*TINY, "checkpoint.resume=a", "hydra.run.dir=b") == 2
+    assert (tmp_path / "b" / "checkpoints" / "last.pt").read_bytes() == before
+
+
+def test_ranges_are_told_all_at_once(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("model.dropout=2", "augment.scale_min=-1", "loss.main_weight=-1")
+    assert cli("mode=check", *TINY, *words) == 2
+    said = capsys.readouterr().out
+    assert [word for word in ("dropout", "scale_min", "main_weight") if word not in said] == []
+    assert cli("mode=check", *TINY, "optimizer.lr=-1", "trainer.grad_clip=1.0") == 2
+    assert "lr" in capsys.readouterr().out
+    assert cli("mode=check", *TINY, "scheduler.warmup_steps=9999") == 2
+    assert "warmup_steps" in capsys.readouterr().out
+
+
+def test_passwords_are_written_nowhere(cli: Cli, tmp_path: Path) -> None:
+    address = "tracking.tracking_uri='http://user:hunter2@127.0.0.1:9'"
+    words = [word for word in TINY if not word.startswith("tracking")]
+    assert cli(*words, address, "trainer.max_steps=1", "hydra.run.dir=run") == 0
+    texts = [file for file in (tmp_path / "run").rglob("*") if file.is_file() and file.suffix != ".png"]
+    assert len(texts) > 5
+    assert [file.name for file in texts if b"hunter2" in file.read_bytes()] == []
+
+
 def test_the_users_own_folder_of_options(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "own" / "optimizer").mkdir(parents=True)
     (tmp_path / "own" / "optimizer" / "mine.yaml").write_text("defaults: [sgd]\nlr: 0.5\n")

@@ -161,6 +161,12 @@ def test_starting_from_a_checkpoint_with_other_classes(trained: Path, cli: Cli, 
     torch.testing.assert_close(tuned["backbone.layer4.1.conv2.weight"], first["backbone.layer4.1.conv2.weight"])
     assert tuned["classifier.weight"].shape[0] == 3
 
+    weights.rename(weights.with_suffix(".moved"))  # what it started from may be gone later
+    try:
+        assert cli("mode=test", "checkpoint.path=tuned", "hydra.run.dir=tested", "tracking=none") == 0
+    finally:
+        weights.with_suffix(".moved").rename(weights)
+
 
 @pytest.mark.parametrize(
     "choice",

@@ -13,7 +13,8 @@ from pspexp.errors import UserError
 from pspexp.metrics import Report
 from pspexp.tracking import LocalTracker, MLflowTracker, Tracker, mlflow_views
 from pspexp.tracking.local import read_records, read_summary
-from pspexp.tracking.mlflow import Names, cut, download_checkpoint, mask, resolve_uri, sqlite_file
+from pspexp.tracking.mlflow import Names, cut, download_checkpoint, resolve_uri, sqlite_file
+from pspexp.tracking.secrets import mask_logins
 
 
 @pytest.fixture(autouse=True)
@@ -257,6 +258,6 @@ def test_small_helpers(tmp_path: Path) -> None:
     assert [names("a+b"), names("a#b"), names("a+b"), names("x/y z.é-1")] == ["a_b", "a_b_2", "a_b", "x/y z.é-1"]
     assert cut("abcdef", 4) == "abc…"
     assert cut("abcd", 4) == "abcd"
-    assert mask("at http://me:secret@host/x") == "at http://***@host/x"
+    assert mask_logins("at http://me:secret@host/x") == "at http://***@host/x"
     assert sqlite_file(f"sqlite:///{tmp_path}/a.db?timeout=5") == tmp_path.resolve() / "a.db"
     assert sqlite_file("http://host") is None
