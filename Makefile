@@ -1,6 +1,7 @@
 # Every command a developer needs. `make help` lists them.
 PYTHON ?= python3
-PYTHON_MIN ?= $(shell command -v python3.10 || command -v python3.11 || echo python3)
+# The oldest that torch 2.4 knows and that runs here: a version manager's shim may exist without its Python.
+PYTHON_MIN ?= $(shell for one in python3.10 python3.11 python3; do $$one -c '' 2>/dev/null && echo $$one && break; done)
 VENV := .venv
 VENV_MIN := .venv-min
 RUN := $(VENV)/bin/python

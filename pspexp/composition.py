@@ -4,23 +4,22 @@ Hydra stops at the first bad override and lets several kinds pass (``+new=key``,
 numbers belong), so overrides are examined one by one here, before Hydra's own composition sees them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.hydra import Hydra
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pspexp import schema
-from pspexp.errors import UserError, did_you_mean
+from pspexp.errors import UserError
+from pspexp.overrides import first_value, has_key, is_group, key_problem, one_line, option_problems, parse
 
 # What mode=test takes from the checkpoint unless it is overridden explicitly. The loss, too: val/loss depends on it.
 FROM_CHECKPOINT = (
@@ -40,7 +39,6 @@ FOLLOWS = {
     "inference.align_corners": "model.align_corners",
     "loss.ignore_index": "dataset.ignore_index",
 }
-OPTIONAL_GROUPS = ("experiment",)
 PATH_KEYS = (
     "dataset.root",
     "checkpoint.path",
@@ -70,6 +68,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: with every problem that was found.
     """
+    overrides = [*overrides, *saved_choices(overrides)]
     return finish(without_hydra(compose_checked(overrides)), overrides)
 
 
@@ -152,85 +151,6 @@ def add_search_path(folders: Sequence[str]) -> None:
     Hydra.create_main_hydra2("pspexp", search_path)
 
 
-def parse(overrides: Sequence[str], loader: ConfigLoader, sweep: bool) -> tuple[list[Override], list[str]]:
-    """The overrides that can be read, and a line for each that cannot."""
-    parsed, problems = [], []
-    parser = OverridesParser.create(config_loader=loader)
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            hint = "" if "=" in text else f"; write {text}=<value>"
-            problems.append(f"{text}: cannot be read as key=value{hint} ({one_line(error)})")
-            continue
-        if override.is_sweep_override() and not sweep:
-            problems.append(
-                f"{text}: several values need a sweep; add -m, or quote a list: '{override.key_or_group}=[…]'"
-            )
-            continue
-        parsed.append(override)
-    return parsed, problems
-
-
-def is_group(override: Override, loader: ConfigLoader) -> bool:
-    """Whether the override chooses an option of a config group."""
-    return bool(loader.get_group_options(override.key_or_group))
-
-
-def option_problems(override: Override, loader: ConfigLoader) -> list[str]:
-    """Why the group has no such option: one line a value."""
-    group, options = override.key_or_group, loader.get_group_options(override.key_or_group)
-    if override.is_delete():
-        return []
-    value = override.value()
-    values = list(override.sweep_iterator()) if isinstance(value, Sweep) else [value]
-    names = [name for one in values for name in (one if isinstance(one, list) else [one])]
-    return [
-        f"{group}={name}: no such option; {group} is one of {', '.join(options)}{did_you_mean(str(name), options)}"
-        for name in names
-        if str(name) not in options and not (name is None and group in OPTIONAL_GROUPS)
-    ]
-
-
-def key_problem(override: Override, config: DictConfig) -> str | None:
-    """Why the override's key cannot be set, or None. ``+key`` may add what a target accepts, not a new root key."""
-    key = override.key_or_group
-    parent = key.rpartition(".")[0]
-    if parent and OmegaConf.select(config, parent) is None:
-        known = False
-    elif override.is_add() or override.is_force_add():
-        known = "." in key or key in config
-    else:
-        known = has_key(config, key)
-    if known:
-        return None
-    return f"{key}: unknown key{did_you_mean(key, flat_keys(config))}"
-
-
-def has_key(config: DictConfig, key: str) -> bool:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    if OmegaConf.is_list(node):
-        return name.isdigit() and int(name) < len(node)
-    return OmegaConf.is_dict(node) and name in node
-
-
-def flat_keys(config: DictConfig) -> Iterator[str]:
-    """Every dotted key."""
-    for key, value in config.items_ex(resolve=False):
-        yield str(key)
-        if OmegaConf.is_dict(value) and not value._is_none() and not value._is_interpolation():
-            yield from (f"{key!s}.{below}" for below in flat_keys(value))
-
-
-def first_value(override: Override) -> str:
-    """The override as a single-run word; of a sweep its first value."""
-    if not override.is_sweep_override():
-        return str(override.input_line)
-    value: str = next(override.sweep_string_iterator())
-    return f"{override.get_key_element()}={value}"  # the key with its + or ++
-
-
 def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Complete, resolve and check what Hydra composed.
 
@@ -264,6 +184,31 @@ def expand_home(config: DictConfig) -> None:
             OmegaConf.update(config, key, str(Path(path).expanduser()))
 
 
+def saved_choices(overrides: Sequence[str]) -> list[str]:
+    """For ``mode=test`` the options that the checkpoint was made with, as words, so that their keys can be overridden.
+
+    Explicitly chosen groups are left out, and so is everything that is wrong with the checkpoint: `finish` tells.
+    """
+    words = {key.lstrip("+"): value.strip("'\"") for key, _, value in (word.partition("=") for word in overrides)}
+    if words.get("mode") != "test" or "checkpoint.path" not in words:
+        return []
+    from pspexp import checkpoint  # as in `take_from_checkpoint`
+    from pspexp.tracking import runs
+
+    where = words.get("output_root", "outputs"), words.get("tracking.tracking_uri")
+    try:
+        file = runs.find_checkpoint(str(Path(words["checkpoint.path"]).expanduser()), "best.pt", *where)
+        content = checkpoint.read(file, foreign=True)
+    except UserError:
+        return []
+    chosen = content["config"]["choices"] if checkpoint.is_ours(content) else {}
+    return [
+        f"{group}={option}"
+        for group, option in chosen.items()
+        if group in FROM_CHECKPOINT and group not in words and (Path(conf_dir()) / group / f"{option}.yaml").is_file()
+    ]
+
+
 def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     """Replace what belongs to the checkpoint of ``mode=test``, keeping explicit overrides."""
     from pspexp import checkpoint  # torch takes seconds to import, and --help needs none of it
@@ -275,7 +220,8 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     if not checkpoint.is_ours(content):
         return  # the command line says what they are
     saved = OmegaConf.create(content["config"])
-    explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    same = {f"{group}={option}" for group, option in saved.choices.items()}  # the checkpoint's own options
+    explicit = {text.lstrip("+~").partition("=")[0] for text in overrides if text not in same}
     for key in FROM_CHECKPOINT:
         if key in explicit or not has_key(saved, key):
             continue
@@ -305,8 +251,3 @@ def name_classes(config: DictConfig) -> None:
         dataset.class_names = read_class_names(root)
     if dataset.get("num_classes", 0) is None and OmegaConf.is_list(dataset.get("class_names")):
         dataset.num_classes = len(dataset.class_names)
-
-
-def one_line(error: Exception) -> str:
-    """The message of a library's error, without its further lines."""
-    return " ".join(part for part in (line.strip() for line in str(error).splitlines()) if part)[:500]

@@ -52,6 +52,8 @@ def examine(words: Sequence[str]) -> list[str]:
     arguments = get_args_parser().parse_args(list(words))
     if any(getattr(arguments, name, None) for name in ASKS_HYDRA):
         return list(words)
+    saved = composition.saved_choices(arguments.overrides)
+    words, arguments.overrides = [*words, *saved], [*arguments.overrides, *saved]
     folders = [arguments.config_dir] if arguments.config_dir else []
     config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders)
     if arguments.multirun:

@@ -8,6 +8,7 @@ import pytest
 
 from pspexp import composition
 from pspexp.main import get_args_parser
+from pspexp.overrides import flat_keys
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text()
@@ -26,7 +27,7 @@ def test_there_are_commands() -> None:
 
 def test_every_documented_key_exists() -> None:
     config = composition.compose_checked([])
-    keys = set(composition.flat_keys(config))
+    keys = set(flat_keys(config))
     table = README[README.index("The keys most often changed") : README.index("Ctrl-C and SIGTERM")]
     documented = re.findall(r"`((?:crop_size|loader|trainer|optimizer|model|checkpoint)[a-z_.]*)`", table)
     assert len(documented) > 10
