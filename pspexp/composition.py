@@ -172,6 +172,8 @@ def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     schema.check(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    if config.dataset.get("root") is not None:  # a checkpoint may be tested from another folder
+        config.dataset.root = str(Path(config.dataset.root).absolute())
     OmegaConf.set_struct(config, True)
     return config
 

@@ -127,8 +127,7 @@ class Trainer:
     ) -> None:
         self.model, self.loss, self.optimizer, self.scheduler = model, loss, optimizer, scheduler
         self.data, self.names, self.validate = data, names, validate
-        self.device, self.precision = device, precision
-        self.mean, self.std, self.seed = mean, std, seed
+        self.device, self.precision, self.mean, self.std, self.seed = device, precision, mean, std, seed
         self.tracker, self.checkpoints, self.stop_signal = tracker, checkpoints, stop_signal
         self.validate_every, self.log_every, self.every_steps = validate_every, log_every, every_steps
         self.grad_clip, self.accumulate = grad_clip, accumulate
@@ -193,9 +192,8 @@ class Trainer:
             losses.append(loss.detach())
         # Infinity leaves the gradients as they are; their norm is wanted all the same.
         norm = clip_grad_norm_(self.model.parameters(), math.inf if self.grad_clip is None else self.grad_clip)
-        *values, gradient = torch.stack(
-            [*losses, norm.to(losses[0].dtype)]
-        ).tolist()  # the step's one wait for the device
+        # The step's one wait for the device.
+        *values, gradient = torch.stack([*losses, norm.to(losses[0].dtype)]).tolist()
         if not all(map(math.isfinite, (*values, gradient))):
             self._refuse(values, gradient, group)
         self.optimizer.step()

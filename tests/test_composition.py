@@ -191,6 +191,12 @@ def test_home_folders_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert pspexp.compose(["dataset.root='~'"]).dataset.root == str(tmp_path)
 
 
+def test_a_data_folder_is_remembered_by_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert pspexp.compose(["dataset.root=data"]).dataset.root == str(tmp_path / "data")
+
+
 def test_a_wrong_checkpoint_brings_no_other_problems() -> None:
     assert problems("mode=test", "checkpoint.path=no/such.pt") == [
         f"no/such.pt: no checkpoint there (looked for {Path('no/such.pt').absolute()})"

@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ Augment = Callable[[Image.Image, Image.Image, np.random.Generator], Sample]
 Prepare = Callable[[Image.Image, Image.Image], Sample]
 _Item = tuple[Tensor, Tensor, int]
 _T = TypeVar("_T")
+_PARENTS = (signal.SIGINT, signal.SIGTERM)  # signals that are the parent's to answer
 
 
 class Batch(NamedTuple):
@@ -205,7 +207,9 @@ def _by_size(items: Sequence[_Item | UserError]) -> list[Batch | UserError]:
 
 
 def _raise_failures(loader: Iterable[_T]) -> Iterator[_T]:
-    for item in loader:
+    with _signals_held_back():  # until the workers have said that they ignore them
+        items = iter(loader)
+    for item in items:
         for part in item if isinstance(item, list) else [item]:
             if isinstance(part, UserError):
                 raise part
@@ -236,5 +240,20 @@ def _start_worker(worker_id: int) -> None:
     Workers end when it tells them to, or when it is gone.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _PARENTS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Deliver the parent's signals later; processes that start meanwhile hold them back as well."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
