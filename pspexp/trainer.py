@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,8 +151,10 @@ class Trainer:
             Interrupted: a signal asked to stop; ``last.pt`` has been saved.
         """
         at = self.position
-        batches = self.data.batches(at.step, self.last_step)
-        with Progress(self.last_step, "train", start=at.step, log_every=self.log_every) as progress:
+        with (
+            closing(self.data.batches(at.step, self.last_step)) as batches,
+            Progress(self.last_step, "train", start=at.step, log_every=self.log_every) as progress,
+        ):
             if self._validation_is_due():  # it was interrupted
                 self._validate()
             while at.step < self.last_step:

@@ -1,10 +1,12 @@
 """Batches for training and evaluation: what one holds depends only on the seed and its place in the run."""
 
+import atexit
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ Augment = Callable[[Image.Image, Image.Image, np.random.Generator], Sample]
 Prepare = Callable[[Image.Image, Image.Image], Sample]
 _Item = tuple[Tensor, Tensor, int]
 _T = TypeVar("_T")
+_open_iterators: WeakSet[Any] = WeakSet()
 _PARENTS = (signal.SIGINT, signal.SIGTERM)  # signals that are the parent's to answer
 
 
@@ -78,7 +81,7 @@ class TrainLoader:
                 f"{len(split)} training images; make either smaller"
             )
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+    def batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
         """The micro-batches of steps ``first_step`` … ``last_step - 1`` (from 0), across epochs.
 
         One set of workers serves the whole call.
@@ -209,11 +212,30 @@ def _by_size(items: Sequence[_Item | UserError]) -> list[Batch | UserError]:
 def _raise_failures(loader: Iterable[_T]) -> Iterator[_T]:
     with _signals_held_back():  # until the workers have said that they ignore them
         items = iter(loader)
-    for item in items:
-        for part in item if isinstance(item, list) else [item]:
-            if isinstance(part, UserError):
-                raise part
-        yield item
+    _open_iterators.add(items)
+    try:
+        for item in items:
+            for part in item if isinstance(item, list) else [item]:
+                if isinstance(part, UserError):
+                    raise part
+            yield item
+    finally:
+        _end_workers(items)
+
+
+def _end_workers(items: Any) -> None:
+    """Let the workers end now, not when nothing, such as a traceback, refers to their iterator any more.
+
+    Python terminates forgotten ones at exit with the SIGTERM that they ignore, and would wait for them for ever.
+    """
+    if hasattr(items, "_shutdown_workers"):  # without workers there is none
+        items._shutdown_workers()
+
+
+@atexit.register
+def _end_all_workers() -> None:
+    for items in list(_open_iterators):
+        _end_workers(items)
 
 
 def _worker_options(num_workers: int, pin_memory: bool) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,3 +147,19 @@ def test_evaluation_is_in_order_and_groups_by_size(num_workers: int, batch_size:
         seen += indices
     assert seen == list(range(9))
     assert len(list(loader)) == len(loader)
+
+
+def test_a_forgotten_iterator_does_not_keep_the_process_alive() -> None:
+    """As after a crash: a traceback still refers to the iterator when Python exits."""
+    code = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from test_data_loader import make_loader
+if __name__ == "__main__":
+    kept = make_loader(num_workers=2).batches(0, 12)
+    next(kept)
+    raise SystemExit(3)
+"""
+    here = Path(__file__).parent
+    words = [sys.executable, "-c", code, str(here), str(here.parents[1])]
+    assert subprocess.run(words, timeout=60, check=False).returncode == 3
