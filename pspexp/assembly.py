@@ -83,23 +83,27 @@ class Attempts:
             raise UserError(*self.problems)
 
 
-def build_parts(config: DictConfig, *, start_weights: bool = False) -> Parts:
-    """Build what a test needs.
-
-    Args:
-        start_weights: let the model load the weights it is configured to start from. Otherwise others follow.
+def build_parts(config: DictConfig) -> Parts:
+    """Build what a test needs; the model's weights follow from its checkpoint.
 
     Raises:
         UserError: with everything that cannot be built.
     """
     attempt = Attempts()
-    parts = attempt_parts(config, attempt, start_weights)
+    parts = attempt_parts(config, attempt, start_weights=False)
     attempt.finish()
     return Parts(**parts)
 
 
 def build_training(config: DictConfig, *, start_weights: bool) -> TrainingParts:
-    """Build what a training needs; the same arguments and errors as :func:`build_parts`."""
+    """Build what a training needs.
+
+    Args:
+        start_weights: let the model load the weights it is configured to start from. A saved state follows otherwise.
+
+    Raises:
+        UserError: with everything that cannot be built.
+    """
     attempt = Attempts()
     parts = attempt_parts(config, attempt, start_weights)
     training = attempt(lambda source: source.open("train"), parts["source"])

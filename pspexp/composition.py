@@ -102,9 +102,9 @@ def compose_checked(overrides: Sequence[str], *, sweep: bool = False, folders: S
         loader = GlobalHydra.instance().config_loader()
         parsed, problems = parse(overrides, loader, sweep)
         chosen = [one for one in parsed if is_group(one, loader)]
-        for one in chosen:
-            problems += option_problems(one, loader)
-        good = [first_value(one) for one in chosen if not option_problems(one, loader)]
+        wrong = [option_problems(one, loader) for one in chosen]
+        problems += [problem for found in wrong for problem in found]
+        good = [first_value(one) for one, found in zip(chosen, wrong, strict=True) if not found]
         try:
             base = hydra_compose("config", good, return_hydra_config=True)
             values = [one for one in parsed if not is_group(one, loader)]

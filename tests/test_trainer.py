@@ -78,7 +78,7 @@ def make(tmp_path: Path) -> Make:
             "accumulate": 1,
             "ema": None,
         }
-        loss = settings.pop("loss", None) or changes.pop("loss", CrossEntropy(NUM_CLASSES))
+        loss = changes.pop("loss", CrossEntropy(NUM_CLASSES))
         settings |= changes
         train, val = data_source.open("train"), data_source.open("val")
         data = TrainLoader(
