@@ -80,7 +80,7 @@ def pspnet(
     aux_channels: int = 256,
     align_corners: bool = True,
     dropout: float = 0.1,
-    head: Literal["concat"] = "concat",
+    head: Literal["concat", "factorised"] = "factorised",
     backbone_weights: str | None = None,
     weights: str | None = None,
 ) -> PSPNet:

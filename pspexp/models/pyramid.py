@@ -1,11 +1,17 @@
-"""Pyramid pooling (Zhao et al., CVPR 2017, arXiv 1612.01105, section 3.2)."""
+"""Pyramid pooling (Zhao et al., CVPR 2017, arXiv 1612.01105, section 3.2), literally and factorised."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+Matrices = tuple[Tensor, ...]
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
@@ -24,33 +30,85 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Se
     )
 
 
-def region_masks(bins: int, size: int, like: Tensor) -> Tensor:
-    """Which of ``size`` positions each of ``bins`` adaptive-pooling regions covers: 0/1 ``[bins, size]``.
+def _constant(make: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Keep the small fixed matrices that ``make`` returns: making them takes dozens of tiny device operations."""
+    cached = lru_cache(maxsize=64)(make)
 
-    Region i goes from ``floor(i * size / bins)`` to ``ceil((i + 1) * size / bins)``, as in
+    @wraps(make)
+    def get(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            # the sizes may be symbols, the tensors fake
+            return make(*args, **kwargs)
+        with torch.inference_mode(False):  # an inference tensor could not serve training later
+            return cached(*args, **kwargs)  # type: ignore[arg-type]
+
+    return get
+
+
+@_constant
+def region_masks(bins: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which of ``size`` positions each adaptive-pooling region covers, for all ``bins`` one below the other.
+
+    Of n regions, number i goes from ``floor(i * size / n)`` to ``ceil((i + 1) * size / n)``, as in
     ``AdaptiveAvgPool2d``.
+
+    Returns:
+        0/1 ``[sum(bins), size]`` and the regions' lengths ``[sum(bins), 1]``.
     """
-    region = torch.arange(bins, device=like.device)[:, None]
-    position = torch.arange(size, device=like.device)
-    covered = (position >= region * size // bins) & (position < ((region + 1) * size + bins - 1) // bins)
-    return covered.to(like.dtype)
+    position = torch.arange(size, device=device)
+    masks = []
+    for n in bins:
+        region = torch.arange(n, device=device)[:, None]
+        masks.append((position >= region * size // n) & (position < ((region + 1) * size + n - 1) // n))
+    covered = torch.cat(masks).to(dtype)
+    return covered, covered.sum(1, keepdim=True)
 
 
-def adaptive_average(features: Tensor, bins: int) -> Tensor:
-    """Means over ``bins × bins`` regions: ``[N, C, h, w]`` to ``[N, C, bins, bins]``.
+def adaptive_averages(features: Tensor, bins: Sequence[int]) -> list[Tensor]:
+    """Means over n × n regions, for each n in ``bins``: ``[N, C, h, w]`` to ``[N, C, n, n]`` each.
 
-    The same as ``F.adaptive_avg_pool2d``, which MPS refuses when a side is not a multiple of ``bins`` and
-    whose gradient on CUDA differs from run to run. Dividing after each sum, rather than multiplying by
-    rounded reciprocals, keeps means unbiased in half precision; short sums stay within float16's range.
+    The same as ``F.adaptive_avg_pool2d``, which reads the features once for each n, which MPS refuses when a
+    side is not a multiple of n, and whose gradient on CUDA differs from run to run. Dividing after each sum,
+    rather than multiplying by rounded reciprocals, keeps means unbiased in half precision; short sums stay
+    within float16's range.
     """
-    rows = region_masks(bins, features.shape[-2], features)
-    columns = region_masks(bins, features.shape[-1], features)
-    across = features @ columns.T / columns.sum(1)
-    return rows @ across / rows.sum(1)[:, None]
+    height, width = features.shape[-2:]
+    rows, row_lengths = region_masks(tuple(bins), height, features.dtype, features.device)
+    columns, column_lengths = region_masks(tuple(bins), width, features.dtype, features.device)
+    parts = list(bins)
+    row_parts = zip(torch.split(rows, parts), torch.split(row_lengths, parts), strict=True)
+    column_parts = zip(torch.split(columns, parts), torch.split(column_lengths, parts), strict=True)
+    if _is_channels_last(features):
+        by_row = features.permute(0, 2, 3, 1).flatten(2)
+        down = ((rows @ by_row) / row_lengths).view(len(features), len(rows), width, -1)
+        means = [(mask @ d) / n for (mask, n), d in zip(column_parts, torch.split(down, parts, 1), strict=True)]
+        return [m.permute(0, 3, 1, 2) for m in means]
+    across = torch.split((features @ columns.T) / column_lengths.T, parts, 3)
+    return [(mask @ a) / n for (mask, n), a in zip(row_parts, across, strict=True)]
+
+
+@_constant
+def tap_matrices(
+    bins: Sequence[int], size: int, align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> Matrices:
+    """One axis of "enlarge n positions to ``size``, then apply a 3-tap convolution", as matrices ``[size, 3n]``.
+
+    Column ``3 * i + k`` tells how much of position i reaches each output position through tap k: linear
+    interpolation, shifted by ``k - 1``, with the convolution's zero padding beyond the ends.
+    """
+    precise = torch.promote_types(dtype, torch.float32)
+    matrices = []
+    for n in bins:
+        # The identity's rows, enlarged: torch's own weights of each position, to the last bit.
+        unit = torch.eye(n, dtype=precise, device=device)[None]
+        enlarged = F.interpolate(unit, size, mode="linear", align_corners=align_corners)[0].T
+        padded = F.pad(enlarged, (0, 0, 1, 1))
+        matrices.append(torch.stack([padded[k : k + size] for k in range(3)], 2).flatten(1).to(dtype))
+    return tuple(matrices)
 
 
 class ConcatPyramid(nn.Module):
-    """Features beside their own region means at several scales, fused by one 3×3 convolution.
+    """Features beside their own region means at several scales, fused by one 3×3 convolution: as published.
 
     Args:
         in_channels: channels of the features.
@@ -76,11 +134,84 @@ class ConcatPyramid(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``[N, in_channels, h, w]`` to ``[N, out_channels, h, w]``."""
-        levels = [features]
-        for bins, branch in zip(self.bins, self.branches, strict=True):
-            means = branch(adaptive_average(features, bins))
-            levels.append(F.interpolate(means, features.shape[-2:], mode="bilinear", align_corners=self.align_corners))
-        return self.fuse(torch.cat(levels, 1))  # type: ignore[no-any-return]
+        size = features.shape[-2:]
+        enlarged = [
+            F.interpolate(level, size, mode="bilinear", align_corners=self.align_corners)
+            for level in self.levels(features)
+        ]
+        return self.fuse(torch.cat([features, *enlarged], 1))  # type: ignore[no-any-return]
+
+    def levels(self, features: Tensor) -> list[Tensor]:
+        """The branches before they are enlarged: ``[N, branch_channels, n, n]`` for each n in ``bins``."""
+        averages = adaptive_averages(features, self.bins)
+        return [branch(means) for branch, means in zip(self.branches, averages, strict=True)]
 
 
-HEADS = {"concat": ConcatPyramid}
+class FactorisedPyramid(ConcatPyramid):
+    """The same function and the same weights, without the concatenation.
+
+    The fusing convolution is linear, and an enlarged branch is a fixed linear map of its few positions. So the
+    convolution's kernel is split by input: the features are convolved as ever; a branch meets the nine taps of
+    its part where it has n × n positions, and one matrix per axis (`tap_matrices`) both enlarges and shifts the
+    results. At 513×513, output stride 8, this saves half of the multiplications of the head and its largest
+    tensor. Rounding differs from `ConcatPyramid`'s, nothing else.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[N, in_channels, h, w]`` to ``[N, out_channels, h, w]``."""
+        levels = self.levels(features)
+        conv, norm, relu = self.fuse
+        assert isinstance(conv, nn.Conv2d)
+        own, *taps = torch.split(conv.weight, [features.shape[1], *(level.shape[1] for level in levels)], 1)
+        fused = F.conv2d(features, own, conv.bias, padding=1)
+        constants = (self.align_corners, fused.dtype, fused.device)
+        rows = tap_matrices(self.bins, fused.shape[2], *constants)
+        columns = tap_matrices(self.bins, fused.shape[3], *constants)
+        add = _add_channels_last if _is_channels_last(fused) else _add_contiguous
+        return relu(norm(add(fused, levels, taps, rows, columns)))  # type: ignore[no-any-return]
+
+
+def _add_contiguous(
+    fused: Tensor, levels: Sequence[Tensor], taps: Sequence[Tensor], rows: Matrices, columns: Matrices
+) -> Tensor:
+    """Add the branches' shares to ``fused [N, O, h, w]``, in place: one pass, one product over all branches.
+
+    Args:
+        levels: ``[N, C, n, n]``.
+        taps: their parts of the kernel, ``[O, C, 3, 3]``.
+        rows, columns: their `tap_matrices` of h and w.
+    """
+    images, channels, _, width = fused.shape
+    parts = []
+    for level, kernel, row in zip(levels, taps, rows, strict=True):
+        n = level.shape[-1]
+        positions = level.transpose(0, 1).flatten(1)  # [C, N n n]
+        tapped = kernel.permute(0, 2, 3, 1).flatten(0, 2) @ positions
+        grid = tapped.view(channels, 3, 3, images, n, n).permute(3, 0, 4, 1, 5, 2)
+        parts.append(row @ grid.reshape(images * channels, 3 * n, 3 * n))  # [N O, h, 3n]
+    fused.view(-1, width).addmm_(torch.cat(parts, 2).flatten(0, 1), torch.cat(columns, 1).T)
+    return fused
+
+
+def _add_channels_last(
+    fused: Tensor, levels: Sequence[Tensor], taps: Sequence[Tensor], rows: Matrices, columns: Matrices
+) -> Tensor:
+    """`_add_contiguous` for tensors in channels-last order, whose products all end in the channels."""
+    images, channels, height, width = fused.shape
+    parts = []
+    for level, kernel, column in zip(levels, taps, columns, strict=True):
+        n = level.shape[-1]
+        positions = level.permute(0, 2, 3, 1).flatten(0, 2)  # [N n n, C]
+        tapped = positions @ kernel.permute(0, 2, 3, 1).flatten(0, 2).T
+        grid = tapped.view(images, n, n, channels, 3, 3).permute(0, 1, 4, 2, 5, 3)
+        parts.append((column @ grid.reshape(images, 3 * n, 3 * n, channels)).flatten(2))  # [N, 3n, w O]
+    by_row = fused.permute(0, 2, 3, 1).view(images, height, width * channels)
+    by_row.baddbmm_(torch.cat(rows, 1).expand(images, -1, -1), torch.cat(parts, 1))
+    return fused
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+HEADS = {"concat": ConcatPyramid, "factorised": FactorisedPyramid}

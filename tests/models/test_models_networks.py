@@ -9,12 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
-from torch.nn import functional as F
 
 from pspexp.errors import UserError
 from pspexp.models.backbone import BACKBONES, build_backbone
 from pspexp.models.pspnet import PSPNet, pspnet
-from pspexp.models.pyramid import ConcatPyramid, adaptive_average
 from pspexp.models.segmenter import Segmenter
 from pspexp.models.torchvision_models import deeplabv3_resnet50, fcn_resnet50
 
@@ -132,31 +130,6 @@ def test_stems() -> None:
     assert widths("resnet18") == [64]
     assert widths("resnet50c") == [32, 32, 64]
     assert widths("resnet50s") == [64, 64, 128]
-
-
-# --- pyramid -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(13, 13), (12, 16), (65, 7), (3, 2), (1, 1)])
-@pytest.mark.parametrize("bins", [1, 2, 3, 6])
-def test_region_means_are_those_of_adaptive_pooling(size: tuple[int, int], bins: int) -> None:
-    features = torch.randn(2, 3, *size, dtype=torch.float64)
-    expected = F.adaptive_avg_pool2d(features, bins)
-    torch.testing.assert_close(adaptive_average(features, bins), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_region_means_in_half_precision_neither_overflow_nor_drift(dtype: torch.dtype) -> None:
-    features = (900 + 100 * torch.rand(1, 64, 65, 65)).to(dtype)
-    expected = F.adaptive_avg_pool2d(features.double(), 6)
-    error = adaptive_average(features, 6).double() / expected - 1
-    assert error.abs().max() < 2 * torch.finfo(dtype).eps
-    assert error.mean().abs() < 0.05 * torch.finfo(dtype).eps
-
-
-def test_pyramid_keeps_the_size() -> None:
-    pyramid = ConcatPyramid(8, bins=[1, 2, 3, 6], branch_channels=2, out_channels=5, align_corners=True)
-    assert pyramid(torch.randn(2, 8, 7, 9)).shape == (2, 5, 7, 9)
 
 
 # --- arguments ---------------------------------------------------------------------------------------------------
