@@ -1,16 +1,14 @@
 """Pyramid pooling (Zhao et al., CVPR 2017, arXiv 1612.01105, section 3.2), literally and factorised."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+from pspexp.models.linear import constant, interpolation
+
 Matrices = tuple[Tensor, ...]
 
 
@@ -30,22 +28,7 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Se
     )
 
 
-def _constant(make: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Keep the small fixed matrices that ``make`` returns: making them takes dozens of tiny device operations."""
-    cached = lru_cache(maxsize=64)(make)
-
-    @wraps(make)
-    def get(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            # the sizes may be symbols, the tensors fake
-            return make(*args, **kwargs)
-        with torch.inference_mode(False):  # an inference tensor could not serve training later
-            return cached(*args, **kwargs)  # type: ignore[arg-type]
-
-    return get
-
-
-@_constant
+@constant
 def region_masks(bins: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which of ``size`` positions each adaptive-pooling region covers, for all ``bins`` one below the other.
 
@@ -87,7 +70,7 @@ def adaptive_averages(features: Tensor, bins: Sequence[int]) -> list[Tensor]:
     return [(mask @ a) / n for (mask, n), a in zip(row_parts, across, strict=True)]
 
 
-@_constant
+@constant
 def tap_matrices(
     bins: Sequence[int], size: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Matrices:
@@ -99,10 +82,7 @@ def tap_matrices(
     precise = torch.promote_types(dtype, torch.float32)
     matrices = []
     for n in bins:
-        # The identity's rows, enlarged: torch's own weights of each position, to the last bit.
-        unit = torch.eye(n, dtype=precise, device=device)[None]
-        enlarged = F.interpolate(unit, size, mode="linear", align_corners=align_corners)[0].T
-        padded = F.pad(enlarged, (0, 0, 1, 1))
+        padded = F.pad(interpolation(n, size, align_corners, precise, device), (0, 0, 1, 1))
         matrices.append(torch.stack([padded[k : k + size] for k in range(3)], 2).flatten(1).to(dtype))
     return tuple(matrices)
 
@@ -211,7 +191,7 @@ def _add_channels_last(
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    return tensor.stride(1) == 1  # `is_contiguous` does not see it while compiling for any batch size
 
 
 HEADS = {"concat": ConcatPyramid, "factorised": FactorisedPyramid}

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from pspexp.models.linear import enlarge
 
 
 class Segmenter(nn.Module):
@@ -37,4 +38,4 @@ class Segmenter(nn.Module):
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits.contiguous()  # with so few channels, channels-last would be the slower order
-        return F.interpolate(logits, like.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+        return enlarge(logits, (like.shape[-2], like.shape[-1]), self.align_corners)

@@ -130,8 +130,8 @@ def test_it_can_be_compiled_for_changing_sizes(layout: str) -> None:
     _, head = pair((1, 2, 3, 6), False)
     head.to(memory_format=LAYOUTS[layout])
     compiled = torch.compile(head, backend="aot_eager", fullgraph=True)
-    for size in ((9, 11), (14, 10), (7, 20)):
-        features = torch.randn(2, 12, *size).contiguous(memory_format=LAYOUTS[layout])
+    for shape in ((2, 12, 9, 11), (3, 12, 9, 11), (2, 12, 14, 10), (5, 12, 7, 20)):
+        features = torch.randn(shape).contiguous(memory_format=LAYOUTS[layout])
         torch.testing.assert_close(compiled(features), head(features))
 
 

@@ -1,0 +1,54 @@
+"""Enlarging as multiplication by fixed matrices, one for each axis."""
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def constant(make: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Keep the small fixed matrices that ``make`` returns: making them takes dozens of tiny device operations."""
+    cached = lru_cache(maxsize=64)(make)
+
+    @wraps(make)
+    def get(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return make(*args, **kwargs)  # the sizes may be symbols, the tensors fake
+        with torch.inference_mode(False):  # an inference tensor could not serve training later
+            return cached(*args, **kwargs)  # type: ignore[arg-type]
+
+    return get
+
+
+@constant
+def interpolation(length: int, size: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[size, length]``: the share of each of ``length`` positions in each of ``size``, linearly interpolated.
+
+    The enlarged rows of an identity matrix, so they are torch's own weights, to the last bit.
+    """
+    unit = torch.eye(length, dtype=dtype, device=device)[None]
+    return F.interpolate(unit, size, mode="linear", align_corners=align_corners)[0].T.contiguous()
+
+
+def enlarge(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Bilinear interpolation: ``[N, C, h, w]``, float32 or better, to ``[N, C, *size]``, whatever autocast is on.
+
+    Where a gradient is wanted, by matrix products: on CUDA the gradient of ``F.interpolate`` adds atomically, so
+    that it differs from run to run and takes a tenth of a training step.
+    """
+    if not maps.requires_grad:
+        return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
+    rows, columns = (
+        interpolation(length, wanted, align_corners, maps.dtype, maps.device)
+        for length, wanted in zip(maps.shape[-2:], size, strict=True)
+    )
+    if not torch.is_autocast_enabled(maps.device.type):
+        return rows @ (maps @ columns.T)
+    with torch.autocast(maps.device.type, enabled=False):
+        return rows @ (maps @ columns.T)
