@@ -48,7 +48,8 @@ def enlarge(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
         interpolation(length, wanted, align_corners, maps.dtype, maps.device)
         for length, wanted in zip(maps.shape[-2:], size, strict=True)
     )
-    if not torch.is_autocast_enabled(maps.device.type):
-        return rows @ (maps @ columns.T)
-    with torch.autocast(maps.device.type, enabled=False):
-        return rows @ (maps @ columns.T)
+    kind = maps.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return rows @ (maps @ columns.T)
+    return rows @ (maps @ columns.T)
