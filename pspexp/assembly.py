@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pspexp.data.loader import TrainLoader
+from pspexp.data.cache import SampleCache
+from pspexp.data.loader import TrainLoader, worker_context
 from pspexp.data.source import Source, Split
 from pspexp.device import Device, Precision
 from pspexp.errors import UserError
@@ -56,6 +57,7 @@ class TrainingParts(Parts):
 
     training: Split
     validation: Split
+    cache: SampleCache
     data: TrainLoader
     optimizer: Optimizer
     scheduler: LRScheduler
@@ -108,6 +110,8 @@ def build_training(config: DictConfig, *, start_weights: bool) -> TrainingParts:
     parts = attempt_parts(config, attempt, start_weights)
     training = attempt(lambda source: source.open("train"), parts["source"])
     validation = attempt(lambda source: source.open("val"), parts["source"])
+    cache = attempt(SampleCache, config.loader.cache_mib, worker_context())
+    training, validation = (attempt(SampleCache.over, cache, split) for split in (training, validation))
     augment = attempt(lambda: build(config.augment))
     data = attempt(lambda *needed: training_data(config, *needed), training, augment, parts["device"])
     # After the model has moved: on some devices moving replaces the parameters.
@@ -121,7 +125,13 @@ def build_training(config: DictConfig, *, start_weights: bool) -> TrainingParts:
     )
     attempt.finish()
     return TrainingParts(
-        **parts, training=training, validation=validation, data=data, optimizer=optimizer, scheduler=scheduler
+        **parts,
+        training=training,
+        validation=validation,
+        cache=cache,
+        data=data,
+        optimizer=optimizer,
+        scheduler=scheduler,
     )
 
 
@@ -132,12 +142,15 @@ def attempt_parts(config: DictConfig, attempt: Attempts, start_weights: bool) ->
         node = OmegaConf.merge(node, {key: None for key in ("weights", "backbone_weights") if key in node})
     device = attempt(lambda: build(config.device))
     precision = attempt(lambda: build(config.precision))
-    attempt(lambda precision, device: precision.resolve(device), precision, device)
+    resolved = attempt(lambda precision, device: precision.resolve(device), precision, device)
+    attempt(lambda precision: precision.apply(), precision)
     torch.manual_seed(config.seed)  # the fresh weights must not depend on what was built before
     model, loss = attempt(lambda: build(node)), attempt(lambda: build(config.loss))
-    if device is not None and model is not None and loss is not None:
+    if resolved is not None and model is not None and loss is not None:
+        # Measured (docs/benchmarks.md): channels-last loses in float32 on CPUs and wins everywhere else.
+        channels_last = resolved != "fp32" if config.channels_last is None else config.channels_last
         # Activations follow the layout of the weights.
-        layout = torch.channels_last if config.channels_last else torch.preserve_format
+        layout = torch.channels_last if channels_last else torch.preserve_format
         model, loss = model.to(device.torch, memory_format=layout), loss.to(device.torch)
     return {
         "device": device,

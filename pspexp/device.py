@@ -3,6 +3,7 @@
 No branch here asks for a device's *name*: what a device can do is found by trying it.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Literal
@@ -41,6 +42,8 @@ class Device:
             raise UserError(f"device={type}: not usable here ({reason}); try device=auto or device=cpu")
         self.type = type
         self.torch = torch.device(type)
+        # Copies in a stream of their own need not wait for the work that is queued.
+        self._copies: Any = self._module.Stream() if self.pin_memory and hasattr(self._module, "Stream") else None
 
     @property
     def _module(self) -> Any:
@@ -52,8 +55,24 @@ class Device:
         return hasattr(self._module, "get_device_properties")
 
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
-        """``tensor`` on this device; from pinned memory without waiting for the copy."""
-        return tensor.to(self.torch, non_blocking=True)
+        """``tensor`` on this device; from pinned memory without waiting, and beside the work that is queued."""
+        if self._copies is None or not tensor.is_pinned():
+            return tensor.to(self.torch, non_blocking=True)
+        with self._module.stream(self._copies):
+            moved = tensor.to(self.torch, non_blocking=True)
+        now = self._module.current_stream()
+        now.wait_stream(self._copies)
+        moved.record_stream(now)  # else its memory could be given away while it is still read
+        return moved
+
+    def mark(self) -> Callable[[], None]:
+        """Mark the end of the work queued so far; calling the result waits until the device has come there."""
+        if self._copies is None:
+            return lambda: None  # computes at once, or queues without telling
+        event = self._module.Event()
+        event.record()
+        wait: Callable[[], None] = event.synchronize
+        return wait
 
     def describe(self) -> str:
         """Name for people, e.g. ``cpu (2 threads)`` or ``cuda (NVIDIA H100, 80 GiB)``."""
@@ -67,15 +86,24 @@ class Precision:
     """The number format of the forward pass; parameters and optimizer stay in float32.
 
     Args:
-        name: ``fp32``; ``bf16`` (autocast); ``auto``: bf16 on devices that say they compute it natively, else fp32,
+        name: ``fp32``; ``tf32``: float32 whose products are rounded to TF32 on devices that can, NVIDIA's since
+            Ampere; ``bf16`` (autocast); ``auto``: bf16 on devices that say they compute it natively, else fp32,
             as on CPUs, where it depends on the network whether bf16 is faster or slower.
     """
 
-    def __init__(self, name: Literal["auto", "fp32", "bf16"] = "auto") -> None:
+    def __init__(self, name: Literal["auto", "fp32", "tf32", "bf16"] = "auto") -> None:
         self.name = name
 
+    def apply(self) -> None:
+        """Set for this process how torch multiplies float32 numbers: exactly, unless this is ``tf32``.
+
+        Torch by itself would round in convolutions but not in matrix products.
+        """
+        torch.set_float32_matmul_precision("high" if self.name == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = self.name == "tf32"
+
     def resolve(self, device: Device) -> str:
-        """``fp32`` or ``bf16``.
+        """``fp32``, ``tf32`` or ``bf16``.
 
         Raises:
             UserError: the device refuses bf16.

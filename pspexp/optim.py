@@ -7,8 +7,10 @@ on after a resume without a history, and any step can be checked on its own.
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -65,7 +67,7 @@ def adam(
     """Adam (Kingma and Ba, 2015) on ``parameter_groups``; weight decay as an L2 term in the gradient."""
     _require(*_common_rules(lr, weight_decay, head_lr_factor), *_adam_rules(betas, eps))
     groups = parameter_groups(model, lr, weight_decay, head_lr_factor, decay_norm_and_bias)
-    return Adam(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+    return Adam(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=_can_fuse(Adam, model))
 
 
 def adamw(
@@ -81,7 +83,7 @@ def adamw(
     """AdamW (Loshchilov and Hutter, 2019) on ``parameter_groups``; weight decay apart from the gradient."""
     _require(*_common_rules(lr, weight_decay, head_lr_factor), *_adam_rules(betas, eps))
     groups = parameter_groups(model, lr, weight_decay, head_lr_factor, decay_norm_and_bias)
-    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=_can_fuse(AdamW, model))
 
 
 def sgd(
@@ -101,7 +103,32 @@ def sgd(
         ("optimizer.nesterov", nesterov, not nesterov or momentum > 0, "false without momentum"),
     )
     groups = parameter_groups(model, lr, weight_decay, head_lr_factor, decay_norm_and_bias)
-    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(SGD, model))
+
+
+def skips_on_request(optimizer: Optimizer) -> bool:
+    """Whether a step leaves everything as it is when ``optimizer.found_inf``, a tensor on the device, is 1.
+
+    Torch's fused optimizers do, for its gradient scaler. So a spoilt step can be refused without asking the device.
+    """
+    return bool(optimizer.defaults.get("fused"))
+
+
+def _can_fuse(kind: Any, model: nn.Module) -> bool | None:
+    """True if torch can update all parameters in one pass on the model's device, else None: as torch likes."""
+    return _fuses(kind, next(model.parameters()).device.type) or None
+
+
+@cache
+def _fuses(kind: Any, device: str) -> bool:
+    """Tried: devices from plugins are listed by torch whether or not they have the kernels."""
+    try:
+        weight = torch.ones(1, device=device, requires_grad=True)
+        weight.grad = torch.ones_like(weight)
+        kind([weight], lr=0.1, fused=True).step()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, final_factor: float = 0.01) -> LambdaLR:

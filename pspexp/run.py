@@ -36,7 +36,9 @@ def train(config: DictConfig, folder: Path, overrides: list[str], stop_signal: S
     tracker = start_tracker(config, folder, overrides, parts.device, resume=state is not None)
 
     def validate(weights: nn.Module, on_images: Callable[[int], None]) -> Evaluation:
-        return evaluate(weights, parts.validation, "val", evaluator, config, parts.source, tracker, on_images)
+        found = evaluate(weights, parts.validation, "val", evaluator, config, parts.source, tracker, on_images)
+        parts.cache.report()
+        return found
 
     trainer = Trainer(
         model=parts.model,

@@ -39,6 +39,7 @@ class Loader:
     batch_size: Positive
     eval_batch_size: Positive
     num_workers: Count
+    cache_mib: Count
     max_eval_images: Positive | None
 
 
@@ -54,6 +55,7 @@ class Trainer:
     grad_clip: Annotated[StrictFloat, Field(gt=0)] | None
     accumulate: Positive
     ema: Annotated[StrictFloat, Field(gt=0, lt=1)] | None
+    compile: StrictBool | Literal["default", "reduce-overhead", "max-autotune"]
 
 
 @dataclass
@@ -74,7 +76,7 @@ class Config:
     mode: Literal["train", "test", "check"]
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)]
     crop_size: Positive
-    channels_last: StrictBool
+    channels_last: StrictBool | None
     run_name: StrictStr | None
     output_root: StrictStr
     loader: Loader

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,8 +22,12 @@ from pspexp.data.transforms import normalize
 from pspexp.device import Device, Precision
 from pspexp.errors import Interrupted
 from pspexp.evaluate import Evaluation
+from pspexp.optim import skips_on_request
 from pspexp.tracking import Progress, Tracker
 from pspexp.tracking.local import finite
+
+QUEUED_STEPS = 2  # how far the host runs ahead of the device: enough to keep it busy, and to see who waits for whom
+STARVED = 0.1  # share of the time spent waiting for data that is worth a warning
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ class Position:
         step: finished optimizer steps.
         validated_step: the step at which the weights were last validated.
         best, last: metrics of the best and of the last validation, by name.
-        losses: of the steps since the last log record.
+        losses: of the steps since the last log record, as far as they have been read.
     """
 
     step: int = 0
@@ -49,11 +54,26 @@ class Position:
     losses: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Unread:
+    """What a step found and the host has not looked at yet.
+
+    Attributes:
+        step: its number, from 1.
+        indices: of the images, batch by batch.
+        values: the batches' losses, then the norm of the gradient; on the device.
+    """
+
+    step: int
+    indices: list[list[int]]
+    values: Tensor
+
+
 class Stopwatch:
     """Seconds spent training and waiting for data since the last reset, in all and in the current interval."""
 
     def __init__(self) -> None:
-        self.total_s, self.total_images = 0.0, 0
+        self.total_s, self.total_images, self.total_steps = 0.0, 0, 0
         self.reset()
 
     def reset(self) -> None:
@@ -66,6 +86,12 @@ class Stopwatch:
         self.images += images
         self.total_s += data_s + step_s
         self.total_images += images
+        self.total_steps += 1
+
+    def wait(self, seconds: float) -> None:
+        """Time in which the device worked off its queue."""
+        self.step_s += seconds
+        self.total_s += seconds
 
     def scalars(self) -> dict[str, float]:
         """Means of the interval, in seconds and images per second."""
@@ -97,6 +123,8 @@ class Trainer:
         grad_clip: largest gradient norm.
         accumulate: batches per step; the loss is the mean over them.
         ema: decay of a moving average of the weights, which is then what is validated. It warms up as in timm.
+        compile: compile network and loss with ``torch.compile``, True or its mode. Validation stays as it is: its
+            images come in many sizes.
     """
 
     def __init__(
@@ -125,6 +153,7 @@ class Trainer:
         grad_clip: float | None,
         accumulate: int,
         ema: float | None,
+        compile: bool | str,
     ) -> None:
         self.model, self.loss, self.optimizer, self.scheduler = model, loss, optimizer, scheduler
         self.data, self.names, self.validate = data, names, validate
@@ -135,8 +164,16 @@ class Trainer:
         self.total_steps = epochs * data.steps_per_epoch
         self.last_step = min(self.total_steps, max_steps or self.total_steps)
         self.ema = None if ema is None else ModelEmaV3(model, decay=ema, use_warmup=True)
+        self.objective: Callable[[Tensor, Tensor], Tensor] = self._objective
+        if compile:
+            self.objective = torch.compile(self._objective, mode=None if compile is True else compile)
         self.position = Position()
         self.watch = Stopwatch()
+        self.warned = False
+        self.unread: list[Unread] = []
+        self.queued: deque[Callable[[], None]] = deque()
+        # Becomes and stays 1 once a loss or gradient is not finite.
+        self.spoilt = torch.zeros((), device=device.torch)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -161,9 +198,14 @@ class Trainer:
                 self._stop_if_asked()
                 self._timed_step(batches)
                 at.step += 1
+                due = at.step % self.log_every == 0 or at.step == self.last_step
+                if due:
+                    self._read_losses()
                 speed = self.watch.scalars()["train/images_per_second"]
-                progress.advance(at.step, loss=at.losses[-1], images_per_second=speed, epoch=self._epoch())
-                if at.step % self.log_every == 0 or at.step == self.last_step:
+                progress.advance(
+                    at.step, loss=at.losses[-1] if at.losses else None, images_per_second=speed, epoch=self._epoch()
+                )
+                if due:
                     self._log()
                 if self._validation_is_due():
                     self._validate()
@@ -179,12 +221,15 @@ class Trainer:
         start = time.perf_counter()
         group = [next(batches) for _ in range(self.accumulate)]
         loaded = time.perf_counter()
-        self.position.losses.append(self._step(group))
+        self._step(group)
+        self.queued.append(self.device.mark())
+        if len(self.queued) > QUEUED_STEPS:
+            self.queued.popleft()()
         images = sum(len(batch.indices) for batch in group)
         self.watch.add(loaded - start, time.perf_counter() - loaded, images)
 
-    def _step(self, group: list[Batch]) -> float:
-        """One optimizer step over the batches in ``group``; returns the mean loss."""
+    def _step(self, group: list[Batch]) -> None:
+        """One optimizer step over the batches in ``group``, without waiting for the device where that can be."""
         self.model.train()
         torch.manual_seed(self.seed + self.position.step)  # addressed, not streamed: for dropout
         self.optimizer.zero_grad(set_to_none=True)
@@ -192,32 +237,58 @@ class Trainer:
         for batch in group:
             loss = self._forward(batch)
             (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
+            losses.append(loss.detach().clone())  # a CUDA graph would overwrite it
         # Infinity leaves the gradients as they are; their norm is wanted all the same.
         norm = clip_grad_norm_(self.model.parameters(), math.inf if self.grad_clip is None else self.grad_clip)
-        # The step's one wait for the device.
-        *values, gradient = torch.stack([*losses, norm.to(losses[0].dtype)]).tolist()
-        if not all(map(math.isfinite, (*values, gradient))):
-            self._refuse(values, gradient, group)
+        values = torch.stack([*losses, norm.to(losses[0].dtype)])
+        self.unread.append(Unread(self.position.step + 1, [batch.indices for batch in group], values))
+        self._protect_weights(values)
         self.optimizer.step()
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update(self.model, step=self.position.step)
-        return math.fsum(values) / self.accumulate
+
+    def _protect_weights(self, values: Tensor) -> None:
+        """Keep the coming optimizer steps from touching the weights if one of ``values`` is not finite."""
+        if skips_on_request(self.optimizer):  # then it is seen when the losses are read
+            self.spoilt = torch.maximum(self.spoilt, (~values.isfinite().all()).to(self.spoilt.dtype))
+            self.optimizer.found_inf = self.spoilt  # type: ignore[attr-defined]
+        else:
+            self._read_losses()
 
     def _forward(self, batch: Batch) -> Tensor:
-        images = normalize(self.device.move(batch.images), self.mean, self.std, torch.float32)
-        labels = self.device.move(batch.labels).long()
+        images, labels = self.device.move(batch.images), self.device.move(batch.labels)
         with self.precision.autocast(self.device):
-            outputs = self.model(images)
-        loss: Tensor = self.loss(outputs, labels)
+            return self.objective(images, labels)
+
+    def _objective(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss of uint8 ``images`` and ``labels``."""
+        outputs = self.model(normalize(images, self.mean, self.std, torch.float32))
+        loss: Tensor = self.loss(outputs, labels.long())
         return loss
 
-    def _refuse(self, losses: list[float], gradient: float, group: list[Batch]) -> None:
-        bad = [batch for batch, loss in zip(group, losses, strict=True) if not math.isfinite(loss)] or group
-        names = ", ".join(self.names[index] for batch in bad for index in batch.indices)
+    def _read_losses(self) -> None:
+        """Wait for the device and look at what the last steps found.
+
+        Raises:
+            NonFiniteLossError: names the first step at which it was not finite; the weights are those before it.
+        """
+        unread, self.unread = self.unread, []
+        if not unread:
+            return
+        start = time.perf_counter()
+        found = torch.stack([one.values for one in unread]).tolist()
+        self.watch.wait(time.perf_counter() - start)
+        for one, (*losses, gradient) in zip(unread, found, strict=True):
+            if not all(map(math.isfinite, (*losses, gradient))):
+                self._refuse(one, losses, gradient)
+            self.position.losses.append(math.fsum(losses) / len(losses))
+
+    def _refuse(self, one: Unread, losses: list[float], gradient: float) -> None:
+        bad = [batch for batch, loss in zip(one.indices, losses, strict=True) if not math.isfinite(loss)] or one.indices
+        names = ", ".join(self.names[index] for batch in bad for index in batch)
         raise NonFiniteLossError(
-            f"step {self.position.step + 1}: the loss is {math.fsum(losses) / len(losses)}, its gradient has norm "
+            f"step {one.step}: the loss is {math.fsum(losses) / len(losses)}, its gradient has norm "
             f"{gradient} (images {names}); the weights were not touched. "
             "Lower optimizer.lr, set precision=fp32, or look at these images"
         )
@@ -230,9 +301,22 @@ class Trainer:
             **self.watch.scalars(),
         }
         self.tracker.metrics(values, step=at.step, epoch=self._epoch())
+        self._warn_of_waiting(values["train/data_time"], values["train/step_time"])
         self.watch.reset()
         if at.step % self.log_every == 0:  # else this was the last record: a longer run would log these again
             at.losses.clear()
+
+    def _warn_of_waiting(self, data_s: float, step_s: float) -> None:
+        """Say once that data is what a training waits for; not at its first record, before workers are in step."""
+        first = self.watch.total_steps <= self.log_every
+        if self.warned or first or data_s < STARVED * (data_s + step_s):
+            return
+        self.warned = True
+        log.warning(
+            "training waits for data %.0f %% of the time: train/data_time is %.3f s, train/step_time %.3f s a step. "
+            "More loader.num_workers help if there are idle cores, loader.cache_mib if the data fits into memory",
+            100 * data_s / (data_s + step_s), data_s, step_s,
+        )  # fmt: skip
 
     def _validation_is_due(self) -> bool:
         at = self.position
@@ -240,6 +324,7 @@ class Trainer:
         return at.step != at.validated_step and (scheduled or at.step == self.last_step)
 
     def _validate(self) -> None:
+        self._read_losses()
         at, epoch = self.position, self._epoch()
         evaluation = self.validate(self.evaluated_model, lambda _: self._stop_if_asked())
         mean_iou = evaluation.report.mean_iou
@@ -278,6 +363,7 @@ class Trainer:
 
     def save_last(self) -> None:
         """Save everything needed to go on from here."""
+        self._read_losses()  # nothing is saved after a step that was refused
         training = {
             "position": vars(self.position),
             "optimizer": on_cpu(self.optimizer.state_dict()),
@@ -292,7 +378,10 @@ class Trainer:
         self.model.load_state_dict(saved["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
+        kinds = [group["fused"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(training["optimizer"])
+        for group, fused in zip(self.optimizer.param_groups, kinds, strict=True):
+            group["fused"] = fused  # this device's way, not the saved one's
         self.scheduler.load_state_dict(training["scheduler"])
         self.position = Position(**training["position"])
         vars(self.watch).update(training["interval"])

@@ -21,10 +21,34 @@ def test_a_missing_device_is_refused_with_torchs_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)]
+    ("name", "dtype"),
+    [("auto", torch.float32), ("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)],
 )
 def test_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
     device = Device("cpu")
     assert supports_bf16("cpu")
     with Precision(name).autocast(device):  # type: ignore[arg-type]
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_only_tf32_rounds_products_of_float32() -> None:
+    for name, rounds in (("tf32", True), ("fp32", False), ("bf16", False)):
+        Precision(name).apply()  # type: ignore[arg-type]
+        assert torch.backends.cudnn.allow_tf32 is rounds
+        assert torch.get_float32_matmul_precision() == ("high" if rounds else "highest")
+
+
+def test_marks_are_passed() -> None:
+    Device("cpu").mark()()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_copies_beside_queued_work_arrive_before_they_are_used() -> None:
+    device = Device("cuda")
+    busy = torch.randn(4096, 4096, device="cuda")
+    for number in range(20):
+        for _ in range(5):
+            busy = busy @ busy / 4096
+        moved = device.move(torch.full((1 << 22,), number).pin_memory())
+        assert int((moved != number).sum()) == 0
+    device.mark()()

@@ -21,7 +21,7 @@ from pspexp.inference import Whole
 from pspexp.losses import CrossEntropy
 from pspexp.metrics import Report
 from pspexp.tracking import LocalTracker, Tracker
-from pspexp.trainer import NonFiniteLossError, Trainer
+from pspexp.trainer import NonFiniteLossError, Stopwatch, Trainer
 
 NUM_CLASSES = len(SHAPES_CLASSES)
 MEAN, STD = [0.5, 0.5, 0.5], [0.2, 0.2, 0.2]
@@ -77,6 +77,7 @@ def make(tmp_path: Path) -> Make:
             "grad_clip": 1.0,
             "accumulate": 1,
             "ema": None,
+            "compile": False,
         }
         loss = changes.pop("loss", CrossEntropy(NUM_CLASSES))
         settings |= changes
@@ -197,10 +198,10 @@ def test_a_crash_goes_on_from_the_last_save_and_its_later_records_are_cut(make: 
     crashing = make("crash", every_steps=4)
     step = crashing._step
 
-    def crash_at_seven(group: list[Batch]) -> float:
+    def crash_at_seven(group: list[Batch]) -> None:
         if crashing.position.step == 7:
             raise RuntimeError("power cut")
-        return step(group)
+        step(group)
 
     crashing._step = crash_at_seven  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="power cut"):
@@ -272,15 +273,16 @@ def test_records(make: Make) -> None:
 
 
 class ExplodesAt(CrossEntropy):
-    """NaN from the given call on."""
+    """NaN from the given call on, or in the calls between two."""
 
-    def __init__(self, call: int) -> None:
+    def __init__(self, call: int, until: float = float("inf")) -> None:
         super().__init__(NUM_CLASSES)
-        self.left = call
+        self.calls, self.first, self.until = 0, call, until
 
     def forward(self, outputs: Any, target: Tensor) -> Tensor:
-        self.left -= 1
-        return super().forward(outputs, target) * (float("nan") if self.left <= 0 else 1.0)
+        self.calls += 1
+        bad = self.first <= self.calls < self.until
+        return super().forward(outputs, target) * (float("nan") if bad else 1.0)
 
 
 def test_a_non_finite_loss_stops_before_the_weights_are_touched(make: Make) -> None:
@@ -306,6 +308,81 @@ def test_a_non_finite_gradient_stops_before_the_weights_are_touched(make: Make, 
     assert torch.equal(weight, before)
 
 
+def without_fused_kernels(trainer: Trainer) -> None:
+    """As on a device that has none."""
+    trainer.optimizer.defaults["fused"] = None
+    for group in trainer.optimizer.param_groups:
+        group["fused"] = None
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_weights_stay_untouched_however_late_a_spoilt_step_is_noticed(make: Make, fused: bool) -> None:
+    sane = make("sane", max_steps=4)
+    trainer = make("bad", loss=ExplodesAt(5, until=6), log_every=100)
+    if not fused:
+        without_fused_kernels(sane)
+        without_fused_kernels(trainer)
+    sane.fit()
+    with pytest.raises(NonFiniteLossError, match="step 5: the loss is nan"):
+        trainer.fit()
+    assert trainer.position.step == (10 if fused else 4)  # the validation reads the losses
+    for (name, weight), other in zip(trainer.model.named_parameters(), sane.model.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+    assert not (trainer.checkpoints.folder / "last.pt").exists()
+
+
+def test_a_spoilt_step_is_not_saved_by_a_stop(make: Make) -> None:
+    trainer = make("run", loss=ExplodesAt(3), stop_after=4, log_every=100)
+    with pytest.raises(NonFiniteLossError, match="step 3"):
+        trainer.fit()
+    assert not (trainer.checkpoints.folder / "last.pt").exists()
+
+
+def test_the_host_reads_losses_once_a_record(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make("run", log_every=5, validate_every=3)
+    read: list[int] = []
+    monkeypatch.setattr(Stopwatch, "wait", lambda watch, seconds: read.append(trainer.position.step))
+    trainer.fit()
+    assert read == [5, 10, 15]
+    assert len(trainer.unread) == 0
+
+
+def test_waiting_for_data_is_said_once_with_numbers(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make("run")
+    for data_s in (0.5, 0.001, 0.5, 0.5):  # the first record is not counted: workers had to start
+        trainer.watch.reset()
+        for _ in range(2):
+            trainer.watch.add(data_s, 0.5, 2)
+        trainer.position.losses = [1.0]
+        trainer._log()
+    lines = [record.message for record in caplog.records if "waits for data" in record.message]
+    assert len(lines) == 1
+    assert "50 % of the time: train/data_time is 0.500 s, train/step_time 0.500 s a step" in lines[0]
+    assert "loader.num_workers" in lines[0]
+
+
+def test_compiled_training_learns_the_same(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile = torch.compile
+    # Without the code generator, which takes its time and needs a C++ compiler on the CPU.
+    monkeypatch.setattr(torch, "compile", lambda function, mode: compile(function, backend="aot_eager"))
+    whole, compiled = make("whole", max_steps=4), make("compiled", max_steps=4, compile=True)
+    whole.fit()
+    compiled.fit()
+    for ours, theirs in zip(compiled.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert state(compiled)["model"].keys() == state(whole)["model"].keys()
+
+
+def test_a_state_of_another_device_keeps_this_devices_kind_of_optimizer(make: Make) -> None:
+    stopped = make("run", stop_after=4)
+    without_fused_kernels(stopped)
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    resumed = make("run", resume=True)
+    assert {group["fused"] for group in resumed.optimizer.param_groups} == {True}
+    resumed.fit()
+
+
 def test_a_state_from_elsewhere_makes_a_best_of_its_own(make: Make) -> None:
     first = make("first")
     first.fit()
@@ -320,7 +397,9 @@ def test_all_pixels_ignored_is_harmless(make: Make) -> None:
     batch = next(trainer.data.batches(0, 1))
     ignored = batch._replace(labels=torch.full_like(batch.labels, 255))
     before = [weight.clone() for weight in trainer.model.parameters()]
-    assert trainer._step([ignored]) == 0.0
+    trainer._step([ignored])
+    trainer._read_losses()
+    assert trainer.position.losses == [0.0]
     assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
 
 
@@ -330,11 +409,12 @@ def test_accumulated_gradients_are_the_mean_over_the_batches(make: Make) -> None
     group = list(trainer.data.batches(0, 1))
     for parameter_group in trainer.optimizer.param_groups:
         parameter_group["lr"] = 0.0  # the gradients below are taken at the same weights
-    loss = trainer._step(group)
+    trainer._step(group)
+    trainer._read_losses()
 
     expected = [trainer._forward(batch) for batch in group]
     gradients = [torch.autograd.grad(one, list(trainer.model.parameters())) for one in expected]
-    assert loss == pytest.approx(sum(one.item() for one in expected) / 2)
+    assert trainer.position.losses[0] == pytest.approx(sum(one.item() for one in expected) / 2)
     for weight, first, second in zip(trainer.model.parameters(), *gradients, strict=True):
         torch.testing.assert_close(weight.grad, (first + second) / 2)
 

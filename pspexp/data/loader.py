@@ -1,10 +1,12 @@
 """Batches for training and evaluation: what one holds depends only on the seed and its place in the run."""
 
 import atexit
+import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
 
@@ -18,7 +20,7 @@ from pspexp.data.source import Sample, Split
 from pspexp.data.transforms import to_tensors
 from pspexp.errors import UserError
 
-__all__ = ["Batch", "EvalLoader", "Split", "TrainLoader", "eval_loader"]
+__all__ = ["Batch", "EvalLoader", "Split", "TrainLoader", "eval_loader", "worker_context"]
 
 Augment = Callable[[Image.Image, Image.Image, np.random.Generator], Sample]
 Prepare = Callable[[Image.Image, Image.Image], Sample]
@@ -238,19 +240,23 @@ def _end_all_workers() -> None:
         _end_workers(items)
 
 
-def _worker_options(num_workers: int, pin_memory: bool) -> dict[str, Any]:
-    """Options of every DataLoader here.
+def worker_context() -> BaseContext:
+    """How workers start, whatever the process-wide start method is: joblib sets its own, with which a DataLoader fails.
 
-    Workers are forked on Linux, whatever the process-wide start method is: joblib sets its own, with which a
-    DataLoader fails, and a spawned worker imports torch again for seconds. Forking after torch has started
-    its threads is safe here because a worker uses one thread and no accelerator. Elsewhere the platform's
-    default is used.
+    On Linux they are forked: a spawned worker imports torch again for seconds. Forking after torch has started
+    its threads is safe here because a worker uses one thread and no accelerator. Elsewhere it is not, or cannot
+    be done.
     """
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+
+def _worker_options(num_workers: int, pin_memory: bool) -> dict[str, Any]:
+    """Options of every DataLoader here."""
     return {
         "num_workers": num_workers,
         "pin_memory": pin_memory,
         "worker_init_fn": _start_worker,
-        "multiprocessing_context": "fork" if num_workers and sys.platform == "linux" else None,
+        "multiprocessing_context": worker_context() if num_workers else None,
         "generator": torch.Generator().manual_seed(0),  # else each iterator draws from the global generator
     }
 

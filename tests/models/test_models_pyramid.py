@@ -45,7 +45,7 @@ def errors(literal: ConcatPyramid, factorised: ConcatPyramid, features: Tensor) 
     ):
         assert ours.dtype == theirs.dtype, name
         difference = (ours.detach().double() - theirs.detach().double()).abs().max()
-        found[name] = float(difference / theirs.double().abs().max().clamp(min=1e-30))
+        found[name] = float(difference / theirs.detach().double().abs().max().clamp(min=1e-30))
     return found
 
 

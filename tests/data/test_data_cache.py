@@ -1,0 +1,298 @@
+"""Cached samples are the samples, decoded once for all processes, within the limit."""
+
+import logging
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_data_loader import content, make_loader, same
+
+from pspexp.assembly import build_training
+from pspexp.composition import compose
+from pspexp.data import loader
+from pspexp.data.cache import SampleCache
+from pspexp.data.loader import eval_loader, worker_context
+from pspexp.data.shapes import ShapesSplit
+from pspexp.errors import UserError
+from tests.conftest import TINY
+
+
+class Counted:
+    """Random samples of several sizes; counts in all processes how often one was decoded."""
+
+    def __init__(self, length: int, side: int = 8, context: Any = None) -> None:
+        self.names = [str(index) for index in range(length)]
+        self.side = side
+        self.decoded = (context or worker_context()).Value("q", 0)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
+        with self.decoded:
+            self.decoded.value += 1
+        rng = np.random.default_rng(index)
+        pixels = rng.integers(0, 256, (self.side, self.side, 4), np.uint8)
+        return Image.fromarray(np.ascontiguousarray(pixels[..., :3])), Image.fromarray(pixels[..., 3].copy())
+
+    def new_count(self) -> int:
+        with self.decoded:
+            count, self.decoded.value = self.decoded.value, 0
+        return int(count)
+
+
+def make_cache(limit_mib: int = 1, context: Any = None) -> SampleCache:
+    return SampleCache(limit_mib, context or worker_context())
+
+
+def values(sample: tuple[Image.Image, Image.Image]) -> list[object]:
+    return [(part.mode, part.size, part.tobytes()) for part in sample]
+
+
+def samples(split: Any) -> list[list[object]]:
+    return [values(split[index]) for index in range(len(split))]
+
+
+class Sized(Counted):
+    """Each sample has a size of its own."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
+        picture, label = super().__getitem__(index)
+        size = (1 + index, 30 - index)
+        return picture.resize(size), label.resize(size, Image.Resampling.NEAREST)
+
+
+@pytest.mark.parametrize("kind", [Counted, Sized])
+def test_a_cached_split_is_the_split_and_decodes_once(kind: Callable[[int], Counted]) -> None:
+    split = kind(20)
+    cached = make_cache().over(split)
+    assert list(cached.names) == split.names
+    assert len(cached) == 20
+    wanted = samples(split)
+    split.new_count()
+    assert samples(cached) == samples(cached) == wanted
+    assert split.new_count() == 20
+    assert values(cached[-1]) == wanted[19]
+    with pytest.raises(IndexError):
+        cached[20]
+
+
+def test_no_limit_no_cache() -> None:
+    split = Counted(3)
+    assert make_cache(0).over(split) is split
+
+
+def test_the_limit_holds_for_all_splits_together_and_what_came_first_stays(caplog: pytest.LogCaptureFixture) -> None:
+    cache = make_cache(1)
+    first, second = Counted(2, side=256), Counted(5, side=256)  # a quarter of the limit each, without the tables
+    cached = cache.over(first), cache.over(second)
+    wanted = samples(first) + samples(second)
+    for expected in ((2, 5), (0, 4), (0, 4)):
+        first.new_count(), second.new_count()
+        assert [one for split in cached for one in samples(split)] == wanted
+        assert (first.new_count(), second.new_count()) == expected
+    with caplog.at_level(logging.INFO):
+        cache.report()
+        cache.report()
+    assert caplog.messages == ["cache: 3 of 7 samples so far, 0.8 of 1 MiB"]
+
+
+def test_small_samples_still_find_room_when_a_large_one_does_not() -> None:
+    cache = make_cache(1)
+    large, small = Counted(3, side=400), Counted(3, side=8)
+    for split, kept in ((large, 1), (small, 3)):
+        cached = cache.over(split)
+        samples(cached)
+        split.new_count()
+        samples(cached)
+        assert split.new_count() == 3 - kept
+
+
+def test_a_table_without_room_leaves_the_split_alone() -> None:
+    split = Counted(50_000)
+    assert make_cache(1).over(split) is split
+
+
+def test_what_is_handed_out_may_be_written_to() -> None:
+    cached = make_cache().over(Counted(1))
+    before = values(cached[0])
+    for _ in range(2):
+        for part in cached[0]:
+            part.paste(part.getpixel((3, 3)), (0, 0, 2, 2))
+            part.load()[5, 5] = part.getpixel((0, 0))
+            part.im.putpixel((7, 7), part.getpixel((0, 0)))
+        assert values(cached[0]) == before
+
+
+def test_memory_that_was_used_before_is_no_trouble() -> None:
+    context = multiprocessing.get_context("spawn")
+    for side in (200, 150, 210):
+        split = Counted(4, side)
+        cached = make_cache(1, context).over(split)
+        assert samples(cached) == samples(split)
+        del cached  # a next block of this size may lie in the same place
+
+
+def test_broken_files_are_not_kept() -> None:
+    class Broken(Counted):
+        broken = True
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
+            if self.broken and index == 1:
+                raise UserError("1.jpg: broken")
+            return super().__getitem__(index)
+
+    split = Broken(2)
+    cached = make_cache().over(split)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"1\.jpg: broken"):
+            cached[1]
+    split.broken = False
+    assert values(cached[1]) == values(split[1])
+
+
+def test_a_sample_that_another_process_keeps_meanwhile_takes_room_once() -> None:
+    class Overtaken(Counted):
+        """While this process decodes a sample, another one decodes and keeps it."""
+
+        cached: Any = None
+        asked = False
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
+            if not self.asked:
+                self.asked = True
+                self.cached[index]
+            return super().__getitem__(index)
+
+    split = Overtaken(3, side=256)
+    split.cached = cached = make_cache(1).over(split)
+    wanted = [values(cached[index]) for index in range(3)]
+    split.new_count()
+    assert samples(cached) == wanted  # a second copy of the first would have pushed the third out
+    assert split.new_count() == 0
+
+
+def test_a_sample_is_not_handed_out_before_it_is_whole() -> None:
+    class Slow:
+        """A picture whose pixels come late: another process asks for the sample first."""
+
+        def __init__(self, picture: Image.Image, meanwhile: Callable[[], object]) -> None:
+            self.picture, self.size, self.meanwhile = picture, picture.size, meanwhile
+
+        def tobytes(self) -> bytes:
+            self.meanwhile()
+            return self.picture.tobytes()
+
+    class Late(Counted):
+        cached: Any = None
+        late = True
+
+        def __getitem__(self, index: int) -> Any:
+            picture, label = super().__getitem__(index)
+            if not self.late:
+                return picture, label
+            self.late = False
+            return Slow(picture, lambda: seen.append(values(self.cached[index]))), label
+
+    seen: list[object] = []
+    split = Late(3, side=256)
+    split.cached = cached = make_cache(1).over(split)
+    cached[0]
+    wanted = samples(split)
+    assert seen == wanted[:1]
+    assert samples(cached) == wanted
+    split.new_count()
+    assert samples(cached) == wanted  # nor did it take room twice
+    assert split.new_count() == 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_the_same_with_and_without(num_workers: int) -> None:
+    whole = content(make_loader(Counted(20)).batches(0, 8))
+    cached = make_cache().over(Counted(20))
+    data = make_loader(cached, num_workers=num_workers)
+    assert content(data.batches(0, 8)) == whole
+    for cut in (1, 5):  # everything is kept by now
+        assert content(data.batches(0, cut)) + content(data.batches(cut, 8)) == whole
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_share_what_they_decode(num_workers: int) -> None:
+    split = Counted(20)
+    data = make_loader(make_cache().over(split), batch_size=20, accumulate=1, num_workers=num_workers)
+    list(data.batches(0, 1))
+    assert split.new_count() == 20
+    list(data.batches(1, 4))
+    assert split.new_count() == 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_later_validations_decode_nothing(num_workers: int) -> None:
+    split = Counted(10)
+    cached = make_cache().over(split)
+    seen = []
+    for decoded in (10, 0, 0):
+        groups = eval_loader(
+            cached, same, batch_size=2, num_workers=num_workers, max_images=None, pin_memory=False
+        )  # with new workers
+        seen.append(content(batch for group in groups for batch in group))
+        assert split.new_count() == decoded
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_processes_in_step_do_not_mix_samples_up() -> None:
+    context = worker_context()
+    split = Counted(40, side=64)
+    wanted = samples(split)
+    cached = make_cache(1).over(split)
+
+    def sweep() -> None:
+        for _ in range(20):
+            assert samples(cached) == wanted
+
+    sweepers = [context.Process(target=sweep) for _ in range(3)]
+    for process in sweepers:
+        process.start()
+    for process in sweepers:
+        process.join()
+    assert [process.exitcode for process in sweepers] == [0, 0, 0]
+
+
+def test_spawned_workers_share_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS and Windows."""
+    spawn = multiprocessing.get_context("spawn")
+    monkeypatch.setattr(loader, "worker_context", lambda: spawn)
+    split = Counted(6, context=spawn)
+    cached = make_cache(1, spawn).over(split)
+    data = make_loader(cached, batch_size=6, accumulate=1, num_workers=1)
+    batches = content(data.batches(0, 2))
+    assert split.new_count() == 6
+    data = make_loader(cached, batch_size=6, accumulate=1)
+    assert content(data.batches(0, 2)) == batches
+    assert split.new_count() == 0
+
+
+def test_more_than_the_machine_has_is_refused() -> None:
+    with pytest.raises(UserError, match=r"loader\.cache_mib=1000000000: .*make it smaller"):
+        make_cache(10**9)
+
+
+@pytest.mark.parametrize(("mib", "count"), [(0, 2 * 8 + 3 * 3), (1, 4 + 1 + 3)])
+def test_training_and_validation_of_a_run_go_through_one_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mib: int, count: int
+) -> None:
+    decoded = []
+    decode = ShapesSplit.__getitem__
+    monkeypatch.setattr(ShapesSplit, "__getitem__", lambda split, index: decoded.append(index) or decode(split, index))
+    parts = build_training(compose([*TINY, "trainer.epochs=4", f"loader.cache_mib={mib}"]), start_weights=False)
+    for epoch in range(4):  # of 4 of the 5 images
+        list(parts.data.batches(2 * epoch, 2 * epoch + 2))
+        if epoch:
+            samples(parts.validation)
+    assert len(decoded) == count
+    with caplog.at_level(logging.INFO):
+        parts.cache.report()
+    assert caplog.messages == (["cache: 8 of 8 samples so far, 0.1 of 1 MiB"] if mib else [])
