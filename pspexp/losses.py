@@ -9,7 +9,8 @@ device-side assertion on CUDA; it is never trained on.
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class SegmentationLoss(nn.Module):
         UserError: an argument is out of its range, or the number of class weights is not ``num_classes``.
     """
 
+    pixels_are_independent: ClassVar[bool] = True  # else `pixel_losses` must see the whole batch
     class_weights: Tensor | None
 
     def __init__(
@@ -76,20 +78,44 @@ class SegmentationLoss(nn.Module):
         Returns:
             Scalar, at least float32; 0 with zero gradients when every pixel is ignored.
         """
-        main = self.per_output(outputs["out"], target)
-        if "aux" not in outputs:
-            return main
-        return self.main_weight * main + self.aux_weight * self.per_output(outputs["aux"], target)
+        return self._both({name: self.per_output(logits, target) for name, logits in outputs.items()})
 
     def per_output(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean loss of one output: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``, scalar back."""
+        return _mean(*self._sums(logits, target))
+
+    def of_coarse(
+        self, outputs: Mapping[str, Tensor], target: Tensor, enlarge: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """`forward` of logits that are still to be enlarged, which is done image by image.
+
+        So there are never enlarged logits of more than one image, nor anything else of that size: the gradient
+        to the small ones is taken at once and kept instead. It cannot be differentiated twice.
+
+        Args:
+            outputs: logits ``[N, C, h, w]``.
+            enlarge: called with logits and labels of one image; gives the logits at the labels' size.
+        """
+        if not self.pixels_are_independent:
+            return self.forward({name: enlarge(logits, target) for name, logits in outputs.items()}, target)
+
+        def sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return self._sums(enlarge(logits, labels), labels)
+
+        return self._both({name: _mean(*_ByImage.apply(logits, target, sums)) for name, logits in outputs.items()})
+
+    def _both(self, losses: Mapping[str, Tensor]) -> Tensor:
+        if "aux" not in losses:
+            return losses["out"]
+        return self.main_weight * losses["out"] + self.aux_weight * losses["aux"]
+
+    def _sums(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of losses and weights over the pixels: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``."""
         assert logits.shape[1] == self.num_classes, f"{logits.shape[1]} channels for {self.num_classes} classes"
         # Half precision cannot add up a million pixels.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses, weights = self.pixel_losses(logits, target)
-        total = weights.sum()
-        # All ignored: 0 / 1 instead of 0 / 0. Decided on the device; an `if` would wait for it.
-        return losses.sum() / torch.where(total > 0, total, torch.ones_like(total))
+        return losses.sum(), weights.sum()
 
     @abstractmethod
     def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,6 +132,36 @@ class SegmentationLoss(nn.Module):
     def cross_entropies(self, logits: Tensor, target: Tensor) -> Tensor:
         """Unweighted ``-log p(label)`` of each pixel, 0 where ignored: ``[N, H, W]``."""
         return F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
+
+
+def _mean(loss: Tensor, weight: Tensor) -> Tensor:
+    # All ignored: 0 / 1 instead of 0 / 0. Decided on the device; an `if` would wait for it.
+    return loss / torch.where(weight > 0, weight, torch.ones_like(weight))
+
+
+class _ByImage(torch.autograd.Function):
+    """Sums of a function's two results over the images of a batch; only the first has a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, maps: Tensor, target: Tensor, sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        found: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for one, labels in zip(torch.split(maps, 1), torch.split(target, 1), strict=True):
+            with torch.enable_grad():
+                one = one.detach().requires_grad_()
+                loss, weight = sums(one, labels)
+            gradients += torch.autograd.grad(loss, one)
+            found.append(torch.stack([loss.detach(), weight.detach()]))
+        ctx.save_for_backward(torch.cat(gradients))
+        losses, weights = torch.stack(found).sum(0)
+        ctx.mark_non_differentiable(weights)
+        return losses, weights
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * gradient, None, None
 
 
 class CrossEntropy(SegmentationLoss):
@@ -191,6 +247,8 @@ class OHEM(SegmentationLoss):
         threshold: probability in (0, 1] up to which a pixel is hard; 1 keeps every pixel.
         min_kept: pixels of a batch that are kept at least, where there are as many.
     """
+
+    pixels_are_independent = False
 
     def __init__(
         self,

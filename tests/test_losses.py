@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,40 @@ def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward_pass(loss
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         loss.per_output(logits, target)
     assert len(kept) == 1
+
+
+@each_loss
+@pytest.mark.parametrize("ignored", [0.3, 1.0])
+def test_image_by_image_is_the_same_loss(loss: SegmentationLoss, ignored: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(3, CLASSES, 4, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    target = torch.randint(0, CLASSES, (3, 9, 9), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < ignored] = 255
+    target[1] = 255  # an image of the batch without labels
+
+    def enlarge(logits: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(logits, like.shape[-2:], mode="bilinear", align_corners=True)
+
+    whole = loss({"out": enlarge(coarse, target), "aux": enlarge(2 * coarse, target)}, target)
+    by_image = loss.of_coarse({"out": coarse, "aux": 2 * coarse}, target, enlarge)
+    torch.testing.assert_close(by_image, whole, rtol=1e-12, atol=0)
+    expected, found = (torch.autograd.grad(3 * value, coarse)[0] for value in (whole, by_image))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
+
+
+def test_image_by_image_nothing_large_is_kept_for_the_backward_pass() -> None:
+    saved: list[weakref.ref[Tensor]] = []
+    coarse = torch.randn(3, CLASSES, 4, 4, requires_grad=True)
+    target = torch.zeros(3, 33, 33, dtype=torch.int64)
+
+    def enlarge(logits: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(logits, like.shape[-2:])
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(weakref.ref(t)), t)[1], lambda t: t):
+        loss = CrossEntropy(CLASSES).of_coarse({"out": coarse}, target, enlarge)
+    kept = [tensor.numel() for one in saved if (tensor := one()) is not None]
+    assert max(kept) == coarse.numel()
+    loss.backward()
 
 
 @each_loss

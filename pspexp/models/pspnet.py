@@ -58,13 +58,12 @@ class PSPNet(Segmenter):
                 )
             )
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Float ``[N, 3, H, W]``, any size, to ``{"out": [N, C, H, W]}``; ``"aux"`` too in training mode."""
+    def coarse(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Segmenter.coarse`."""
         third, fourth = self.backbone(images)
-        logits = self.classifier(self.dropout(self.pyramid(fourth)))
-        outputs = {"out": self.enlarge(logits, images)}
+        outputs = {"out": self.classifier(self.dropout(self.pyramid(fourth)))}
         if self.training and self.auxiliary is not None:
-            outputs["aux"] = self.enlarge(self.auxiliary(third), images)
+            outputs["aux"] = self.auxiliary(third)
         return outputs
 
 

@@ -1,5 +1,6 @@
 """What every network of this project has in common."""
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -29,6 +30,19 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.output_stride = output_stride
         self.align_corners = align_corners
+
+    @abstractmethod
+    def coarse(self, images: Tensor) -> dict[str, Tensor]:
+        """As `forward`, but with logits as small as the feature maps: ``[N, C, h, w]``."""
+
+    def forward(self, images: Tensor, enlarged: bool = True) -> dict[str, Tensor]:
+        """Float ``[N, 3, H, W]``, any size, to ``{"out": [N, C, H, W]}``; ``"aux"`` too in training mode.
+
+        Args:
+            enlarged: False gives what `coarse` gives.
+        """
+        outputs = self.coarse(images)
+        return {name: self.enlarge(logits, images) for name, logits in outputs.items()} if enlarged else outputs
 
     def enlarge(self, logits: Tensor, like: Tensor) -> Tensor:
         """Logits ``[N, C, h, w]`` at the height and width of ``like``, bilinear, in float32 or better.

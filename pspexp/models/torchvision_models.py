@@ -41,12 +41,12 @@ class TorchvisionSegmenter(Segmenter):
         self.classifier = classifier
         self.aux_classifier = FCNHead(1024, num_classes) if auxiliary_head else None
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Float ``[N, 3, H, W]`` to ``{"out": [N, C, H, W]}``; ``"aux"`` too in training mode."""
+    def coarse(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Segmenter.coarse`."""
         features = self.backbone(images)
-        outputs = {"out": self.enlarge(self.classifier(features["fourth"]), images)}
+        outputs = {"out": self.classifier(features["fourth"])}
         if self.training and self.aux_classifier is not None:
-            outputs["aux"] = self.enlarge(self.aux_classifier(features["third"]), images)
+            outputs["aux"] = self.aux_classifier(features["third"])
         return outputs
 
 
