@@ -18,6 +18,9 @@ from torch.nn import functional as F
 
 from pspexp.errors import UserError
 
+AT_ONCE = 2**25
+"""Logits that `SegmentationLoss.of_coarse` enlarges at once: 128 MiB in float32."""
+
 Rule = tuple[str, float, bool, str]
 """Key, value, whether the value is allowed, and what is."""
 
@@ -87,14 +90,14 @@ class SegmentationLoss(nn.Module):
     def of_coarse(
         self, outputs: Mapping[str, Tensor], target: Tensor, enlarge: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """`forward` of logits that are still to be enlarged, which is done image by image.
+        """`forward` of logits that are still to be enlarged, which is done a few images at a time.
 
-        So there are never enlarged logits of more than one image, nor anything else of that size: the gradient
-        to the small ones is taken at once and kept instead. It cannot be differentiated twice.
+        So there are never more enlarged logits than `AT_ONCE` or one image has, nor anything else of that size:
+        the gradient to the small ones is taken at once and kept instead. It cannot be differentiated twice.
 
         Args:
             outputs: logits ``[N, C, h, w]``.
-            enlarge: called with logits and labels of one image; gives the logits at the labels' size.
+            enlarge: called with logits and labels of some images; gives the logits at the labels' size.
         """
         if not self.pixels_are_independent:
             return self.forward({name: enlarge(logits, target) for name, logits in outputs.items()}, target)
@@ -102,7 +105,10 @@ class SegmentationLoss(nn.Module):
         def sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             return self._sums(enlarge(logits, labels), labels)
 
-        return self._both({name: _mean(*_ByImage.apply(logits, target, sums)) for name, logits in outputs.items()})
+        images = max(1, AT_ONCE // (self.num_classes * target[0].numel()))
+        return self._both(
+            {name: _mean(*_InParts.apply(logits, target, images, sums)) for name, logits in outputs.items()}
+        )
 
     def _both(self, losses: Mapping[str, Tensor]) -> Tensor:
         if "aux" not in losses:
@@ -139,20 +145,20 @@ def _mean(loss: Tensor, weight: Tensor) -> Tensor:
     return loss / torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
-class _ByImage(torch.autograd.Function):
-    """Sums of a function's two results over the images of a batch; only the first has a gradient."""
+class _InParts(torch.autograd.Function):
+    """Sums of a function's two results over parts of a batch; only the first has a gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, maps: Tensor, target: Tensor, sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+        ctx: Any, maps: Tensor, target: Tensor, images: int, sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
         gradients: list[Tensor] = []
-        for one, labels in zip(torch.split(maps, 1), torch.split(target, 1), strict=True):
+        for part, labels in zip(torch.split(maps, images), torch.split(target, images), strict=True):
             with torch.enable_grad():
-                one = one.detach().requires_grad_()
-                loss, weight = sums(one, labels)
-            gradients += torch.autograd.grad(loss, one)
+                part = part.detach().requires_grad_()
+                loss, weight = sums(part, labels)
+            gradients += torch.autograd.grad(loss, part)
             found.append(torch.stack([loss.detach(), weight.detach()]))
         ctx.save_for_backward(torch.cat(gradients))
         losses, weights = torch.stack(found).sum(0)
@@ -160,8 +166,8 @@ class _ByImage(torch.autograd.Function):
         return losses, weights
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.saved_tensors[0] * gradient, None, None
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * gradient, None, None, None
 
 
 class CrossEntropy(SegmentationLoss):

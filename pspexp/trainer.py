@@ -166,7 +166,7 @@ class Trainer:
         self.total_steps = epochs * data.steps_per_epoch
         self.last_step = min(self.total_steps, max_steps or self.total_steps)
         self.ema = None if ema is None else ModelEmaV3(model, decay=ema, use_warmup=True)
-        self.by_image = not compile  # which saves memory; the compiler fuses the loss in its own way
+        self.in_parts = not compile  # which saves memory; the compiler fuses the loss in its own way
         self.objective: Callable[[Tensor, Tensor], Tensor] = self._objective
         if compile:
             self.objective = torch.compile(self._objective, mode=None if compile is True else compile)
@@ -267,7 +267,7 @@ class Trainer:
     def _objective(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of uint8 ``images`` and ``labels``."""
         images, labels = normalize(images, self.mean, self.std, torch.float32), labels.long()
-        if self.by_image and isinstance(self.model, Segmenter) and isinstance(self.loss, SegmentationLoss):
+        if self.in_parts and isinstance(self.model, Segmenter) and isinstance(self.loss, SegmentationLoss):
             return self.loss.of_coarse(self.model(images, enlarged=False), labels, self.model.enlarge)
         loss: Tensor = self.loss(self.model(images), labels)
         return loss

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
+from pspexp import losses
 from pspexp.errors import UserError
 from pspexp.losses import OHEM, CrossEntropy, Focal, SegmentationLoss
 
@@ -230,8 +231,12 @@ def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward_pass(loss
 
 
 @each_loss
+@pytest.mark.parametrize("at_once", [1, 2 * CLASSES * 81, 2**25])
 @pytest.mark.parametrize("ignored", [0.3, 1.0])
-def test_image_by_image_is_the_same_loss(loss: SegmentationLoss, ignored: float) -> None:
+def test_in_parts_it_is_the_same_loss(
+    loss: SegmentationLoss, ignored: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(3, CLASSES, 4, 4, dtype=torch.float64, generator=generator).requires_grad_()
     target = torch.randint(0, CLASSES, (3, 9, 9), generator=generator)
@@ -242,13 +247,13 @@ def test_image_by_image_is_the_same_loss(loss: SegmentationLoss, ignored: float)
         return F.interpolate(logits, like.shape[-2:], mode="bilinear", align_corners=True)
 
     whole = loss({"out": enlarge(coarse, target), "aux": enlarge(2 * coarse, target)}, target)
-    by_image = loss.of_coarse({"out": coarse, "aux": 2 * coarse}, target, enlarge)
-    torch.testing.assert_close(by_image, whole, rtol=1e-12, atol=0)
-    expected, found = (torch.autograd.grad(3 * value, coarse)[0] for value in (whole, by_image))
+    in_parts = loss.of_coarse({"out": coarse, "aux": 2 * coarse}, target, enlarge)
+    torch.testing.assert_close(in_parts, whole, rtol=1e-12, atol=0)
+    expected, found = (torch.autograd.grad(3 * value, coarse)[0] for value in (whole, in_parts))
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
 
 
-def test_image_by_image_nothing_large_is_kept_for_the_backward_pass() -> None:
+def test_in_parts_nothing_large_is_kept_for_the_backward_pass() -> None:
     saved: list[weakref.ref[Tensor]] = []
     coarse = torch.randn(3, CLASSES, 4, 4, requires_grad=True)
     target = torch.zeros(3, 33, 33, dtype=torch.int64)

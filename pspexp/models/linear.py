@@ -49,7 +49,9 @@ def enlarge(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
         for length, wanted in zip(maps.shape[-2:], size, strict=True)
     )
     kind = maps.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    # Asking about a device that knows no autocast raises; the compiler cannot trace the question and needs none.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
+    if known and torch.is_autocast_enabled(kind):
         with torch.autocast(kind, enabled=False):
             return rows @ (maps @ columns.T)
     return rows @ (maps @ columns.T)

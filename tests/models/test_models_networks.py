@@ -73,6 +73,22 @@ def test_logits_are_float32_under_autocast() -> None:
     assert {value.dtype for value in outputs.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("name", ["pspnet", "fcn"])
+def test_training_compiles_to_one_graph(name: str) -> None:
+    model = MODELS[name]()
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout2d)):
+            module.p = 0.0
+    images = torch.randn(2, 3, 33, 33)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = compiled(images), model(images)
+    for key in theirs:
+        assert ours[key].dtype == torch.float32
+        torch.testing.assert_close(ours[key], theirs[key], rtol=0.1, atol=0.05)
+
+
 def test_the_same_seed_gives_the_same_network() -> None:
     states = []
     for _ in range(2):
