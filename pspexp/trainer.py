@@ -75,7 +75,7 @@ class Stopwatch:
     """Seconds spent training and waiting for data since the last reset, in all and in the current interval."""
 
     def __init__(self) -> None:
-        self.total_s, self.total_images, self.total_steps = 0.0, 0, 0
+        self.total_s, self.total_images = 0.0, 0
         self.reset()
 
     def reset(self) -> None:
@@ -88,7 +88,6 @@ class Stopwatch:
         self.images += images
         self.total_s += data_s + step_s
         self.total_images += images
-        self.total_steps += 1
 
     def wait(self, seconds: float) -> None:
         """Time in which the device worked off its queue."""
@@ -172,7 +171,7 @@ class Trainer:
             self.objective = torch.compile(self._objective, mode=None if compile is True else compile)
         self.position = Position()
         self.watch = Stopwatch()
-        self.warned = False
+        self.records, self.warned = 0, False  # of this process
         self.unread: list[Unread] = []
         self.queued: deque[Callable[[], None]] = deque()
         # Becomes and stays 1 once a loss or gradient is not finite.
@@ -306,15 +305,15 @@ class Trainer:
             **self.watch.scalars(),
         }
         self.tracker.metrics(values, step=at.step, epoch=self._epoch())
+        self.records += 1
         self._warn_of_waiting(values["train/data_time"], values["train/step_time"])
         self.watch.reset()
         if at.step % self.log_every == 0:  # else this was the last record: a longer run would log these again
             at.losses.clear()
 
     def _warn_of_waiting(self, data_s: float, step_s: float) -> None:
-        """Say once that data is what a training waits for; not at its first record, before workers are in step."""
-        first = self.watch.total_steps <= self.log_every
-        if self.warned or first or data_s < STARVED * (data_s + step_s):
+        """Say once that data is what a training waits for; not at the first record, while workers were starting."""
+        if self.warned or self.records == 1 or data_s < STARVED * (data_s + step_s):
             return
         self.warned = True
         log.warning(

@@ -759,6 +759,8 @@ def bench_variants(options: Options) -> Iterator[Table]:
         last = replace(bf16, channels_last=True)
         variants = {
             "fp32": fp32,
+            "fp32 channels-last": replace(fp32, channels_last=True),
+            "fp32 compile": replace(fp32, compile="default"),
             "fp32 tf32": replace(fp32, tf32=True),
             "bf16": bf16,
             "bf16 channels-last": last,

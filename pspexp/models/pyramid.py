@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pspexp.models.linear import constant, interpolation
+from pspexp.models.interpolation import constant, interpolation_matrix
 
 Matrices = tuple[Tensor, ...]
 
@@ -82,7 +82,7 @@ def tap_matrices(
     precise = torch.promote_types(dtype, torch.float32)
     matrices = []
     for n in bins:
-        padded = F.pad(interpolation(n, size, align_corners, precise, device), (0, 0, 1, 1))
+        padded = F.pad(interpolation_matrix(n, size, align_corners, precise, device), (0, 0, 1, 1))
         matrices.append(torch.stack([padded[k : k + size] for k in range(3)], 2).flatten(1).to(dtype))
     return tuple(matrices)
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pspexp.models.linear import enlarge
+from pspexp.models.interpolation import enlarge
 
 
 class Segmenter(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pspexp.models.linear import enlarge
+from pspexp.models.interpolation import enlarge
 
 
 @pytest.mark.parametrize("align_corners", [True, False])

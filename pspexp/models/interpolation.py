@@ -27,7 +27,9 @@ def constant(make: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 @constant
-def interpolation(length: int, size: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+def interpolation_matrix(
+    length: int, size: int, align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """``[size, length]``: the share of each of ``length`` positions in each of ``size``, linearly interpolated.
 
     The enlarged rows of an identity matrix, so they are torch's own weights, to the last bit.
@@ -45,7 +47,7 @@ def enlarge(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     if not maps.requires_grad:
         return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
     rows, columns = (
-        interpolation(length, wanted, align_corners, maps.dtype, maps.device)
+        interpolation_matrix(length, wanted, align_corners, maps.dtype, maps.device)
         for length, wanted in zip(maps.shape[-2:], size, strict=True)
     )
     kind = maps.device.type
