@@ -1,7 +1,7 @@
 """Losses over ``{"out", "aux"}``, averaged over the pixels that are not ignored.
 
 Each loss keeps one tensor of the size of the logits for its backward pass (the log-probabilities); everything
-else is one value a pixel. None of them waits for the device.
+else is one value a pixel. `SegmentationLoss.of_coarse` keeps neither. None of them waits for the device.
 
 Class ids are checked where labels are read. One that slips through raises ``IndexError`` on the CPU and a
 device-side assertion on CUDA; it is never trained on.
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pspexp.errors import UserError
@@ -40,7 +41,7 @@ class SegmentationLoss(nn.Module):
         UserError: an argument is out of its range, or the number of class weights is not ``num_classes``.
     """
 
-    pixels_are_independent: ClassVar[bool] = True  # else `pixel_losses` must see the whole batch
+    pixels_are_independent: ClassVar[bool] = False  # True: `pixel_losses` need not see the whole batch
     class_weights: Tensor | None
 
     def __init__(
@@ -81,7 +82,7 @@ class SegmentationLoss(nn.Module):
         Returns:
             Scalar, at least float32; 0 with zero gradients when every pixel is ignored.
         """
-        return self._both({name: self.per_output(logits, target) for name, logits in outputs.items()})
+        return self._both(outputs, lambda logits: self.per_output(logits, target))
 
     def per_output(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean loss of one output: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``, scalar back."""
@@ -99,21 +100,16 @@ class SegmentationLoss(nn.Module):
             outputs: logits ``[N, C, h, w]``.
             enlarge: called with logits and labels of some images; gives the logits at the labels' size.
         """
-        if not self.pixels_are_independent:
-            return self.forward({name: enlarge(logits, target) for name, logits in outputs.items()}, target)
 
         def sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             return self._sums(enlarge(logits, labels), labels)
 
         images = max(1, AT_ONCE // (self.num_classes * target[0].numel()))
-        return self._both(
-            {name: _mean(*_InParts.apply(logits, target, images, sums)) for name, logits in outputs.items()}
-        )
+        return self._both(outputs, lambda logits: _mean(*_InParts.apply(logits, target, images, sums)))
 
-    def _both(self, losses: Mapping[str, Tensor]) -> Tensor:
-        if "aux" not in losses:
-            return losses["out"]
-        return self.main_weight * losses["out"] + self.aux_weight * losses["aux"]
+    def _both(self, outputs: Mapping[str, Tensor], loss: Callable[[Tensor], Tensor]) -> Tensor:
+        main = loss(outputs["out"])
+        return self.main_weight * main + self.aux_weight * loss(outputs["aux"]) if "aux" in outputs else main
 
     def _sums(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of losses and weights over the pixels: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``."""
@@ -138,6 +134,14 @@ class SegmentationLoss(nn.Module):
     def cross_entropies(self, logits: Tensor, target: Tensor) -> Tensor:
         """Unweighted ``-log p(label)`` of each pixel, 0 where ignored: ``[N, H, W]``."""
         return F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
+
+
+def takes_parts(loss: nn.Module) -> bool:
+    """Whether ``loss.of_coarse`` may stand in for ``loss``: not if it is a subclass's own, or needs the whole batch."""
+    if not isinstance(loss, SegmentationLoss) or not loss.pixels_are_independent:
+        return False
+    own = (type(loss).forward, type(loss).per_output)
+    return own == (SegmentationLoss.forward, SegmentationLoss.per_output)
 
 
 def _mean(loss: Tensor, weight: Tensor) -> Tensor:
@@ -166,6 +170,7 @@ class _InParts(torch.autograd.Function):
         return losses, weights
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.saved_tensors[0] * gradient, None, None, None
 
@@ -178,6 +183,8 @@ class CrossEntropy(SegmentationLoss):
         label_smoothing: share of the target that is spread over all classes, at least 0 and below 1 (Szegedy
             et al., 2016, sec. 7).
     """
+
+    pixels_are_independent = True
 
     def __init__(
         self,
@@ -217,6 +224,8 @@ class Focal(SegmentationLoss):
         gamma: how strongly pixels that are already right are played down, at least 0; 0 is cross-entropy.
     """
 
+    pixels_are_independent = True
+
     def __init__(
         self,
         num_classes: int,
@@ -253,8 +262,6 @@ class OHEM(SegmentationLoss):
         threshold: probability in (0, 1] up to which a pixel is hard; 1 keeps every pixel.
         min_kept: pixels of a batch that are kept at least, where there are as many.
     """
-
-    pixels_are_independent = False
 
     def __init__(
         self,

@@ -103,11 +103,32 @@ def sgd(
         ("optimizer.nesterov", nesterov, not nesterov or momentum > 0, "false without momentum"),
     )
     groups = parameter_groups(model, lr, weight_decay, head_lr_factor, decay_norm_and_bias)
-    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(SGD, model))
+    optimizer = SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(SGD, model))
+    if momentum:  # zeros are what torch starts from; its fused kernel cannot begin for one parameter later than others
+        for group in optimizer.param_groups:
+            optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})
+    return optimizer
+
+
+def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """``optimizer.load_state_dict`` of a state that another device, or another memory layout, has saved.
+
+    The kernels' kind is this device's. Moments take the layout of their parameters: fused kernels go through
+    both side by side in memory without looking.
+    """
+    groups = [
+        theirs | {key: ours[key] for key in ("fused", "foreach") if key in ours}
+        for theirs, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def skips_on_request(optimizer: Optimizer) -> bool:
-    """Whether a step leaves everything as it is when ``optimizer.found_inf``, a tensor on the device, is 1.
+    """Whether a step leaves the weights alone when ``optimizer.found_inf``, a tensor on the device, is 1.
 
     Torch's fused optimizers do, for its gradient scaler. So a spoilt step can be refused without asking the device.
     """
@@ -121,14 +142,16 @@ def _can_fuse(kind: Any, model: nn.Module) -> bool | None:
 
 @cache
 def _fuses(kind: Any, device: str) -> bool:
-    """Tried: devices from plugins are listed by torch whether or not they have the kernels."""
+    """Tried, and so is `skips_on_request`: torch lists devices that lack the kernels or whose kernels do not look."""
     try:
         weight = torch.ones(1, device=device, requires_grad=True)
         weight.grad = torch.ones_like(weight)
-        kind([weight], lr=0.1, fused=True).step()
-    except (RuntimeError, NotImplementedError):
+        optimizer = kind([weight], lr=0.1, fused=True)
+        optimizer.found_inf = torch.ones((), device=device)
+        optimizer.step()
+    except RuntimeError:
         return False
-    return True
+    return weight.item() == 1
 
 
 def cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, final_factor: float = 0.01) -> LambdaLR:

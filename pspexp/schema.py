@@ -55,7 +55,7 @@ class Trainer:
     grad_clip: Annotated[StrictFloat, Field(gt=0)] | None
     accumulate: Positive
     ema: Annotated[StrictFloat, Field(gt=0, lt=1)] | None
-    compile: StrictBool | Literal["default", "reduce-overhead", "max-autotune"]
+    compile: Literal[False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 @dataclass
@@ -231,6 +231,15 @@ def checkpoint_is_given(config: Plain) -> Iterator[str]:
         yield "checkpoint.path=null: mode=test needs a checkpoint; give a file, a run folder or runs:/<id>"
 
 
+def graphs_hold_gradients(config: Plain) -> Iterator[str]:
+    mode, accumulate = config["trainer"]["compile"], config["trainer"]["accumulate"]
+    if mode in ("reduce-overhead", "max-autotune") and accumulate > 1:
+        yield (
+            f"trainer.compile={mode}: CUDA graphs overwrite gradients that trainer.accumulate={accumulate} adds up; "
+            "try trainer.compile=true or max-autotune-no-cudagraphs"
+        )
+
+
 def files_exist(config: Plain) -> Iterator[str]:
     resume, model = config["checkpoint"]["resume"], config["model"]
     backbone = model.get("backbone_weights")
@@ -255,5 +264,6 @@ RULES: list[Callable[[Plain], Iterator[str]]] = [
     batch_is_normalisable,
     classes_agree,
     checkpoint_is_given,
+    graphs_hold_gradients,
     files_exist,
 ]

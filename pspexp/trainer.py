@@ -22,9 +22,9 @@ from pspexp.data.transforms import normalize
 from pspexp.device import Device, Precision
 from pspexp.errors import Interrupted
 from pspexp.evaluate import Evaluation
-from pspexp.losses import SegmentationLoss
-from pspexp.models.segmenter import Segmenter
-from pspexp.optim import skips_on_request
+from pspexp.losses import takes_parts
+from pspexp.models.segmenter import enlarges_itself
+from pspexp.optim import load_optimizer, skips_on_request
 from pspexp.tracking import Progress, Tracker
 from pspexp.tracking.local import finite
 
@@ -165,7 +165,9 @@ class Trainer:
         self.total_steps = epochs * data.steps_per_epoch
         self.last_step = min(self.total_steps, max_steps or self.total_steps)
         self.ema = None if ema is None else ModelEmaV3(model, decay=ema, use_warmup=True)
-        self.in_parts = not compile  # which saves memory; the compiler fuses the loss in its own way
+        # Saves memory; the compiler fuses the loss in its own way.
+        self.in_parts = not compile and enlarges_itself(model) and takes_parts(loss)
+        self.autocast = precision.autocast(device)
         self.objective: Callable[[Tensor, Tensor], Tensor] = self._objective
         if compile:
             self.objective = torch.compile(self._objective, mode=None if compile is True else compile)
@@ -202,7 +204,7 @@ class Trainer:
                 at.step += 1
                 due = at.step % self.log_every == 0 or at.step == self.last_step
                 if due:
-                    self._read_losses()
+                    self._catch_up()
                 speed = self.watch.scalars()["train/images_per_second"]
                 progress.advance(
                     at.step, loss=at.losses[-1] if at.losses else None, images_per_second=speed, epoch=self._epoch()
@@ -259,17 +261,24 @@ class Trainer:
             self._read_losses()
 
     def _forward(self, batch: Batch) -> Tensor:
-        images, labels = self.device.move(batch.images), self.device.move(batch.labels)
-        with self.precision.autocast(self.device):
-            return self.objective(images, labels)
+        return self.objective(self.device.move(batch.images), self.device.move(batch.labels))
 
     def _objective(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of uint8 ``images`` and ``labels``."""
         images, labels = normalize(images, self.mean, self.std, torch.float32), labels.long()
-        if self.in_parts and isinstance(self.model, Segmenter) and isinstance(self.loss, SegmentationLoss):
-            return self.loss.of_coarse(self.model(images, enlarged=False), labels, self.model.enlarge)
-        loss: Tensor = self.loss(self.model(images), labels)
+        with self.autocast:  # not around the loss: it takes gradients, and scores need their precision
+            outputs = self.model(images, enlarged=False) if self.in_parts else self.model(images)
+        if self.in_parts:
+            return self.loss.of_coarse(outputs, labels, self.model.enlarge)  # type: ignore[operator, no-any-return]
+        loss: Tensor = self.loss(outputs, labels)
         return loss
+
+    def _catch_up(self) -> None:
+        """`_read_losses`, and count the wait."""
+        if self.unread:
+            start = time.perf_counter()
+            self._read_losses()
+            self.watch.wait(time.perf_counter() - start)
 
     def _read_losses(self) -> None:
         """Wait for the device and look at what the last steps found.
@@ -278,11 +287,7 @@ class Trainer:
             NonFiniteLossError: names the first step at which it was not finite; the weights are those before it.
         """
         unread, self.unread = self.unread, []
-        if not unread:
-            return
-        start = time.perf_counter()
         found = torch.stack([one.values for one in unread]).tolist()
-        self.watch.wait(time.perf_counter() - start)
         for one, (*losses, gradient) in zip(unread, found, strict=True):
             if not all(map(math.isfinite, (*losses, gradient))):
                 self._refuse(one, losses, gradient)
@@ -328,7 +333,7 @@ class Trainer:
         return at.step != at.validated_step and (scheduled or at.step == self.last_step)
 
     def _validate(self) -> None:
-        self._read_losses()
+        self._catch_up()
         at, epoch = self.position, self._epoch()
         evaluation = self.validate(self.evaluated_model, lambda _: self._stop_if_asked())
         mean_iou = evaluation.report.mean_iou
@@ -367,7 +372,7 @@ class Trainer:
 
     def save_last(self) -> None:
         """Save everything needed to go on from here."""
-        self._read_losses()  # nothing is saved after a step that was refused
+        self._catch_up()  # nothing is saved after a step that was refused
         training = {
             "position": vars(self.position),
             "optimizer": on_cpu(self.optimizer.state_dict()),
@@ -382,10 +387,7 @@ class Trainer:
         self.model.load_state_dict(saved["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
-        kinds = [group["fused"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(training["optimizer"])
-        for group, fused in zip(self.optimizer.param_groups, kinds, strict=True):
-            group["fused"] = fused  # this device's way, not the saved one's
+        load_optimizer(self.optimizer, training["optimizer"])
         self.scheduler.load_state_dict(training["scheduler"])
         self.position = Position(**training["position"])
         vars(self.watch).update(training["interval"])

@@ -112,6 +112,8 @@ def test_yaml_floats_are_numbers(root: str) -> None:
         ("mode=tset", "mode=tset: input should be 'train', 'test' or 'check'"),
         ("loader=4", "loader=4: input should be"),
         ("model.head=concta", "model.head=concta: input should be 'concat'"),
+        ("trainer.compile=fast", "trainer.compile=fast: input should be False, True, 'default', 'reduce-overhead'"),
+        ("loader.cache_mib=-1", "loader.cache_mib=-1: input should be greater than or equal to 0"),
         ("seed=1,2", "seed=1,2: several values need a sweep; add -m"),
         ("seed", "seed: cannot be read as key=value; write seed=<value>"),
         ("crop_size=470", "crop_size=470: (crop_size - 1) must be divisible by 8 (model.output_stride); try 473"),
@@ -180,6 +182,12 @@ def test_a_mistake_in_a_yaml_file_is_named(
     group = file.partition("/")[0]
 
     assert said in "\n".join(problems(root, f"{group}=mine"))
+
+
+def test_cuda_graphs_do_not_go_with_accumulation(root: str) -> None:
+    found = problems(root, "trainer.compile=reduce-overhead", "trainer.accumulate=2")
+    assert len(found) == 1
+    assert found[0].startswith("trainer.compile=reduce-overhead: CUDA graphs overwrite gradients")
 
 
 def test_a_key_that_is_null_can_be_set(root: str) -> None:

@@ -1,5 +1,7 @@
 """Devices are what they can do, not what they are called."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -31,15 +33,21 @@ def test_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
+@pytest.fixture
+def products() -> Iterator[None]:
+    """Puts back how torch multiplies."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.usefixtures("products")
 def test_only_tf32_rounds_products_of_float32() -> None:
     for name, rounds in (("tf32", True), ("fp32", False), ("bf16", False)):
         Precision(name).apply()  # type: ignore[arg-type]
         assert torch.backends.cudnn.allow_tf32 is rounds
         assert torch.get_float32_matmul_precision() == ("high" if rounds else "highest")
-
-
-def test_marks_are_passed() -> None:
-    Device("cpu").mark()()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pspexp import losses
 from pspexp.errors import UserError
-from pspexp.losses import OHEM, CrossEntropy, Focal, SegmentationLoss
+from pspexp.losses import OHEM, CrossEntropy, Focal, SegmentationLoss, takes_parts
 
 CLASSES = 4
 WEIGHTS = [0.5, 1.0, 2.0, 0.25]  # exact in float32
@@ -230,7 +230,7 @@ def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward_pass(loss
     assert len(kept) == 1
 
 
-@each_loss
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if takes_parts(loss)])
 @pytest.mark.parametrize("at_once", [1, 2 * CLASSES * 81, 2**25])
 @pytest.mark.parametrize("ignored", [0.3, 1.0])
 def test_in_parts_it_is_the_same_loss(
@@ -251,6 +251,25 @@ def test_in_parts_it_is_the_same_loss(
     torch.testing.assert_close(in_parts, whole, rtol=1e-12, atol=0)
     expected, found = (torch.autograd.grad(3 * value, coarse)[0] for value in (whole, in_parts))
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
+
+
+def test_only_the_two_outputs_are_scored() -> None:
+    logits, target = batch(0)
+    loss = CrossEntropy(CLASSES)
+    outputs = {"out": logits, "features": torch.randn(2, 64, 5, 5)}
+    assert loss(outputs, target) == loss({"out": logits}, target)
+
+
+def test_who_may_take_parts() -> None:
+    class Own(CrossEntropy):
+        def per_output(self, logits: Tensor, target: Tensor) -> Tensor:
+            return logits.sum()
+
+    assert takes_parts(CrossEntropy(CLASSES))
+    assert takes_parts(Focal(CLASSES))
+    assert not takes_parts(OHEM(CLASSES))
+    assert not takes_parts(Own(CLASSES))
+    assert not takes_parts(torch.nn.CrossEntropyLoss())
 
 
 def test_in_parts_nothing_large_is_kept_for_the_backward_pass() -> None:

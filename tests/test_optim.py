@@ -4,13 +4,14 @@ import inspect
 import io
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from pspexp import optim
@@ -256,3 +257,83 @@ def test_yaml_and_signature_agree(group: str, name: str, target: Callable[..., A
     arguments = inspect.signature(target).parameters
     defaults = {key: p.default for key, p in arguments.items() if p.kind is p.KEYWORD_ONLY} | owned
     assert {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()} == defaults
+
+
+class Late(nn.Module):
+    """Its second layer is first used in the second step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("build", OPTIMIZERS.values())
+def test_a_parameter_may_get_its_first_gradient_late(build: Callable[..., torch.optim.Optimizer]) -> None:
+    model = Late()
+    optimizer = build(model, lr=0.1)
+    before = model.second.weight.detach().clone()
+    for layers in ([model.first], [model.first, model.second]):
+        optimizer.zero_grad()
+        sum(layer(torch.ones(1, 2)).sum() for layer in layers).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    assert not torch.equal(model.second.weight, before)
+
+
+@pytest.mark.parametrize("build", OPTIMIZERS.values())
+def test_a_refused_first_step_leaves_no_trace(build: Callable[..., torch.optim.Optimizer]) -> None:
+    models = [Late(), Late()]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [build(model, lr=0.1) for model in models]
+    assert optim.skips_on_request(optimizers[0])  # torch has fused kernels for CPUs
+    for refused in (True, False):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            if refused and optimizer is optimizers[1]:
+                continue
+            optimizer.zero_grad()
+            sum(layer(torch.ones(1, 2)).sum() for layer in (model.first, model.second)).backward()  # type: ignore[attr-defined]
+            optimizer.found_inf = torch.tensor(float(refused))  # type: ignore[attr-defined]
+            optimizer.step()
+    for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+ANY_OPTIMIZER: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    **OPTIMIZERS,
+    "one of torch's own": lambda model, lr: torch.optim.RMSprop(model.parameters(), lr=lr),
+}
+
+
+@pytest.mark.parametrize("saved_layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("build", ANY_OPTIMIZER.values(), ids=ANY_OPTIMIZER)
+def test_a_state_goes_on_in_another_memory_layout(
+    build: Callable[..., torch.optim.Optimizer], saved_layout: torch.memory_format
+) -> None:
+    layouts = {torch.contiguous_format: torch.channels_last, torch.channels_last: torch.contiguous_format}
+    models = [nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, layout in zip(models, (saved_layout, layouts[saved_layout]), strict=True):
+        model.to(memory_format=layout)
+    first, second = (build(model, lr=0.1) for model in models)
+    gradients = torch.randn(2, 4, 3, 3, 3)
+
+    def step(model: nn.Conv2d, optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
+        model.weight.grad = torch.empty_like(model.weight).copy_(gradient)
+        optimizer.step()
+
+    step(models[0], first, gradients[0])
+    models[1].load_state_dict(models[0].state_dict())
+    optim.load_optimizer(second, deepcopy(first.state_dict()))  # else they would share their step counters
+    for model, optimizer in zip(models, (first, second), strict=True):
+        step(model, optimizer, gradients[1])
+    torch.testing.assert_close(models[1].weight, models[0].weight)  # kernels round in their own order
+
+
+def test_a_state_of_a_device_without_fused_kernels_goes_on_fused() -> None:
+    model = nn.Linear(2, 2)
+    plain = torch.optim.Adam(model.parameters(), lr=0.1)
+    model(torch.ones(1, 2)).sum().backward()
+    plain.step()
+    ours = optim.adam(model, lr=0.1)
+    optim.load_optimizer(ours, plain.state_dict())
+    assert {group["fused"] for group in ours.param_groups} == {True}
+    ours.step()

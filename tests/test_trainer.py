@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pspexp.evaluate import Evaluation, Evaluator
 from pspexp.inference import Whole
 from pspexp.losses import CrossEntropy
 from pspexp.metrics import Report
+from pspexp.models.segmenter import Segmenter
 from pspexp.tracking import LocalTracker, Tracker
 from pspexp.trainer import NonFiniteLossError, Stopwatch, Trainer
 
@@ -67,7 +69,7 @@ def make(tmp_path: Path) -> Make:
     ) -> Trainer:
         torch.manual_seed(7)
         data_source, model = source(), Net()
-        device, precision = Device("cpu"), Precision("fp32")
+        device = Device("cpu")
         settings: dict[str, Any] = {
             "epochs": 3,
             "max_steps": None,
@@ -80,6 +82,8 @@ def make(tmp_path: Path) -> Make:
             "compile": False,
         }
         loss = changes.pop("loss", CrossEntropy(NUM_CLASSES))
+        model = changes.pop("model", model)
+        precision = Precision(changes.pop("precision", "fp32"))
         settings |= changes
         train, val = data_source.open("train"), data_source.open("val")
         data = TrainLoader(
@@ -381,6 +385,74 @@ def test_a_state_of_another_device_keeps_this_devices_kind_of_optimizer(make: Ma
     resumed = make("run", resume=True)
     assert {group["fused"] for group in resumed.optimizer.param_groups} == {True}
     resumed.fit()
+
+
+class SmallSegmenter(Segmenter):
+    def __init__(self) -> None:
+        super().__init__(NUM_CLASSES, 4, True)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.Conv2d(8, NUM_CLASSES, 1))
+
+    def coarse(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": self.layers(images)}
+
+
+class OwnForward(SmallSegmenter):
+    """Written before there was `coarse`."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"out": self.enlarge(self.layers(images), images), "features": images}
+
+
+class Watching(CrossEntropy):
+    """Notes the number format that products would have inside it."""
+
+    formats: list[torch.dtype]
+
+    def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        self.formats = [*getattr(self, "formats", []), (torch.ones(2, 2) @ torch.ones(2, 2)).dtype]
+        return super().pixel_losses(logits, target)
+
+
+@pytest.mark.parametrize("model", [SmallSegmenter, OwnForward])
+def test_scores_and_loss_keep_float32_under_bf16(make: Make, model: type[SmallSegmenter]) -> None:
+    torch.manual_seed(0)
+    loss = Watching(NUM_CLASSES)
+    trainer = make("run", model=model(), loss=loss, precision="bf16")
+    assert trainer.in_parts is (model is SmallSegmenter)
+    batch = next(trainer.data.batches(0, 1))
+    trainer._forward(batch).backward()  # type: ignore[no-untyped-call]
+    assert set(loss.formats) == {torch.float32}
+    found = [weight.grad for weight in trainer.model.parameters()]
+    trainer.in_parts = False
+    expected = torch.autograd.grad(trainer._forward(batch), list(trainer.model.parameters()))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() <= 0.01 * theirs.norm()  # type: ignore[operator]
+
+
+def test_a_loss_with_a_rule_of_its_own_is_asked_itself(make: Make) -> None:
+    class Hundredfold(CrossEntropy):
+        def forward(self, outputs: Any, target: Tensor) -> Tensor:
+            return 100 * super().forward(outputs, target)
+
+    own = make("own", model=SmallSegmenter(), loss=Hundredfold(NUM_CLASSES))
+    batch = next(own.data.batches(0, 1))
+    assert own._forward(batch).item() > 50
+
+
+def test_compiled_training_in_bf16_is_one_graph(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, mode: compile(function, backend="aot_eager", fullgraph=True))
+    trainer = make("run", model=SmallSegmenter(), precision="bf16", compile=True, max_steps=3)
+    trainer.fit()
+    assert trainer.position.step == 3
+
+
+def test_waiting_is_counted_once(make: Make) -> None:
+    trainer = make("run", max_steps=6)
+    without_fused_kernels(trainer)
+    start = time.perf_counter()
+    trainer.fit()
+    assert trainer.watch.total_s <= time.perf_counter() - start
 
 
 def test_a_state_from_elsewhere_makes_a_best_of_its_own(make: Make) -> None:

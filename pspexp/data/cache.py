@@ -37,8 +37,8 @@ class SampleCache:
     def __init__(self, limit_mib: int, context: BaseContext) -> None:
         self._limit = limit_mib << 20
         self._samples, self._reported = 0, False
-        self._lock = context.Lock()
         try:
+            self._lock = context.Lock()
             self._memory = _shared_memory(max(self._limit, _HEAD.size), context)
         except (OSError, OverflowError) as error:
             raise UserError(f"loader.cache_mib={limit_mib}: cannot be had here ({error}); make it smaller") from error

@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -18,8 +19,10 @@ def constant(make: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @wraps(make)
     def get(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            return make(*args, **kwargs)  # the sizes may be symbols, the tensors fake
+        # The sizes may be symbols, the tensors fake.
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if traced or is_in_torch_dispatch_mode():
+            return make(*args, **kwargs)
         with torch.inference_mode(False):  # an inference tensor could not serve training later
             return cached(*args, **kwargs)  # type: ignore[arg-type]
 

@@ -1,6 +1,5 @@
 """What every network of this project has in common."""
 
-from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -31,9 +30,9 @@ class Segmenter(nn.Module):
         self.output_stride = output_stride
         self.align_corners = align_corners
 
-    @abstractmethod
     def coarse(self, images: Tensor) -> dict[str, Tensor]:
-        """As `forward`, but with logits as small as the feature maps: ``[N, C, h, w]``."""
+        """As `forward`, but with logits as small as the feature maps: ``[N, C, h, w]``. For subclasses to define."""
+        raise NotImplementedError
 
     def forward(self, images: Tensor, enlarged: bool = True) -> dict[str, Tensor]:
         """Float ``[N, 3, H, W]``, any size, to ``{"out": [N, C, H, W]}``; ``"aux"`` too in training mode.
@@ -53,3 +52,8 @@ class Segmenter(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits.contiguous()  # with so few channels, channels-last would be the slower order
         return enlarge(logits, (like.shape[-2], like.shape[-1]), self.align_corners)
+
+
+def enlarges_itself(model: nn.Module) -> bool:
+    """Whether ``model(images, enlarged=False)`` leaves enlarging to others."""
+    return isinstance(model, Segmenter) and type(model).forward is Segmenter.forward

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from pspexp.models.pspnet import pspnet
@@ -123,6 +124,14 @@ def test_matrices_made_in_inference_serve_training() -> None:
     with torch.inference_mode():
         head(features)
     head(features).sum().backward()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_fake_tensors_leave_nothing_behind(head: str) -> None:
+    pyramid = HEADS[head](12, (1, 2, 3, 6), 4, 6, True).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        pyramid(mode.from_tensor(torch.randn(1, 12, 19, 31)))  # a size that no other test has
+    assert type(pyramid(torch.randn(1, 12, 19, 31))) is Tensor
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
