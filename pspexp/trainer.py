@@ -158,7 +158,7 @@ class Trainer:
     ) -> None:
         self.model, self.loss, self.optimizer, self.scheduler = model, loss, optimizer, scheduler
         self.data, self.names, self.validate = data, names, validate
-        self.device, self.precision, self.mean, self.std, self.seed = device, precision, mean, std, seed
+        self.device, self.mean, self.std, self.seed = device, mean, std, seed
         self.tracker, self.checkpoints, self.stop_signal = tracker, checkpoints, stop_signal
         self.validate_every, self.log_every, self.every_steps = validate_every, log_every, every_steps
         self.grad_clip, self.accumulate = grad_clip, accumulate
