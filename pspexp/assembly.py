@@ -143,7 +143,7 @@ def attempt_parts(config: DictConfig, attempt: Attempts, start_weights: bool) ->
     device = attempt(lambda: build(config.device))
     precision = attempt(lambda: build(config.precision))
     resolved = attempt(lambda precision, device: precision.resolve(device), precision, device)
-    attempt(lambda precision: precision.apply(), precision)
+    attempt(Precision.apply, precision)
     torch.manual_seed(config.seed)  # the fresh weights must not depend on what was built before
     model, loss = attempt(lambda: build(node)), attempt(lambda: build(config.loss))
     if resolved is not None and model is not None and loss is not None:

@@ -395,8 +395,6 @@ def pspnet_node(name: str) -> dict[str, Any]:
     """The configuration of pspexp's network; `FACTORISED` at the end of its name chooses the head."""
     base = name.removesuffix(FACTORISED)
     head = "concat" if name == base else "factorised"
-    if head not in HEADS:
-        raise UnavailableError(f"this pspexp has no model.head={head}")
     config = pspexp.compose([f"model={base}", f"model.head={head}", "dataset=shapes"])
     return {**config.model, "num_classes": CLASSES}
 
@@ -718,7 +716,7 @@ def bench_head(options: Options) -> Iterator[Table]:
         setting = options.setting(batch)
         difference = head_difference(setting)
         for mode in HEAD_MODES:
-            candidates = {head: (head, setting) for head in ("concat", "factorised")}
+            candidates = {head: (head, setting) for head in HEADS}
             table = compare(f"head {mode}", candidates, f"{mode}, batch {batch}", "concat", options)
             side = math.ceil(setting.size / 8)
             table.facts |= {"features": f"{side}×{side}, of {options.network}", **difference}
@@ -730,11 +728,8 @@ def head_difference(setting: Setting) -> dict[str, float]:
     setting = replace(setting, precision="fp32", tf32=False)
     setting.allow_tf32()
     outputs = []
-    for head in ("concat", "factorised"):
-        try:
-            module, features = pyramid(head, setting)
-        except UnavailableError:
-            return {}
+    for head in HEADS:
+        module, features = pyramid(head, setting)
         with torch.no_grad():
             outputs.append(module(features))
     first, second = outputs
@@ -752,7 +747,7 @@ def bench_networks(kind: str, options: Options) -> Iterator[Table]:
 
 def bench_variants(options: Options) -> Iterator[Table]:
     """A training step in all the ways that the device knows."""
-    name = options.network + FACTORISED if "factorised" in HEADS else options.network
+    name = options.network + FACTORISED
     for batch in options.batch:
         fp32 = replace(options.setting(batch), precision="fp32", channels_last=False, compile=None, tf32=False)
         bf16 = replace(fp32, precision="bf16")
@@ -783,7 +778,7 @@ def bench_loader(options: Options) -> Iterator[Table]:
         config = pspexp.compose([*words, *options.words()])
         training = build_training(config, start_weights=True).training
         rows, samplers = {"decoding alone": Row(images=1)}, {"decoding alone": partial(decoding, training)}
-        caches = {"": [], **({", cached": [f"loader.cache_mib={CACHE_MIB}"]} if "cache_mib" in config.loader else {})}
+        caches = {"": [], ", cached": [f"loader.cache_mib={CACHE_MIB}"]}
         for workers in options.workers:
             for label, cached in caches.items():
                 name = f"{workers} workers{label}"
