@@ -1,5 +1,6 @@
 """Configuration becomes objects: the only caller of Hydra's ``instantiate``. What is wrong is told all at once."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,10 +17,13 @@ from pspexp.data.cache import SampleCache
 from pspexp.data.loader import TrainLoader, worker_context
 from pspexp.data.source import Source, Split
 from pspexp.device import Device, Precision
+from pspexp.distributed import Place, World
 from pspexp.errors import UserError
 from pspexp.inference import Inference
 
 Built = TypeVar("Built")
+
+log = logging.getLogger(__name__)
 
 
 def build(node: DictConfig | dict[str, Any]) -> Any:
@@ -43,6 +47,7 @@ def build(node: DictConfig | dict[str, Any]) -> Any:
 class Parts:
     """What every job that runs a network needs; model and loss are on the device."""
 
+    world: World
     device: Device
     precision: Precision
     source: Source
@@ -79,41 +84,53 @@ class Attempts:
             self.problems += error.problems
             return None
 
-    def finish(self) -> None:
-        """Raise UserError with all problems, if there are any."""
-        if self.problems:
-            raise UserError(*self.problems)
+
+def meet(config: DictConfig, place: Place) -> tuple[Device, World]:
+    """This process's device, then its fellow processes.
+
+    Raises:
+        UserError: the device cannot be used, or not by several processes; with what else cannot be built.
+    """
+    try:
+        device: Device = build({**config.device, "local_rank": place.local_rank})
+        return device, World(place, device)
+    except UserError as error:
+        attempt, host = Attempts(), Device("cpu")
+        attempt.problems += error.problems
+        attempt_parts(config, attempt, host, World(Place(), host), start_weights=False)
+        raise UserError(*attempt.problems) from error
 
 
-def build_parts(config: DictConfig) -> Parts:
+def build_parts(config: DictConfig, device: Device, world: World) -> Parts:
     """Build what a test needs; the model's weights follow from its checkpoint.
 
     Raises:
-        UserError: with everything that cannot be built.
+        UserError: with everything that cannot be built, in any process.
     """
     attempt = Attempts()
-    parts = attempt_parts(config, attempt, start_weights=False)
-    attempt.finish()
+    parts = attempt_parts(config, attempt, device, world, start_weights=False)
+    world.raise_problems(attempt.problems)
     return Parts(**parts)
 
 
-def build_training(config: DictConfig, *, start_weights: bool) -> TrainingParts:
+def build_training(config: DictConfig, device: Device, world: World, *, start_weights: bool) -> TrainingParts:
     """Build what a training needs.
 
     Args:
         start_weights: let the model load the weights it is configured to start from. A saved state follows otherwise.
 
     Raises:
-        UserError: with everything that cannot be built.
+        UserError: with everything that cannot be built, in any process.
     """
     attempt = Attempts()
-    parts = attempt_parts(config, attempt, start_weights)
+    # The first process gives its weights to the others.
+    parts = attempt_parts(config, attempt, device, world, start_weights and world.leads)
     training = attempt(lambda source: source.open("train"), parts["source"])
     validation = attempt(lambda source: source.open("val"), parts["source"])
     cache = attempt(SampleCache, config.loader.cache_mib, worker_context())
     training, validation = (attempt(SampleCache.over, cache, split) for split in (training, validation))
     augment = attempt(lambda: build(config.augment))
-    data = attempt(lambda *needed: training_data(config, *needed), training, augment, parts["device"])
+    data = attempt(lambda *needed: training_data(config, device, world, *needed), training, augment)
     # After the model has moved: on some devices moving replaces the parameters.
     optimizer = attempt(lambda model: build(config.optimizer)(model=model), parts["model"])
     scheduler = attempt(
@@ -123,7 +140,7 @@ def build_training(config: DictConfig, *, start_weights: bool) -> TrainingParts:
         optimizer,
         data,
     )
-    attempt.finish()
+    world.raise_problems(attempt.problems)
     return TrainingParts(
         **parts,
         training=training,
@@ -135,14 +152,15 @@ def build_training(config: DictConfig, *, start_weights: bool) -> TrainingParts:
     )
 
 
-def attempt_parts(config: DictConfig, attempt: Attempts, start_weights: bool) -> dict[str, Any]:
+def attempt_parts(
+    config: DictConfig, attempt: Attempts, device: Device, world: World, start_weights: bool
+) -> dict[str, Any]:
     """The fields of :class:`Parts`, None where something failed."""
     node = config.model
     if not start_weights:  # the files it once started from may be gone
         node = OmegaConf.merge(node, {key: None for key in ("weights", "backbone_weights") if key in node})
-    device = attempt(lambda: build(config.device))
     precision = attempt(lambda: build(config.precision))
-    resolved = attempt(lambda precision, device: precision.resolve(device), precision, device)
+    resolved = attempt(lambda precision: precision.resolve(device), precision)
     attempt(Precision.apply, precision)
     torch.manual_seed(config.seed)  # the fresh weights must not depend on what was built before
     model, loss = attempt(lambda: build(node)), attempt(lambda: build(config.loss))
@@ -152,7 +170,10 @@ def attempt_parts(config: DictConfig, attempt: Attempts, start_weights: bool) ->
         # Activations follow the layout of the weights.
         layout = torch.channels_last if channels_last else torch.preserve_format
         model, loss = model.to(device.torch, memory_format=layout), loss.to(device.torch)
+        if world.size > 1 and config.mode == "train" and config.sync_batch_norm:
+            model = normalised_together(model, device, world)
     return {
+        "world": world,
         "device": device,
         "precision": precision,
         "source": attempt(lambda: build(config.dataset)),
@@ -162,7 +183,18 @@ def attempt_parts(config: DictConfig, attempt: Attempts, start_weights: bool) ->
     }
 
 
-def training_data(config: DictConfig, split: Split, augment: Any, device: Device) -> TrainLoader:
+def normalised_together(model: nn.Module, device: Device, world: World) -> nn.Module:
+    """``model`` with batch norms over the images of all processes, where the device can do that."""
+    converted = world.synchronised(model)
+    if converted is None:
+        log.warning(
+            "sync_batch_norm: device=%s has no synchronised batch normalisation: each of the %d processes normalises "
+            "over its own images", device.type, world.size,
+        )  # fmt: skip
+    return model if converted is None else converted
+
+
+def training_data(config: DictConfig, device: Device, world: World, split: Split, augment: Any) -> TrainLoader:
     """The loader of augmented training images."""
     return TrainLoader(
         split,
@@ -172,4 +204,6 @@ def training_data(config: DictConfig, split: Split, augment: Any, device: Device
         num_workers=config.loader.num_workers,
         seed=config.seed,
         pin_memory=device.pin_memory,
+        rank=world.rank,
+        world_size=world.size,
     )

@@ -1,7 +1,8 @@
 """Saved runs: atomic writing and verified reading."""
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ class CheckpointFolder:
     """``checkpoints/`` of a run: ``last.pt`` to go on from, ``best.pt`` to evaluate.
 
     Args:
-        folder: is created.
+        folder: is created with the first save.
         config: the resolved configuration as plain values; goes into each file.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder = folder
         self.config = config
-        folder.mkdir(parents=True, exist_ok=True)
 
     def save_last(self, weights: dict[str, Any], training: dict[str, Any]) -> None:
         """Save weights with everything needed to go on training exactly."""
@@ -38,6 +38,7 @@ class CheckpointFolder:
 
 def write_atomically(content: dict[str, Any], path: Path) -> None:
     """``torch.save`` so that ``path`` holds the old or the new content whole, whenever the machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")  # always the same name: what a kill leaves is replaced next time
     try:
         with unfinished.open("wb") as file:
@@ -108,22 +109,60 @@ FIXED_KEYS = (
     "trainer.grad_clip",
     "trainer.epochs",
 )
+SHARED_OUT = ("loader.batch_size", "trainer.accumulate")  # with more processes each takes less
 FREE_KEYS = ("dataset.root", "model.weights", "model.backbone_weights")
 
 
-def resume_conflicts(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """One line for each difference that keeps a run from going on exactly: key, saved value, value now."""
-    then, now = flatten(saved), flatten(config)
+def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: int) -> list[str]:
+    """One line for each difference that keeps a run from going on exactly: key, saved value, value now.
+
+    Args:
+        saved: the content of a ``last.pt``.
+        config: as plain values.
+        world_size: number of processes now.
+    """
+    then, now = flatten(saved["config"]), flatten(config)
+    saved_size = saved.get("training", {}).get("world_size", 1)
+    may_change = config["checkpoint"]["allow_world_size_change"]
 
     def fixed(key: str) -> bool:
+        if key in SHARED_OUT and may_change and saved_size != world_size:
+            return False
         return key not in FREE_KEYS and (key in FIXED_KEYS or key.partition(".")[0] in FIXED_BY_STATE)
 
-    return [
+    conflicts = [
         f"{key}={now.get(key)}: the saved run has {then.get(key)}; resume with that, or start anew from its weights "
         "with model.weights=<checkpoint>"
         for key in sorted(then.keys() | now.keys())
         if fixed(key) and then.get(key) != now.get(key)
     ]
+    return [*conflicts, *world_size_conflicts(then, now, saved_size, world_size, may_change)]
+
+
+def world_size_conflicts(
+    then: dict[str, Any], now: dict[str, Any], saved_size: int, size: int, may_change: bool
+) -> Iterator[str]:
+    """What keeps a run from going on with another number of processes, if that is asked for."""
+    if saved_size == size:
+        return
+    if not may_change:
+        yield (
+            f"launcher: {processes(size)} now, the saved run has {processes(saved_size)}, so sums would be taken in "
+            "another order and each process would draw other random numbers; resume with as many, or set "
+            "checkpoint.allow_world_size_change=true"
+        )
+        return
+    before, after = (math.prod(flat[key] for key in SHARED_OUT) for flat in (then, now))
+    if before * saved_size != after * size:
+        yield (
+            f"loader.batch_size × trainer.accumulate × processes = {after} × {size}: the saved run takes "
+            f"{before} × {saved_size} images a step; choose a batch size or accumulation that makes as many"
+        )
+
+
+def processes(count: int) -> str:
+    """``1 process``, ``2 processes``."""
+    return f"{count} process{'' if count == 1 else 'es'}"
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,19 +1,24 @@
 """Where tensors live and in which precision the network computes.
 
-No branch here asks for a device's *name*: what a device can do is found by trying it.
+No branch here asks for a device's *name*: what a device can do is found by trying it, and what only its maker
+knows stands in its YAML file.
 """
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from pspexp.errors import UserError
 
-AUTO_ORDER = ("cuda", "mps")  # what ``auto`` tries before the CPU
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16}
+HOST = "cpu"  # has no cards, and its tensors travel through gloo
+AUTO_ORDER = ("cuda", "mps")  # what ``auto`` tries before the host
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def why_unusable(kind: str) -> str | None:
@@ -21,29 +26,75 @@ def why_unusable(kind: str) -> str | None:
     try:
         torch.zeros(1, device=kind)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
+        return first_line(error).split(". ")[0].rstrip(".")
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
 class Device:
-    """One place for tensors.
+    """One place for tensors, made the process's current device.
 
     Args:
         type: a torch device type, or ``auto``: the first usable of CUDA and MPS, else the CPU.
+        plugin: module whose import teaches torch this type, such as ``torch_npu``.
+        index: number of the card; None: the process's number on its machine.
+        local_rank: number of this process on its machine, for `index`.
+        dist_backend: name of the process-group backend; None: the one that torch, or the plugin, registered.
+        amp_dtypes: the formats of mixed precision that the device supports, best first; None: found by trying.
+        autocast: dotted name of a class to use instead of ``torch.autocast``, called with ``dtype=``.
+        grad_scaler: dotted name of a class to use instead of ``torch.amp.GradScaler``, called without arguments.
+        sync_batch_norm: dotted name of a class to use instead of ``torch.nn.SyncBatchNorm``.
 
     Raises:
-        UserError: the device cannot be used on this machine; names torch's reason.
+        UserError: the device cannot be used on this machine; names the cause.
     """
 
-    def __init__(self, type: str = "auto") -> None:
+    def __init__(
+        self,
+        type: str = "auto",
+        *,
+        plugin: str | None = None,
+        index: int | None = None,
+        local_rank: int = 0,
+        dist_backend: str | None = None,
+        amp_dtypes: Sequence[Literal["bf16", "fp16"]] | None = None,
+        autocast: str | None = None,
+        grad_scaler: str | None = None,
+        sync_batch_norm: str | None = None,
+    ) -> None:
+        import_plugin(type, plugin)
         if type == "auto":
-            type = next((kind for kind in AUTO_ORDER if why_unusable(kind) is None), "cpu")
+            type = next((kind for kind in AUTO_ORDER if why_unusable(kind) is None), HOST)
         elif reason := why_unusable(type):
             raise UserError(f"device={type}: not usable here ({reason}); try device=auto or device=cpu")
-        self.type = type
+        self.type, self.amp_dtypes = type, amp_dtypes
         self.torch = torch.device(type)
+        self.dist_backend = dist_backend
+        if type == HOST and index is not None:
+            raise UserError(f"device.index={index}: device={type} has no cards to choose from; leave it out")
+        if hasattr(self._module, "set_device") and type != HOST:
+            self.torch = torch.device(type, self._choose_card(index, local_rank))
+            self._module.set_device(self.torch)  # before anything else: streams and process groups belong to a card
+        self._autocast = resolve("device.autocast", autocast)
+        self._grad_scaler = resolve("device.grad_scaler", grad_scaler)
+        self.sync_batch_norm: Any = resolve("device.sync_batch_norm", sync_batch_norm) or nn.SyncBatchNorm
         # Copies in a stream of their own need not wait for the work that is queued.
         self._copies: Any = self._module.Stream() if self.pin_memory and hasattr(self._module, "Stream") else None
+
+    def _choose_card(self, index: int | None, local_rank: int) -> int:
+        count = self._module.device_count()
+        if index is not None and not 0 <= index < count:
+            raise UserError(f"device.index={index}: this machine has {cards(count, self.type)}; {numbers(count)}")
+        if index is None and local_rank >= count:
+            raise UserError(
+                f"launcher: process {local_rank} of this machine has no card, it has {cards(count, self.type)}; "
+                f"start at most {count} processes a machine"
+            )
+        return local_rank if index is None else index
 
     @property
     def _module(self) -> Any:
@@ -53,6 +104,25 @@ class Device:
     def pin_memory(self) -> bool:
         """Whether page-locked host memory speeds up copies to this device."""
         return hasattr(self._module, "get_device_properties")
+
+    def backends(self) -> str:
+        """The process-group backends, for ``init_process_group``: gloo for the host, the device's own for the device.
+
+        Raises:
+            UserError: none is known.
+        """
+        known = torch.distributed.Backend.default_device_backend_map
+        backend = self.dist_backend or known.get(self.type)
+        if self.type == HOST:
+            return f"{HOST}:{backend}"
+        if backend is None:
+            raise UserError(
+                f"device.dist_backend=null: torch knows no process-group backend for {self.type}; "
+                "name one, or use launcher=single"
+            )
+        if not torch.distributed.is_backend_available(backend):
+            raise UserError(f"device.dist_backend={backend}: not in this torch; known are {', '.join(known.values())}")
+        return f"{HOST}:gloo,{self.type}:{backend}"
 
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
         """``tensor`` on this device; from pinned memory without waiting, and beside the work that is queued."""
@@ -67,19 +137,76 @@ class Device:
 
     def mark(self) -> Callable[[], None]:
         """Mark the end of the work queued so far; calling the result waits until the device has come there."""
-        if self._copies is None:
+        if not hasattr(self._module, "Event") or self.type == HOST:
             return lambda: None  # computes at once, or queues without telling
         event = self._module.Event()
         event.record()
         wait: Callable[[], None] = event.synchronize
         return wait
 
+    def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        """Mixed precision: a context in which torch chooses ``dtype`` where it may."""
+        if self._autocast is not None:
+            context: AbstractContextManager[Any] = self._autocast(dtype=dtype)
+            return context
+        return torch.autocast(self.type, dtype=dtype)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """A scaler of losses for fp16, which may turn out to have disabled itself."""
+        scaler: torch.amp.GradScaler = self._grad_scaler() if self._grad_scaler else torch.amp.GradScaler(self.type)
+        return scaler
+
     def describe(self) -> str:
-        """Name for people, e.g. ``cpu (2 threads)`` or ``cuda (NVIDIA H100, 80 GiB)``."""
+        """Name for people, e.g. ``cpu (2 threads)`` or ``cuda:0 (NVIDIA H100, 80 GiB)``."""
+        if self.type == HOST:
+            return f"{self.type} ({torch.get_num_threads()} threads)"
         if hasattr(self._module, "get_device_properties"):
             properties = self._module.get_device_properties(self.torch)
-            return f"{self.type} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
-        return f"{self.type} ({torch.get_num_threads()} threads)" if self.type == "cpu" else self.type
+            return f"{self.torch} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
+        if hasattr(self._module, "get_device_name"):
+            return f"{self.torch} ({self._module.get_device_name(self.torch)})"
+        return str(self.torch)
+
+
+def import_plugin(type: str, plugin: str | None) -> None:
+    """Import the module that teaches torch a device type.
+
+    Raises:
+        UserError: it is not installed, or fails.
+    """
+    if plugin is None:
+        return
+    try:
+        importlib.import_module(plugin)
+    except Exception as error:  # whatever a vendor's module does when its driver is missing
+        absent = isinstance(error, ModuleNotFoundError) and error.name == plugin.partition(".")[0]
+        cause = "is not installed" if absent else f"fails to import ({error.__class__.__name__}: {first_line(error)})"
+        fix = "install it as its vendor says" if absent else "repair it or its driver"
+        raise UserError(f"device={type}: its plugin {plugin} {cause}; {fix}, or use device=cpu") from error
+
+
+def resolve(key: str, name: str | None) -> Any:
+    """What a dotted name stands for, or None without one.
+
+    Raises:
+        UserError: there is no such thing.
+    """
+    if name is None:
+        return None
+    try:
+        return resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}={name}: cannot be imported ({first_line(error)}); correct it or set it null") from error
+
+
+def cards(count: int, type: str) -> str:
+    """``2 cuda cards``."""
+    return f"{count} {type} card{'' if count == 1 else 's'}"
+
+
+def numbers(count: int) -> str:
+    """What to type for one of ``count`` cards."""
+    return "use 0" if count == 1 else f"use 0 to {count - 1}"
 
 
 class Precision:
@@ -87,11 +214,13 @@ class Precision:
 
     Args:
         name: ``fp32``; ``tf32``: float32 whose products are rounded to TF32 on devices that can, NVIDIA's since
-            Ampere; ``bf16`` (autocast); ``auto``: bf16 on devices that say they compute it natively, else fp32,
-            as on CPUs, where it depends on the network whether bf16 is faster or slower.
+            Ampere; ``bf16`` and ``fp16``: autocast, fp16 with a gradient scaler; ``auto``: the format that the
+            device gains by: the first of its ``amp_dtypes``, else bf16 where it says it computes that natively,
+            else fp16 where it asks to be asked, else fp32, as on CPUs, where it depends on the network whether
+            bf16 is faster or slower.
     """
 
-    def __init__(self, name: Literal["auto", "fp32", "tf32", "bf16"] = "auto") -> None:
+    def __init__(self, name: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto") -> None:
         self.name = name
 
     def apply(self) -> None:
@@ -103,36 +232,60 @@ class Precision:
         torch.backends.cudnn.allow_tf32 = self.name == "tf32"
 
     def resolve(self, device: Device) -> str:
-        """``fp32``, ``tf32`` or ``bf16``.
+        """``fp32``, ``tf32``, ``bf16`` or ``fp16``.
 
         Raises:
-            UserError: the device refuses bf16.
+            UserError: the device refuses it.
         """
         if self.name == "auto":
-            return "bf16" if computes_bf16(device.type) else "fp32"
-        if self.name == "bf16" and not supports_bf16(device.type):
-            raise UserError(f"precision=bf16: {device.describe()} does not support it; use precision=fp32")
+            return next((name for name in preferred(device) if why_not(name, device) is None), "fp32")
+        if reason := why_not(self.name, device):
+            raise UserError(f"precision={self.name}: not on {device.describe()} ({reason}); use precision=fp32")
         return self.name
 
     def autocast(self, device: Device) -> AbstractContextManager[Any]:
         """Context for forward passes on ``device``."""
         dtype = AUTOCAST_DTYPES.get(self.resolve(device))
         # Not a disabled autocast: older torch refuses to make one for devices that know none.
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+        return nullcontext() if dtype is None else device.autocast(dtype)
+
+    def grad_scaler(self, device: Device) -> torch.amp.GradScaler | None:
+        """The scaler that keeps fp16 gradients from vanishing; None in other formats."""
+        return device.grad_scaler() if self.resolve(device) == "fp16" else None
 
 
-def computes_bf16(kind: str) -> bool:
-    """Whether a device type says of itself that it computes bf16 natively, and so gains by it."""
-    module: Any = getattr(torch, kind, None)
-    return hasattr(module, "is_bf16_supported") and bool(module.is_bf16_supported(including_emulation=False))
+def preferred(device: Device) -> Sequence[str]:
+    """The formats of mixed precision that a device gains by, best first."""
+    if device.amp_dtypes is not None:
+        return device.amp_dtypes
+    native = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
+    if native is None:
+        return ()
+    try:
+        return ("bf16",) if native(including_emulation=False) else ("fp16",)
+    except TypeError:  # only torch's own knows of emulation
+        return ("bf16",) if native() else ("fp16",)
+
+
+def why_not(name: str, device: Device) -> str | None:
+    """None if a device computes in a format, else the reason."""
+    if name not in AUTOCAST_DTYPES:
+        return None
+    if device.amp_dtypes is not None and name not in device.amp_dtypes:
+        return f"device.amp_dtypes={list(device.amp_dtypes)}"
+    return trial(name, device)
 
 
 @cache
-def supports_bf16(kind: str) -> bool:
-    """Whether bf16 autocast works on a device type, fast or not; tried with a small product."""
+def trial(name: str, device: Device) -> str | None:
+    """What goes wrong with a small product under autocast, and with the scaler of fp16; None if nothing does."""
     try:
-        with torch.autocast(kind, dtype=torch.bfloat16):
-            sample = torch.ones(2, 2, device=kind)
-            return (sample @ sample).dtype == torch.bfloat16
-    except (RuntimeError, TypeError):
-        return False
+        with device.autocast(AUTOCAST_DTYPES[name]):
+            sample = torch.ones(2, 2, device=device.torch)
+            if (sample @ sample).dtype != AUTOCAST_DTYPES[name]:
+                return "autocast does nothing there"
+        if name == "fp16" and not device.grad_scaler().is_enabled():
+            return "the gradient scaler turns itself off there"
+    except (RuntimeError, TypeError, ValueError) as error:
+        return first_line(error)
+    return None

@@ -9,11 +9,12 @@ class UserError(ValueError):
 
     Args:
         problems: one line each, naming key or file, value, limit and fix. All that were found, not only the first.
+        shared: every process of the job raises the same error; the first one tells it.
     """
 
-    def __init__(self, *problems: str) -> None:
+    def __init__(self, *problems: str, shared: bool = False) -> None:
         super().__init__(*problems)
-        self.problems = problems
+        self.problems, self.shared = problems, shared
 
     def __str__(self) -> str:
         return "\n".join(self.problems)
@@ -35,3 +36,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked to st
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+class JobFailed(Exception):  # noqa: N818 - reads as what happened
+    """Another process of the job failed; the message holds its traceback, or what killed it."""

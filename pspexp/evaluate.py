@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pspexp.data.loader import Batch
 from pspexp.data.transforms import normalize
 from pspexp.device import Device, Precision
+from pspexp.distributed import World
 from pspexp.inference import Inference
 from pspexp.metrics import ConfusionMatrix, Report
 from pspexp.models.folding import folded
@@ -47,6 +48,7 @@ class Evaluator:
     Args:
         inference: from image to logits.
         loss: called with ``{"out": logits}`` and the labels.
+        world: shares the images; every process gets the whole result.
         class_names, ignore_index, mean, std: of the dataset.
         pictures: how many images, evenly spread over the set, are kept to look at.
     """
@@ -55,6 +57,7 @@ class Evaluator:
     loss: Callable[[dict[str, Tensor], Tensor], Tensor]
     device: Device
     precision: Precision
+    world: World
     class_names: list[str]
     ignore_index: int
     mean: list[float]
@@ -74,7 +77,7 @@ class Evaluator:
 
         Args:
             groups: from :func:`pspexp.data.loader.eval_loader`; each batch holds images of one size.
-            num_images: how many images ``groups`` will bring (for spreading the pictures).
+            num_images: how many images ``groups`` will bring, in all processes together.
             on_images: told the number of images after each batch.
         """
         was_training = model.training
@@ -92,8 +95,9 @@ class Evaluator:
         on_images: Callable[[int], None],
     ) -> Evaluation:
         matrix = ConfusionMatrix(len(self.class_names), self.ignore_index)
-        # Kept on the device: reading it after each batch would make the device wait for the host.
-        loss_sum = torch.zeros((), device=self.device.torch)
+        # By image: their mean must not depend on the batch size or on who evaluated which. Kept on the device:
+        # reading after each batch would make the device wait for the host.
+        losses = torch.zeros(num_images, device=self.device.torch)
         shown = set(np.linspace(0, num_images - 1, min(self.pictures, num_images)).astype(int).tolist())
         pictures: list[Picture] = []
         network: nn.Module | None = None
@@ -106,12 +110,14 @@ class Evaluator:
                 logits = self.inference.logits(network, images)
             prediction = logits.max(1).indices  # on CPUs six times as fast as argmax
             matrix.update(prediction, labels)
-            for one in range(len(batch.indices)):  # by image: the mean must not depend on the batch size
-                loss_sum += self.loss({"out": logits[one : one + 1]}, labels[one : one + 1]).float()
+            for one, index in enumerate(batch.indices):
+                losses[index] = self.loss({"out": logits[one : one + 1]}, labels[one : one + 1])
             pictures += [as_picture(batch, at, prediction) for at, index in enumerate(batch.indices) if index in shown]
             on_images(len(batch.indices))
-        report = matrix.report(self.class_names)
-        return Evaluation(report, loss_sum.item() / max(num_images, 1), sorted(pictures, key=lambda one: one.position))
+        matrix.counts, losses = self.world.sum(matrix.counts), self.world.sum(losses)
+        pictures = [picture for found in self.world.gather(pictures) for picture in found]
+        loss = losses.double().sum().item() / max(num_images, 1)
+        return Evaluation(matrix.report(self.class_names), loss, sorted(pictures, key=lambda one: one.position))
 
 
 def as_picture(batch: Batch, at: int, prediction: Tensor) -> Picture:

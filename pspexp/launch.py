@@ -1,40 +1,143 @@
-"""How processes come to be (so far: the one that is running), and how they are asked to stop."""
+"""How processes come to be: this one alone, several that are started here, or several that were started already."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-Result = TypeVar("Result")
+from pspexp.errors import UserError
+
+# Torch, timm and the rest take seconds to import: not for --help. So they are imported in functions here.
+
+
+class Launcher(Protocol):
+    """Has one or several processes do a job."""
+
+    leads: bool  # this process (or one that it starts) writes the records
+    placed: bool  # other processes were started beside this one
+    world_size: int
+
+    def __call__(self, job: Any) -> float | None:
+        """Have a `pspexp.run.Job` done; returns its result."""
+        ...
 
 
 class Single:
-    """Runs the job in this process."""
+    """Does the job in this process, alone."""
 
-    def __call__(self, job: Callable[[], Result]) -> Result:
+    leads, placed, world_size = True, False, 1
+
+    def __call__(self, job: Any) -> float | None:
         """The result of ``job``."""
-        return job()
+        from pspexp.distributed import Place
+
+        with stop_requests() as stop_signal:
+            result: float | None = job(Place(), stop_signal)
+            return result
+
+
+class Torchrun:
+    """One of the processes that torchrun has started.
+
+    Raises:
+        UserError: it has not.
+    """
+
+    placed = True
+
+    def __init__(self) -> None:
+        from pspexp.distributed import placed_by_torch
+
+        try:
+            self.place = placed_by_torch()
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"launcher=torchrun: {error} is not in the environment; start with "
+                "'torchrun --nproc-per-node=2 -m pspexp …', or let launcher=ddp start the processes"
+            ) from error
+        self.leads, self.world_size = self.place.rank == 0, self.place.size
+
+    def __call__(self, job: Any) -> float | None:
+        """The result of ``job``; a failure is left where torchrun looks for it."""
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        with stop_requests() as stop_signal:
+            result: float | None = record(job)(self.place, stop_signal)
+            return result
+
+
+class Slurm:
+    """One of the tasks of a SLURM job step, started by ``srun``.
+
+    Args:
+        meeting_folder: a folder that all nodes share, in which the first process tells the others where it listens.
+        master_addr, master_port: where it listens instead, known to all beforehand. Two jobs must not use one port.
+
+    Raises:
+        UserError: this is no SLURM task.
+    """
+
+    placed = True
+
+    def __init__(
+        self, meeting_folder: str = "outputs/.slurm", master_addr: str | None = None, master_port: int | None = None
+    ) -> None:
+        from pspexp.distributed import Place, meeting_store
+
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_ID")
+        try:
+            rank, size, local_rank, job, step = (int(os.environ[name]) for name in names)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"launcher=slurm: {error} is not in the environment; start with 'srun … python -m pspexp …' "
+                "inside a SLURM job (docs/cluster.md), or use launcher=ddp"
+            ) from error
+        if (master_addr is None) != (master_port is None):
+            raise UserError(
+                f"launcher.master_addr={master_addr}, launcher.master_port={master_port}: give both or none"
+            )
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        os.environ["RANK"] = str(rank)  # for the log format of processes that do not lead
+        tasks = os.environ.get("SLURM_NTASKS_PER_NODE", "1").partition("(")[0]
+        store = partial(
+            meeting_store,
+            Path(meeting_folder) / f"{job}.{step}.{restarts}",
+            leads=rank == 0,
+            address=None if master_addr is None or master_port is None else (master_addr, master_port),
+        )
+        self.place = Place(rank, size, local_rank, int(tasks), store, restarts)
+        self.leads, self.world_size = rank == 0, size
+
+    def __call__(self, job: Any) -> float | None:
+        """The result of ``job``."""
+        with stop_requests() as stop_signal:
+            result: float | None = job(self.place, stop_signal)
+            return result
 
 
 def launch(config: DictConfig, folder: Path, overrides: list[str]) -> float | None:
-    """Run the job that ``config.mode`` names; returns what a sweeper compares."""
-    # Torch, timm and the rest take seconds to import: not for --help.
-    from pspexp import doctor, run
+    """Do the job that ``config.mode`` names; returns what a sweeper compares."""
+    from pspexp import doctor
     from pspexp.assembly import build
+    from pspexp.run import Job
     from pspexp.tracking import runs
 
     if config.mode == "check":
         doctor.check(config)
         return None
-    with runs.claimed(folder), stop_requests() as stop_signal:
-        launcher = build(config.launcher)
-        result: float | None = launcher(lambda: run.JOBS[config.mode](config, folder, overrides, stop_signal))
-        return result
+    launcher: Launcher = build(config.launcher)
+    job = Job(config, folder, overrides)
+    if not launcher.leads:
+        return launcher(job)
+    with runs.claimed(folder):
+        return launcher(job)
 
 
 @contextmanager

@@ -144,6 +144,14 @@ def takes_parts(loss: nn.Module) -> bool:
     return own == (SegmentationLoss.forward, SegmentationLoss.per_output)
 
 
+def divisor(loss: nn.Module, target: Tensor) -> Tensor | None:
+    """What the mean of ``loss`` over the labels ``[N, H, W]`` divides by, a scalar; None if labels alone do not tell.
+
+    With it, means over parts of a batch can be weighted so that they add up to the mean over all of it.
+    """
+    return loss.pixel_weights(target, torch.float32).sum() if takes_parts(loss) else None  # type: ignore[operator]
+
+
 def _mean(loss: Tensor, weight: Tensor) -> Tensor:
     # All ignored: 0 / 1 instead of 0 / 0. Decided on the device; an `if` would wait for it.
     return loss / torch.where(weight > 0, weight, torch.ones_like(weight))

@@ -12,10 +12,11 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from pspexp import composition, launch
-from pspexp.errors import Interrupted, UserError
+from pspexp.errors import Interrupted, JobFailed, UserError
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ ASKS_HYDRA = ("help", "hydra_help", "version", "cfg", "info", "shell_completion"
 WRONG_INPUT = 2
 # A job that leaves no run folder: no log file, and Hydra makes no folder of its own.
 LEAVES_NOTHING = ["hydra/job_logging=stdout", "hydra.run.dir=."]
+FOLLOWS = ["hydra/job_logging=follower", "hydra.run.dir=."]  # another process makes the folder and tells how it goes
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
     try:
         sys.argv[1:] = examine(sys.argv[1:])
     except UserError as error:
-        sys.exit(complain(error))
+        sys.exit(WRONG_INPUT if follows(sys.argv[1:]) else complain(error))
     try:
         task()
     except SystemExit as end:
@@ -52,22 +54,72 @@ def examine(words: Sequence[str]) -> list[str]:
     arguments = get_args_parser().parse_args(list(words))
     if any(getattr(arguments, name, None) for name in ASKS_HYDRA):
         return list(words)
+    import_torch()
     saved = composition.saved_choices(arguments.overrides)
     words, arguments.overrides = [*words, *saved], [*arguments.overrides, *saved]
     folders = [arguments.config_dir] if arguments.config_dir else []
     config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders)
     if arguments.multirun:
+        refuse_placed_sweep(config)
         return list(words)
     job = composition.finish(composition.without_hydra(config), arguments.overrides)
     if job.mode == "check":
         return [*words, *LEAVES_NOTHING]
+    launcher = built_launcher(job)
+    if not launcher.leads:
+        return [*words, *FOLLOWS]
     if not any(word.lstrip("+").startswith("hydra.run.dir=") for word in arguments.overrides):
-        folder = str(resumed_folder(job) or new_folder(job)).replace("'", "\\'")
+        folder = str(resumed_folder(job, launcher.world_size) or new_folder(job)).replace("'", "\\'")
         return [*words, f"hydra.run.dir='{folder}'"]
     return list(words)
 
 
-def resumed_folder(config: DictConfig) -> Path | None:
+def import_torch() -> None:
+    """Import torch, which imports the device plugins that are installed.
+
+    Raises:
+        UserError: one of them fails.
+    """
+    try:
+        import torch  # noqa: F401
+    except RuntimeError as error:
+        if "TORCH_DEVICE_BACKEND_AUTOLOAD" not in str(error):
+            raise
+        cause = error.__cause__ or error
+        raise UserError(
+            f"torch: {str(error).splitlines()[0]} ({type(cause).__name__}: {cause}); repair or uninstall this plugin, "
+            "or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to do without it"
+        ) from error
+
+
+def built_launcher(config: DictConfig) -> launch.Launcher:
+    """What starts the processes of a job.
+
+    Raises:
+        UserError: it cannot be used here.
+    """
+    from pspexp.assembly import build
+
+    launcher: launch.Launcher = build(config.launcher)
+    return launcher
+
+
+def refuse_placed_sweep(config: DictConfig) -> None:
+    """Raise UserError if every one of several processes would begin a sweep of its own."""
+    if get_object(config.launcher._target_).placed:
+        raise UserError(
+            f"launcher={config.hydra.runtime.choices.launcher}: a sweep cannot be started in several processes; "
+            "start it once, with launcher=ddp for several processes a job"
+        )
+
+
+def follows(words: Sequence[str]) -> bool:
+    """Whether another process, started with the same words, tells what is wrong with them."""
+    number = {"launcher=torchrun": "RANK", "launcher=slurm": "SLURM_PROCID"}
+    return any(os.environ.get(number[word], "0") != "0" for word in words if word in number)
+
+
+def resumed_folder(config: DictConfig, world_size: int) -> Path | None:
     """The run folder in which ``checkpoint.resume`` goes on, or None for a new one."""
     wanted = config.checkpoint.resume
     if config.mode != "train" or wanted is None:
@@ -83,7 +135,7 @@ def resumed_folder(config: DictConfig) -> Path | None:
 
     def same(file: Path) -> bool:
         try:
-            return not checkpoint.resume_conflicts(checkpoint.read(file)["config"], now)
+            return not checkpoint.resume_conflicts(checkpoint.read(file), now, world_size)
         except UserError:  # unreadable, or of another format: not this run
             return False
 
@@ -130,13 +182,22 @@ def task(config: DictConfig) -> float | None:
 def report(error: Exception) -> int:
     """Log how a job ended; returns the exit code."""
     if isinstance(error, UserError):
-        log.error("%s", error, exc_info="HYDRA_FULL_ERROR" in os.environ)
+        if not (error.shared and is_follower()):
+            log.error("%s", error, exc_info="HYDRA_FULL_ERROR" in os.environ)
         return WRONG_INPUT
+    if isinstance(error, JobFailed):
+        log.error("%s", error)
+        return 1
     if isinstance(error, Interrupted):
         log.warning("%s", error)
         return 128 + error.signal_number
     log.exception("The job failed: %s", error)
     return 1
+
+
+def is_follower() -> bool:
+    """Whether another process of the job tells what all find."""
+    return bool(HydraConfig.get().runtime.choices["hydra/job_logging"] == "follower")
 
 
 def complain(error: UserError) -> int:

@@ -1,8 +1,10 @@
 """The jobs, top to bottom: build, train or test, record."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pspexp import checkpoint
-from pspexp.assembly import Parts, build, build_parts, build_training
-from pspexp.data.loader import TrainLoader, eval_loader
+from pspexp.assembly import Parts, build, build_parts, build_training, meet
+from pspexp.data.loader import Batch, TrainLoader, eval_loader
 from pspexp.data.source import Source, Split
 from pspexp.device import Device
+from pspexp.distributed import Place, World
 from pspexp.errors import Interrupted, UserError
 from pspexp.evaluate import Evaluation, Evaluator
 from pspexp.models.weights import load_weights
-from pspexp.tracking import LocalTracker, Progress, Status, Tracker, runs
+from pspexp.tracking import LocalTracker, Progress, SilentTracker, Status, Tracker, runs
+from pspexp.tracking.local import read_summary
 from pspexp.tracking.secrets import without_secrets, words_without_secrets
 from pspexp.trainer import Trainer
 
@@ -26,17 +30,51 @@ log = logging.getLogger(__name__)
 StopSignal = Callable[[], int | None]
 
 
-def train(config: DictConfig, folder: Path, overrides: list[str], stop_signal: StopSignal) -> float | None:
+@dataclass(frozen=True)
+class Job:
+    """What one run is to do. It can be sent to another process.
+
+    Attributes:
+        config: complete and checked.
+        folder: the run folder; another process's word counts where several started by themselves.
+        overrides: the words typed.
+        again: its processes were restarted after a failure.
+    """
+
+    config: DictConfig
+    folder: Path
+    overrides: list[str]
+    again: bool = False
+
+    def __call__(self, place: Place, stop_signal: StopSignal) -> float | None:
+        """Do it, as the process at ``place``; returns what a sweeper compares.
+
+        Raises:
+            UserError: the input is wrong.
+            Interrupted: ``stop_signal`` asked to stop.
+        """
+        device, world = meet(self.config, place)
+        same_configuration(self.config, world)
+        folder = world.from_leader(lambda: self.folder)
+        again = place.restarts > 0
+        job = Job(going_on(self.config) if again else self.config, folder, self.overrides, again)
+        result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
+        world.leave()
+        return result
+
+
+def train(job: Job, device: Device, world: World, stop_signal: StopSignal) -> float | None:
     """``mode=train``: train, validate, save; returns the best mean IoU."""
-    state = saved_state(config, folder)
-    parts = build_training(config, start_weights=state is None)
+    config, folder = job.config, job.folder
+    state = world.from_leader(lambda: saved_state(config, folder, world))
+    parts = build_training(config, device, world, start_weights=state is None)
     evaluator = build_evaluator(parts)
     log.info("%s", describe(config, parts, len(parts.training), folder))
     log.info("%s", left_out(parts.data, len(parts.training)))
-    tracker = start_tracker(config, folder, overrides, parts.device, resume=state is not None)
+    tracker = start_tracker(job, parts, resume=state is not None)
 
-    def validate(weights: nn.Module, on_images: Callable[[int], None]) -> Evaluation:
-        found = evaluate(weights, parts.validation, "val", evaluator, config, parts.source, tracker, on_images)
+    def validate(weights: nn.Module, between: Callable[[], None]) -> Evaluation:
+        found = evaluate(weights, parts.validation, "val", evaluator, config, parts.source, tracker, between)
         parts.cache.report()
         return found
 
@@ -48,7 +86,8 @@ def train(config: DictConfig, folder: Path, overrides: list[str], stop_signal: S
         data=parts.data,
         names=parts.training.names,
         validate=validate,
-        device=parts.device,
+        world=world,
+        device=device,
         precision=parts.precision,
         mean=parts.source.mean,
         std=parts.source.std,
@@ -67,20 +106,21 @@ def train(config: DictConfig, folder: Path, overrides: list[str], stop_signal: S
     return trainer.position.best.get("best/mean_iou")
 
 
-def test(config: DictConfig, folder: Path, overrides: list[str], stop_signal: StopSignal) -> float | None:
+def test(job: Job, device: Device, world: World, stop_signal: StopSignal) -> float | None:
     """``mode=test``: evaluate a checkpoint on the test split; returns the mean IoU."""
-    saved = checkpoint.read(Path(config.checkpoint.path), foreign=True)
+    config = job.config
+    saved = world.from_leader(lambda: checkpoint.read(Path(config.checkpoint.path), foreign=True))
     ours = checkpoint.is_ours(saved)
-    parts = build_parts(config)
+    parts = build_parts(config, device, world)
     split = parts.source.open("test")
     load_weights(parts.model, saved)
     evaluator = build_evaluator(parts)
-    log.info("%s", describe(config, parts, len(split), folder))
-    tracker = start_tracker(config, folder, overrides, parts.device, resume=False)
+    log.info("%s", describe(config, parts, len(split), job.folder))
+    tracker = start_tracker(job, parts, resume=False)
     found: dict[str, float] = {}
 
-    def stop_if_asked(_: int) -> None:
-        if (number := stop_signal()) is not None:
+    def stop_if_asked() -> None:
+        if number := world.largest_soon(stop_signal() or 0):
             raise Interrupted(number, "stopped during the test")
 
     with recorded(tracker, lambda: {"last": found}):
@@ -97,7 +137,30 @@ def test(config: DictConfig, folder: Path, overrides: list[str], stop_signal: St
     return evaluation.report.mean_iou
 
 
-def saved_state(config: DictConfig, folder: Path) -> dict[str, Any] | None:
+def same_configuration(config: DictConfig, world: World) -> None:
+    """Refuse to begin with processes that were started with different words.
+
+    Raises:
+        UserError: names the keys in which another process differs from the first.
+    """
+    flats = world.gather(checkpoint.flatten(public(config)))
+    world.raise_problems(
+        [
+            f"{key}={flat.get(key)}: process {rank} was started with this, process 0 with {flats[0].get(key)}; "
+            "give all the same"
+            for rank, flat in enumerate(flats)
+            for key in sorted(flats[0].keys() | flat.keys())
+            if flat.get(key) != flats[0].get(key) and not key.startswith("launcher.")
+        ]
+    )
+
+
+def going_on(config: DictConfig) -> DictConfig:
+    """The configuration with which a job goes on where it saved last, if it did."""
+    return OmegaConf.merge(config, {"checkpoint": {"resume": "auto"}})  # type: ignore[return-value]
+
+
+def saved_state(config: DictConfig, folder: Path, world: World) -> dict[str, Any] | None:
     """The training state to go on from, or None for a fresh start.
 
     Raises:
@@ -110,7 +173,7 @@ def saved_state(config: DictConfig, folder: Path) -> dict[str, Any] | None:
     if own.is_file() and path.resolve() != own.resolve():
         raise UserError(f"hydra.run.dir={folder}: holds another run than checkpoint.resume={wanted}; leave it out")
     saved = checkpoint.read(path, training=True)
-    if conflicts := checkpoint.resume_conflicts(saved["config"], public(config)):
+    if conflicts := checkpoint.resume_conflicts(saved, public(config), world.size):
         raise UserError(*conflicts)
     return saved
 
@@ -127,6 +190,7 @@ def build_evaluator(parts: Parts) -> Evaluator:
         loss=parts.loss,
         device=parts.device,
         precision=parts.precision,
+        world=parts.world,
         class_names=parts.source.class_names,
         ignore_index=parts.source.ignore_index,
         mean=parts.source.mean,
@@ -142,10 +206,14 @@ def evaluate(
     config: DictConfig,
     source: Source,
     tracker: Tracker,
-    on_images: Callable[[int], None],
+    between: Callable[[], None],
 ) -> Evaluation:
-    """Evaluate ``model`` on ``split`` with a progress bar, and draw samples."""
-    limit = config.loader.max_eval_images
+    """Evaluate ``model`` on ``split`` with a progress bar, and draw samples.
+
+    Args:
+        between: called after each loaded group of images, as often in each process.
+    """
+    limit, world = config.loader.max_eval_images, evaluator.world
     groups = eval_loader(
         split,
         evaluator.inference.prepare,
@@ -153,15 +221,24 @@ def evaluate(
         num_workers=config.loader.num_workers,
         max_images=limit,
         pin_memory=evaluator.device.pin_memory,
+        rank=world.rank,
+        world_size=world.size,
     )
     num_images = min(limit or len(split), len(split))
-    with Progress(num_images, role, unit="image") as progress:
+    rounds = math.ceil(math.ceil(num_images / world.size) / config.loader.eval_batch_size)
 
-        def advance(count: int) -> None:
-            progress.add(count)
-            on_images(count)
+    def rounded() -> Iterator[list[Batch]]:
+        for group in groups:
+            yield group
+            between()
+        for _ in range(rounds - len(groups)):  # another process has an image more
+            between()
 
-        evaluation = evaluator(model, groups, num_images=num_images, on_images=advance)
+    with Progress(num_images, role, unit="image", silent=not world.leads) as progress:
+        # The others are as far, give or take one image.
+        evaluation = evaluator(
+            model, rounded(), num_images=num_images, on_images=lambda count: progress.add(count * world.size)
+        )
     pictures = [
         (split.names[picture.position], picture.image, picture.truth, picture.prediction)
         for picture in evaluation.pictures
@@ -176,33 +253,52 @@ def evaluate(
     return evaluation
 
 
-def start_tracker(config: DictConfig, folder: Path, overrides: list[str], device: Device, *, resume: bool) -> Tracker:
+def start_tracker(job: Job, parts: Parts, *, resume: bool) -> Tracker:
     """A tracker that has begun: the run folder first, then the views the configuration asks for.
+
+    Only the first process records.
 
     Raises:
         UserError: the folder holds another run's states.
     """
-    if not resume and own_state(folder).is_file():
+    if not resume and parts.world.from_leader(own_state(job.folder).is_file):
         raise UserError(
-            f"hydra.run.dir={folder}: holds a run that would be overwritten; "
-            "go on with checkpoint.resume=auto, or choose another folder"
+            f"hydra.run.dir={job.folder}: holds a run that would be overwritten; "
+            "go on with checkpoint.resume=auto, or choose another folder",
+            shared=True,
         )
-    tracker = Tracker(LocalTracker(folder), build(config.tracking))
-    shown = public(config)
+    if not parts.world.leads:
+        return SilentTracker(job.folder)
+    tracker = open_tracker(job, parts.device.type, resume=resume or job.again)
+    if job.again and not resume:  # the first attempt had not come to a save
+        tracker.rewind(0, keep_evaluation=False)
+    return tracker
+
+
+def open_tracker(job: Job, device_type: str, *, resume: bool) -> Tracker:
+    """Begin the records of a job, or go on with those in its folder."""
+    config, shown = job.config, public(job.config)
+    tracker = Tracker(LocalTracker(job.folder), build(config.tracking))
     tracker.start(
-        name=config.run_name or folder.name,
+        name=config.run_name or job.folder.name,
         config=shown,
         config_text=OmegaConf.to_yaml(OmegaConf.create(shown)),
-        overrides=words_without_secrets(overrides),
+        overrides=words_without_secrets(job.overrides),
         tags={
             "mode": config.mode,
             "model": config.choices.model,
             "dataset": config.choices.dataset,
-            "device": device.type,
+            "device": device_type,
         },
         resume=resume,
     )
     return tracker
+
+
+def close_abandoned(job: Job, status: Status) -> None:
+    """End the records of a job whose processes could not do it themselves."""
+    if read_summary(job.folder).get("status") == "RUNNING":
+        open_tracker(job, job.config.device.type, resume=True).finish(status)
 
 
 @contextmanager
@@ -234,9 +330,10 @@ def public(config: DictConfig) -> dict[str, Any]:
 
 def describe(config: DictConfig, parts: Parts, num_images: int, folder: Path) -> str:
     """One line for people about what begins."""
+    processes = f" × {parts.world.size} processes" if parts.world.size > 1 else ""
     return (
         f"{config.mode} {config.choices.model} on {config.choices.dataset} ({num_images} images), "
-        f"{parts.device.describe()}, {parts.precision.resolve(parts.device)}; records in {folder}"
+        f"{parts.device.describe()}{processes}, {parts.precision.resolve(parts.device)}; records in {folder}"
     )
 
 

@@ -64,6 +64,7 @@ class Checkpoint:
 
     __pydantic_config__ = PLAIN_NODE
     resume: StrictStr | None
+    allow_world_size_change: StrictBool
     path: StrictStr | None
     every_steps: Positive | None
 
@@ -77,6 +78,7 @@ class Config:
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)]
     crop_size: Positive
     channels_last: StrictBool | None
+    sync_batch_norm: StrictBool
     run_name: StrictStr | None
     output_root: StrictStr
     loader: Loader

@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,15 +20,17 @@ from pspexp.checkpoint import CheckpointFolder, on_cpu
 from pspexp.data.loader import Batch, TrainLoader
 from pspexp.data.transforms import normalize
 from pspexp.device import Device, Precision
+from pspexp.distributed import World, without_exchange
 from pspexp.errors import Interrupted
 from pspexp.evaluate import Evaluation
-from pspexp.losses import takes_parts
+from pspexp.losses import divisor, takes_parts
 from pspexp.models.segmenter import enlarges_itself
 from pspexp.optim import load_optimizer, skips_on_request
 from pspexp.tracking import Progress, Tracker
 from pspexp.tracking.local import finite
 
 QUEUED_STEPS = 2  # how far the host runs ahead of the device: enough to keep it busy, and to see who waits for whom
+SEEDS_APART = 2**32  # between the random streams of two processes: configured seeds are smaller
 STARVED = 0.1  # share of the time spent waiting for data that is worth a warning
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Position:
         validated_step: the step at which the weights were last validated.
         best, last: metrics of the best and of the last validation, by name.
         losses: of the steps since the last log record, as far as they have been read.
+        overflows: steps that fp16 left out, since their scaled gradients were not finite.
     """
 
     step: int = 0
@@ -54,21 +57,7 @@ class Position:
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Unread:
-    """What a step found and the host has not looked at yet.
-
-    Attributes:
-        step: its number, from 1.
-        indices: of the images, batch by batch.
-        values: the batches' losses, then the norm of the gradient; on the device.
-    """
-
-    step: int
-    indices: list[list[int]]
-    values: Tensor
+    overflows: int = 0
 
 
 class Stopwatch:
@@ -112,9 +101,11 @@ class Trainer:
         scheduler: stepped once after each optimizer step.
         data: the training images.
         names: of the training images, for messages.
-        validate: evaluates a model; its callback is called between batches and may raise.
+        world: the processes that share each step, all at the same one.
+        validate: evaluates a model; its callback is called between batches, as often in each process, and may raise.
         mean, std: normalisation of the images.
-        seed: of dropout; each step has its own stream, so a resumed run draws what the uninterrupted one would.
+        seed: of dropout; each step has its own stream in each process, so a resumed run draws what the
+            uninterrupted one would.
         stop_signal: number of the signal that asks to stop, or None. Asked after every step.
         epochs: length of the training; the learning rate's horizon is its ``total_steps``.
         max_steps: stop earlier.
@@ -122,7 +113,8 @@ class Trainer:
         log_every: steps between records.
         every_steps: steps between saves beside those at each validation.
         grad_clip: largest gradient norm.
-        accumulate: batches per step; the loss is the mean over them.
+        accumulate: batches per step and process; the loss is the mean over the pixels of all of them, as if they
+            were one batch, where the loss is a mean over pixels (`pspexp.losses.divisor`); else the mean over batches.
         ema: decay of a moving average of the weights, which is then what is validated. It warms up as in timm.
         compile: compile network and loss with ``torch.compile``, True or its mode. Validation stays as it is: its
             images come in many sizes.
@@ -137,7 +129,8 @@ class Trainer:
         scheduler: LRScheduler,
         data: TrainLoader,
         names: Sequence[str],
-        validate: Callable[[nn.Module, Callable[[int], None]], Evaluation],
+        validate: Callable[[nn.Module, Callable[[], None]], Evaluation],
+        world: World,
         device: Device,
         precision: Precision,
         mean: list[float],
@@ -158,6 +151,7 @@ class Trainer:
     ) -> None:
         self.model, self.loss, self.optimizer, self.scheduler = model, loss, optimizer, scheduler
         self.data, self.names, self.validate = data, names, validate
+        self.world, self.network = world, world.replicated(model)
         self.device, self.mean, self.std, self.seed = device, mean, std, seed
         self.tracker, self.checkpoints, self.stop_signal = tracker, checkpoints, stop_signal
         self.validate_every, self.log_every, self.every_steps = validate_every, log_every, every_steps
@@ -167,14 +161,15 @@ class Trainer:
         self.ema = None if ema is None else ModelEmaV3(model, decay=ema, use_warmup=True)
         # Saves memory; the compiler fuses the loss in its own way.
         self.in_parts = not compile and enlarges_itself(model) and takes_parts(loss)
-        self.autocast = precision.autocast(device)
+        self.autocast, self.scaler = precision.autocast(device), precision.grad_scaler(device)
         self.objective: Callable[[Tensor, Tensor], Tensor] = self._objective
         if compile:
             self.objective = torch.compile(self._objective, mode=None if compile is True else compile)
         self.position = Position()
         self.watch = Stopwatch()
         self.records, self.warned = 0, False  # of this process
-        self.unread: list[Unread] = []
+        # Steps, from 1, and what they found, on the device: the batches' losses, then the norm of the gradient.
+        self.unread: list[tuple[int, Tensor]] = []
         self.queued: deque[Callable[[], None]] = deque()
         # Becomes and stays 1 once a loss or gradient is not finite.
         self.spoilt = torch.zeros((), device=device.torch)
@@ -194,7 +189,9 @@ class Trainer:
         at = self.position
         with (
             closing(self.data.batches(at.step, self.last_step)) as batches,
-            Progress(self.last_step, "train", start=at.step, log_every=self.log_every) as progress,
+            Progress(
+                self.last_step, "train", start=at.step, log_every=self.log_every, silent=not self.world.leads
+            ) as progress,
         ):
             if self._validation_is_due():  # it was interrupted
                 self._validate()
@@ -229,45 +226,79 @@ class Trainer:
         self.queued.append(self.device.mark())
         if len(self.queued) > QUEUED_STEPS:
             self.queued.popleft()()
-        images = sum(len(batch.indices) for batch in group)
-        self.watch.add(loaded - start, time.perf_counter() - loaded, images)
+        self.watch.add(loaded - start, time.perf_counter() - loaded, self.data.images_per_step)
 
     def _step(self, group: list[Batch]) -> None:
         """One optimizer step over the batches in ``group``, without waiting for the device where that can be."""
         self.model.train()
-        torch.manual_seed(self.seed + self.position.step)  # addressed, not streamed: for dropout
+        # Addressed, not streamed: for dropout.
+        torch.manual_seed(self.seed + self.position.step + SEEDS_APART * self.world.rank)
         self.optimizer.zero_grad(set_to_none=True)
+        moved = [(self.device.move(batch.images), self.device.move(batch.labels)) for batch in group]
+        shares = self._shares([labels for _, labels in moved])
         losses = []
-        for batch in group:
-            loss = self._forward(batch)
-            (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach().clone())  # a CUDA graph would overwrite it
+        for number, (images, labels) in enumerate(moved, 1):
+            with nullcontext() if number == len(moved) else without_exchange(self.network):
+                losses.append(self._backward(images, labels, shares[number - 1]))
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         # Infinity leaves the gradients as they are; their norm is wanted all the same.
         norm = clip_grad_norm_(self.model.parameters(), math.inf if self.grad_clip is None else self.grad_clip)
         values = torch.stack([*losses, norm.to(losses[0].dtype)])
-        self.unread.append(Unread(self.position.step + 1, [batch.indices for batch in group], values))
-        self._protect_weights(values)
-        self.optimizer.step()
+        self.unread.append((self.position.step + 1, values))
+        self._update(values)
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update(self.model, step=self.position.step)
 
-    def _protect_weights(self, values: Tensor) -> None:
-        """Keep the coming optimizer steps from touching the weights if one of ``values`` is not finite."""
+    def _shares(self, labels: list[Tensor]) -> list[Tensor | float]:
+        """What to multiply each batch's mean loss by, so that the mean of all is the mean over the step's pixels."""
+        if len(labels) == self.world.size == 1:
+            return [1.0]
+        divisors = [divisor(self.loss, one.long()) for one in labels]
+        if None in divisors:
+            return [1.0] * len(labels)
+        own = torch.stack(divisors)  # type: ignore[arg-type]
+        total = self.world.total(own.sum()).clamp(min=torch.finfo(own.dtype).tiny)  # 0: then so is every loss
+        return list(own * (len(labels) * self.world.size) / total)
+
+    def _backward(self, images: Tensor, labels: Tensor, share: Tensor | float) -> Tensor:
+        """Add a batch's gradients; returns its share of the loss.
+
+        If that is not finite, or an earlier one was not, all gradients become NaN: in the other processes, too.
+        """
+        loss = self.objective(images, labels) * share
+        sound = loss.detach().isfinite() & (self.spoilt == 0)
+        wanted = loss * torch.where(sound, 1.0, math.nan) / self.accumulate
+        scaled = wanted if self.scaler is None else self.scaler.scale(wanted)
+        scaled.backward()  # type: ignore[no-untyped-call]
+        return loss.detach().clone()  # a CUDA graph would overwrite it
+
+    def _update(self, values: Tensor) -> None:
+        """Change the weights unless one of ``values``, losses and gradient norm, is not finite, or ever was.
+
+        With fp16 an infinite gradient is no fault: the scaler leaves the step out and scales less from then on.
+        """
+        if self.scaler is not None:
+            self._note_spoilt(values[:-1])
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return
         if skips_on_request(self.optimizer):  # then it is seen when the losses are read
-            self.spoilt = torch.maximum(self.spoilt, (~values.isfinite().all()).to(self.spoilt.dtype))
+            self._note_spoilt(values)
             self.optimizer.found_inf = self.spoilt  # type: ignore[attr-defined]
         else:
             self._read_losses()
+        self.optimizer.step()
 
-    def _forward(self, batch: Batch) -> Tensor:
-        return self.objective(self.device.move(batch.images), self.device.move(batch.labels))
+    def _note_spoilt(self, values: Tensor) -> None:
+        self.spoilt = torch.maximum(self.spoilt, (~values.isfinite().all()).to(self.spoilt.dtype))
 
     def _objective(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of uint8 ``images`` and ``labels``."""
         images, labels = normalize(images, self.mean, self.std, torch.float32), labels.long()
         with self.autocast:  # not around the loss: it takes gradients, and scores need their precision
-            outputs = self.model(images, enlarged=False) if self.in_parts else self.model(images)
+            outputs = self.network(images, enlarged=False) if self.in_parts else self.network(images)
         if self.in_parts:
             return self.loss.of_coarse(outputs, labels, self.model.enlarge)  # type: ignore[operator, no-any-return]
         loss: Tensor = self.loss(outputs, labels)
@@ -281,25 +312,34 @@ class Trainer:
             self.watch.wait(time.perf_counter() - start)
 
     def _read_losses(self) -> None:
-        """Wait for the device and look at what the last steps found.
+        """Wait for the device and look at what the last steps found, in all processes.
 
         Raises:
             NonFiniteLossError: names the first step at which it was not finite; the weights are those before it.
         """
         unread, self.unread = self.unread, []
-        found = torch.stack([one.values for one in unread]).tolist()
-        for one, (*losses, gradient) in zip(unread, found, strict=True):
-            if not all(map(math.isfinite, (*losses, gradient))):
-                self._refuse(one, losses, gradient)
-            self.position.losses.append(math.fsum(losses) / len(losses))
+        found = self.world.gather_tensor(torch.stack([values for _, values in unread]))
+        for (step, _), *values in zip(unread, *(one.tolist() for one in found), strict=True):
+            losses, norm = [own[:-1] for own in values], values[0][-1]  # by process, then by batch; the same in all
+            every = [loss for own in losses for loss in own]
+            overflow = not math.isfinite(norm) and self.scaler is not None and self.scaler.get_scale() >= 1
+            if not all(map(math.isfinite, every)) or not (math.isfinite(norm) or overflow):
+                self._refuse(step, losses, norm)
+            self.position.losses.append(math.fsum(every) / len(every))
+            self.position.overflows += overflow
 
-    def _refuse(self, one: Unread, losses: list[float], gradient: float) -> None:
-        bad = [batch for batch, loss in zip(one.indices, losses, strict=True) if not math.isfinite(loss)] or one.indices
-        names = ", ".join(self.names[index] for batch in bad for index in batch)
+    def _refuse(self, step: int, losses: list[list[float]], norm: float) -> None:
+        batches = [
+            (batch, loss)
+            for rank, own in enumerate(losses)
+            for batch, loss in zip(self.data.plan(step - 1, step, rank), own, strict=True)
+        ]
+        bad = [batch for batch, loss in batches if not math.isfinite(loss)] or [batch for batch, _ in batches]
+        names = ", ".join(self.names[index] for batch in bad for _, index in batch)
         raise NonFiniteLossError(
-            f"step {one.step}: the loss is {math.fsum(losses) / len(losses)}, its gradient has norm "
-            f"{gradient} (images {names}); the weights were not touched. "
-            "Lower optimizer.lr, set precision=fp32, or look at these images"
+            f"step {step}: the loss is {sum(loss for _, loss in batches) / len(batches)}, its gradient has norm "
+            f"{norm} (images {names}); the weights were not touched. "
+            f"Lower optimizer.lr, set precision={'bf16 or fp32' if self.scaler else 'fp32'}, or look at these images"
         )
 
     def _log(self) -> None:
@@ -309,6 +349,8 @@ class Trainer:
             "train/lr": float(self.optimizer.param_groups[0]["lr"]),
             **self.watch.scalars(),
         }
+        if self.scaler is not None:
+            values |= {"train/loss_scale": self.scaler.get_scale(), "train/overflow_steps": float(at.overflows)}
         self.tracker.metrics(values, step=at.step, epoch=self._epoch())
         self.records += 1
         self._warn_of_waiting(values["train/data_time"], values["train/step_time"])
@@ -335,7 +377,8 @@ class Trainer:
     def _validate(self) -> None:
         self._catch_up()
         at, epoch = self.position, self._epoch()
-        evaluation = self.validate(self.evaluated_model, lambda _: self._stop_if_asked())
+        self.world.same_buffers(self.evaluated_model)
+        evaluation = self.validate(self.evaluated_model, self._stop_if_asked)
         mean_iou = evaluation.report.mean_iou
         at.last = dict(finite(evaluation.scalars("val")))
         improved = not at.best or mean_iou > at.best.get("val/mean_iou", -1.0)
@@ -346,14 +389,13 @@ class Trainer:
         extra = {"val/loss": evaluation.loss} | {key: at.best[key] for key in ("best/mean_iou", "best/epoch")}
         # The record goes first: a save without its record could not be told from a complete one on resume.
         self.tracker.report("val", evaluation.report, step=at.step, epoch=epoch, extra=extra)
-        if improved:
+        if improved and self.world.leads:
             self.checkpoints.save_best(self._weights())
         self.save_last()
         log.info("epoch %d, step %d\n%s", epoch, at.step, evaluation.report.table())
 
     def _stop_if_asked(self) -> None:
-        number = self.stop_signal()
-        if number is not None:
+        if number := self.world.largest_soon(self.stop_signal() or 0):
             self.save_last()
             raise Interrupted(
                 number, f"stopped after step {self.position.step}; checkpoint.resume=auto goes on from there"
@@ -373,7 +415,11 @@ class Trainer:
     def save_last(self) -> None:
         """Save everything needed to go on from here."""
         self._catch_up()  # nothing is saved after a step that was refused
+        if not self.world.leads:
+            return
         training = {
+            "world_size": self.world.size,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "position": vars(self.position),
             "optimizer": on_cpu(self.optimizer.state_dict()),
             "scheduler": self.scheduler.state_dict(),
@@ -389,9 +435,12 @@ class Trainer:
             self.ema.module.load_state_dict(saved["ema"])
         load_optimizer(self.optimizer, training["optimizer"])
         self.scheduler.load_state_dict(training["scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(training["scaler"])
         self.position = Position(**training["position"])
         vars(self.watch).update(training["interval"])
         at = self.position
-        if not (self.checkpoints.folder / "best.pt").is_file():  # the state came from elsewhere without its best
+        # The state may have come from elsewhere without its best.
+        if not self.world.from_leader((self.checkpoints.folder / "best.pt").is_file):
             at.best, at.validated_step = {}, 0
         self.tracker.rewind(at.step, keep_evaluation=at.validated_step == at.step)

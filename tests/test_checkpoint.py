@@ -106,19 +106,23 @@ def test_nested_keys_become_dotted_ones() -> None:
 
 
 def test_what_keeps_a_run_from_going_on() -> None:
-    saved = {
+    free = {"allow_world_size_change": False}
+    then = {
+        "checkpoint": free,
         "seed": 1,
         "optimizer": {"lr": 0.1},
         "dataset": {"root": "/a"},
         "loader": {"num_workers": 2, "batch_size": 4},
     }
+    saved = {"config": then}
     now = {
+        "checkpoint": free,
         "seed": 1,
         "optimizer": {"lr": 0.2},
         "dataset": {"root": "/b"},
         "loader": {"num_workers": 0, "batch_size": 8},
     }
-    (batch, rate) = checkpoint.resume_conflicts(saved, now)
+    (batch, rate) = checkpoint.resume_conflicts(saved, now, 1)
     assert batch.startswith("loader.batch_size=8: the saved run has 4")
     assert rate.startswith("optimizer.lr=0.2: the saved run has 0.1")
-    assert checkpoint.resume_conflicts(saved, saved) == []
+    assert checkpoint.resume_conflicts(saved, then, 1) == []

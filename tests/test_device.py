@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pspexp.device import Device, Precision, supports_bf16, why_unusable
+from pspexp.device import Device, Precision, why_not, why_unusable
 from pspexp.errors import UserError
 
 
@@ -24,11 +24,17 @@ def test_a_missing_device_is_refused_with_torchs_reason() -> None:
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("auto", torch.float32), ("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)],
+    [
+        ("auto", torch.float32),
+        ("fp32", torch.float32),
+        ("tf32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("fp16", torch.float16),
+    ],
 )
 def test_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
     device = Device("cpu")
-    assert supports_bf16("cpu")
+    assert why_not("bf16", device) is None
     with Precision(name).autocast(device):  # type: ignore[arg-type]
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 

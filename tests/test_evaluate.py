@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pspexp.data.loader import Batch
 from pspexp.device import Device, Precision
+from pspexp.distributed import Place, World
 from pspexp.evaluate import Evaluator
 from pspexp.inference import Whole
 from pspexp.losses import CrossEntropy
@@ -22,7 +23,15 @@ class Bright(nn.Module):
 @pytest.fixture
 def evaluator() -> Evaluator:
     return Evaluator(
-        Whole(8, True), CrossEntropy(2), Device("cpu"), Precision("fp32"), ["dark", "bright"], 255, [0.5] * 3, [0.5] * 3
+        Whole(8, True),
+        CrossEntropy(2),
+        device := Device("cpu"),
+        Precision("fp32"),
+        World(Place(), device),
+        ["dark", "bright"],
+        255,
+        [0.5] * 3,
+        [0.5] * 3,
     )
 
 

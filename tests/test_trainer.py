@@ -16,6 +16,7 @@ from pspexp.data.loader import Batch, TrainLoader, eval_loader
 from pspexp.data.shapes import SHAPES_CLASSES, ShapesSource
 from pspexp.data.transforms import ScaleCropFlip
 from pspexp.device import Device, Precision
+from pspexp.distributed import Place, World
 from pspexp.errors import Interrupted
 from pspexp.evaluate import Evaluation, Evaluator
 from pspexp.inference import Whole
@@ -97,13 +98,14 @@ def make(tmp_path: Path) -> Make:
         )
         optimizer = optim.sgd(model, lr=0.1, momentum=0.9, weight_decay=0.0)
         scheduler = optim.cosine(optimizer, settings["epochs"] * data.steps_per_epoch, warmup_steps=2)
-        evaluator = Evaluator(Whole(8, True), loss, device, precision, list(SHAPES_CLASSES), 255, MEAN, STD)
+        world = World(Place(), device)
+        evaluator = Evaluator(Whole(8, True), loss, device, precision, world, list(SHAPES_CLASSES), 255, MEAN, STD)
 
-        def validate(weights: nn.Module, on_images: Callable[[int], None]) -> Evaluation:
+        def validate(weights: nn.Module, between: Callable[[], None]) -> Evaluation:
             groups = eval_loader(
                 val, lambda image, label: (image, label), batch_size=1, num_workers=0, max_images=None, pin_memory=False
             )
-            return evaluator(weights, groups, num_images=len(val), on_images=on_images)
+            return evaluator(weights, groups, num_images=len(val), on_images=lambda count: between())
 
         run = tmp_path / folder
         tracker = Tracker(Numbers(run))
@@ -116,6 +118,7 @@ def make(tmp_path: Path) -> Make:
             data=data,
             names=train.names,
             validate=validate,
+            world=world,
             device=device,
             precision=precision,
             mean=MEAN,
@@ -420,11 +423,11 @@ def test_scores_and_loss_keep_float32_under_bf16(make: Make, model: type[SmallSe
     trainer = make("run", model=model(), loss=loss, precision="bf16")
     assert trainer.in_parts is (model is SmallSegmenter)
     batch = next(trainer.data.batches(0, 1))
-    trainer._forward(batch).backward()  # type: ignore[no-untyped-call]
+    trainer.objective(batch.images, batch.labels).backward()  # type: ignore[no-untyped-call]
     assert set(loss.formats) == {torch.float32}
     found = [weight.grad for weight in trainer.model.parameters()]
     trainer.in_parts = False
-    expected = torch.autograd.grad(trainer._forward(batch), list(trainer.model.parameters()))
+    expected = torch.autograd.grad(trainer.objective(batch.images, batch.labels), list(trainer.model.parameters()))
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).norm() <= 0.01 * theirs.norm()  # type: ignore[operator]
 
@@ -436,7 +439,7 @@ def test_a_loss_with_a_rule_of_its_own_is_asked_itself(make: Make) -> None:
 
     own = make("own", model=SmallSegmenter(), loss=Hundredfold(NUM_CLASSES))
     batch = next(own.data.batches(0, 1))
-    assert own._forward(batch).item() > 50
+    assert own.objective(batch.images, batch.labels).item() > 50
 
 
 def test_compiled_training_in_bf16_is_one_graph(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,6 +462,7 @@ def test_a_state_from_elsewhere_makes_a_best_of_its_own(make: Make) -> None:
     first = make("first")
     first.fit()
     second = make("second").checkpoints.folder
+    second.mkdir()
     shutil.copy(first.checkpoints.folder / "last.pt", second)
     make("second", resume=True).fit()
     assert (second / "best.pt").is_file()
@@ -475,7 +479,7 @@ def test_all_pixels_ignored_is_harmless(make: Make) -> None:
     assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
 
 
-def test_accumulated_gradients_are_the_mean_over_the_batches(make: Make) -> None:
+def test_accumulated_gradients_are_the_mean_over_the_pixels_of_all_batches(make: Make) -> None:
     trainer = make("run", accumulate=2, grad_clip=None)
     trainer.model.layers[2].p = 0.0  # type: ignore[union-attr, index]
     group = list(trainer.data.batches(0, 1))
@@ -484,11 +488,14 @@ def test_accumulated_gradients_are_the_mean_over_the_batches(make: Make) -> None
     trainer._step(group)
     trainer._read_losses()
 
-    expected = [trainer._forward(batch) for batch in group]
-    gradients = [torch.autograd.grad(one, list(trainer.model.parameters())) for one in expected]
-    assert trainer.position.losses[0] == pytest.approx(sum(one.item() for one in expected) / 2)
-    for weight, first, second in zip(trainer.model.parameters(), *gradients, strict=True):
-        torch.testing.assert_close(weight.grad, (first + second) / 2)
+    pixels = [int((batch.labels != 255).sum()) for batch in group]
+    assert pixels[0] != pixels[1]
+    losses = [trainer.objective(batch.images, batch.labels) for batch in group]
+    expected = sum(loss * count for loss, count in zip(losses, pixels, strict=True)) / sum(pixels)
+    gradients = torch.autograd.grad(expected, list(trainer.model.parameters()))
+    assert trainer.position.losses[0] == pytest.approx(expected.item())
+    for weight, gradient in zip(trainer.model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
 
 
 def test_gradients_are_clipped(make: Make) -> None:

@@ -57,10 +57,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pspexp
 from pspexp import run
-from pspexp.assembly import TrainingParts, build_training
+from pspexp.assembly import TrainingParts, build_training, meet
 from pspexp.data.labels import VOC_COLOURS
 from pspexp.data.loader import Batch, TrainLoader
 from pspexp.data.transforms import normalize
+from pspexp.distributed import Place
 from pspexp.errors import UserError
 from pspexp.metrics import ConfusionMatrix
 from pspexp.models.pyramid import HEADS
@@ -776,7 +777,7 @@ def bench_loader(options: Options) -> Iterator[Table]:
         root = options.dataset_root or photographs(Path(folder))
         words = ["model=pspnet18", "dataset=voc2007", f"dataset.root='{root}'", f"crop_size={options.size}"]
         config = pspexp.compose([*words, *options.words()])
-        training = build_training(config, start_weights=True).training
+        training = build_training(config, *meet(config, Place()), start_weights=True).training
         rows, samplers = {"decoding alone": Row(images=1)}, {"decoding alone": partial(decoding, training)}
         caches = {"": [], ", cached": [f"loader.cache_mib={CACHE_MIB}"]}
         for workers in options.workers:
@@ -804,7 +805,7 @@ def decoding(training: Any) -> float:
 
 def reading(config: DictConfig, first: Row, later: Row) -> float:
     """Mean seconds of the epochs after the first, whose own are noted in its row. Starts afresh: nothing is cached."""
-    data: TrainLoader = build_training(config, start_weights=True).data
+    data: TrainLoader = build_training(config, *meet(config, Place()), start_weights=True).data
     first.images = later.images = data.steps_per_epoch * data.images_per_step
     ends = [time.perf_counter()]
     for step, _ in enumerate(data.batches(0, EPOCHS_READ * data.steps_per_epoch), start=1):
@@ -844,7 +845,7 @@ def photographs(folder: Path) -> Path:
 
 def bare_loop(config: DictConfig) -> Generator[None, None, None]:
     """What a script without a framework does with the same parts; stops after each step."""
-    parts = build_training(config, start_weights=True)
+    parts = build_training(config, *meet(config, Place()), start_weights=True)
     parts.model.train()
     for batch in parts.data.batches(0, config.trainer.max_steps):
         bare_step(parts, batch)
@@ -923,7 +924,7 @@ def overhead(key: str, words: Words, repeats: int, device: str) -> Table:
     with tempfile.TemporaryDirectory() as folder, closing(bare_loop(config)) as loop:
         pair = Alongside(loop, device, rounds, steps)
         with quiet(Path(folder)):
-            run.train(config, Path(folder) / "run", words, pair)
+            run.Job(config, Path(folder) / "run", words)(Place(), pair)
     bare, ours = pair.bare[SKIPPED_ROUNDS:], pair.ours[SKIPPED_ROUNDS:]
     rows = {"bare loop": Row(bare, batch := config.loader.batch_size), "pspexp": Row(ours, batch)}
     more = statistics.median(ours) - statistics.median(bare)

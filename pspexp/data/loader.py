@@ -49,13 +49,15 @@ class TrainLoader:
 
     The order of epoch e depends only on ``(seed, e)``, a sample's augmentation only on ``(seed, e, index)``:
     the number of workers and the step at which a run starts change nothing. Samples that do not fill the last
-    step of an epoch are left out; the next epoch leaves out others.
+    step of an epoch are left out; the next epoch leaves out others. Several processes share each step's samples:
+    which samples it has depends only on ``batch_size * accumulate * world_size``.
 
     Args:
         batch_size: samples of one micro-batch.
-        accumulate: micro-batches of one optimizer step.
+        accumulate: micro-batches of one optimizer step, in each process.
         seed: not negative.
         pin_memory: put batches into page-locked memory (for CUDA).
+        rank, world_size: this process's number among those that share the data.
 
     Raises:
         UserError: the split is too small for one step.
@@ -71,15 +73,19 @@ class TrainLoader:
         num_workers: int,
         seed: int,
         pin_memory: bool,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._split, self._augment = split, augment
+        self._rank, self._world_size = rank, world_size
         self._batch_size, self._accumulate, self._seed = batch_size, accumulate, seed
         self._num_workers, self._pin_memory = num_workers, pin_memory
-        self.images_per_step = batch_size * accumulate
+        self.images_per_step = batch_size * accumulate * world_size  # of all processes
         self.steps_per_epoch = len(split) // self.images_per_step
         if self.steps_per_epoch == 0:
+            processes = f" × {world_size} processes" if world_size > 1 else ""
             raise UserError(
-                f"loader.batch_size={batch_size} × trainer.accumulate={accumulate} is more than the "
+                f"loader.batch_size={batch_size} × trainer.accumulate={accumulate}{processes} is more than the "
                 f"{len(split)} training images; make either smaller"
             )
 
@@ -98,16 +104,22 @@ class TrainLoader:
         )
         yield from _raise_failures(loader)
 
-    def plan(self, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
-        """``(epoch, index)`` of the samples of each micro-batch."""
+    def plan(self, first_step: int, last_step: int, rank: int | None = None) -> Iterator[list[tuple[int, int]]]:
+        """``(epoch, index)`` of the samples of each micro-batch of this process, or of another ``rank``.
+
+        Micro-batch a of the processes together is one contiguous piece of the order: batch norms that are
+        synchronised see what those of a single process would.
+        """
+        rank = self._rank if rank is None else rank
+        first, stride = rank * self._batch_size, self._world_size * self._batch_size
         epoch, order = -1, []
         for step in range(first_step, last_step):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = self._order(epoch)
             start = step % self.steps_per_epoch * self.images_per_step
-            for first in range(start, start + self.images_per_step, self._batch_size):
-                yield [(epoch, index) for index in order[first : first + self._batch_size]]
+            for at in range(start + first, start + self.images_per_step, stride):
+                yield [(epoch, index) for index in order[at : at + self._batch_size]]
 
     def _order(self, epoch: int) -> list[int]:
         seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
@@ -137,11 +149,14 @@ def eval_loader(
     num_workers: int,
     max_images: int | None,
     pin_memory: bool,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> EvalLoader:
     """The first ``max_images`` samples (None: all) in order, ``batch_size`` at a time.
 
     Each item is a list of batches, one for each picture size among its samples: nothing is padded to a common
-    size, so results do not depend on ``batch_size``.
+    size, so results do not depend on ``batch_size``. Of several processes each gets every ``world_size``-th
+    sample, beginning with number ``rank``; nothing is padded to a common number either.
 
     Args:
         prepare: what is done to picture and label before they become tensors.
@@ -149,7 +164,7 @@ def eval_loader(
     count = len(split) if max_images is None else min(max_images, len(split))
     loader: DataLoader[Any] = DataLoader(
         _EvalSamples(split, prepare),
-        sampler=range(count),
+        sampler=range(rank, count, world_size),
         batch_size=batch_size,
         collate_fn=_by_size,
         **_worker_options(num_workers, pin_memory),

@@ -5,12 +5,13 @@ from typing import Literal
 from pspexp.tracking.console import Progress
 from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.mlflow import MLflowTracker
-from pspexp.tracking.tracker import Status, Tracker, View
+from pspexp.tracking.tracker import SilentTracker, Status, Tracker, View
 
 __all__ = [
     "LocalTracker",
     "MLflowTracker",
     "Progress",
+    "SilentTracker",
     "Status",
     "Tracker",
     "View",

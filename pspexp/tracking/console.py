@@ -30,14 +30,23 @@ class Progress:
         start: steps done before this process began (a resumed run); they do not count for the speed.
         log_every: steps between plain lines.
         unit: of `total`, for the plain lines.
+        silent: show nothing: another process does.
     """
 
     _open: ClassVar[list["Progress"]] = []
     _bars: ClassVar[Bars | None] = None
 
     def __init__(
-        self, total: int, description: str, *, start: int = 0, log_every: int = 50, unit: str = "step"
+        self,
+        total: int,
+        description: str,
+        *,
+        start: int = 0,
+        log_every: int = 50,
+        unit: str = "step",
+        silent: bool = False,
     ) -> None:
+        self._silent = silent
         self._total, self._description, self._unit = total, description, unit
         self._start, self._log_every = start, max(log_every, 1)
         self._done = self._logged = start
@@ -47,6 +56,8 @@ class Progress:
         self._exit = ExitStack()
 
     def __enter__(self) -> "Progress":
+        if self._silent:
+            return self
         self._began_s = time.monotonic()
         if Progress._bars is None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
             Progress._bars = self._exit.enter_context(_live_bars())
@@ -62,6 +73,8 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._silent:
+            return
         Progress._open.remove(self)
         if self._task is not None and Progress._bars is not None and Progress._open:
             Progress._bars.remove_task(self._task)  # an inner bar has said its part
@@ -87,9 +100,11 @@ class Progress:
 
     def add(self, count: int = 1) -> None:
         """Tells that `count` more are done."""
-        self.advance(self._done + count)
+        self.advance(min(self._done + count, self._total))
 
     def _show(self) -> None:
+        if self._silent:
+            return
         left_s = self._seconds_left()
         facts = [*self._facts.values(), "" if left_s is None else f"ETA {timedelta(seconds=round(left_s))}"]
         if self._task is not None and Progress._bars is not None:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -216,6 +216,23 @@ class Tracker:
             logger.warning("%s", mask_logins(text))
             return False
         return True
+
+
+class SilentTracker(Tracker):
+    """The tracker of a process beside the one that records: every call is ignored."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, which the recording process writes."""
+        return self._folder
+
+    def _ignore(self, *_: Any, **__: Any) -> None:
+        pass
+
+    start = rewind = metrics = report = samples = finish = _ignore
 
 
 def headline(split: str, report: "Report", *, step: int, epoch: int) -> str:

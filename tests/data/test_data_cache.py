@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from test_data_loader import content, make_loader, same
 
-from pspexp.assembly import build_training
+from pspexp.assembly import build_training, meet
+from pspexp.distributed import Place
 from pspexp.composition import compose
 from pspexp.data import loader
 from pspexp.data.cache import SampleCache
@@ -287,7 +288,8 @@ def test_training_and_validation_of_a_run_go_through_one_cache(
     decoded = []
     decode = ShapesSplit.__getitem__
     monkeypatch.setattr(ShapesSplit, "__getitem__", lambda split, index: decoded.append(index) or decode(split, index))
-    parts = build_training(compose([*TINY, "trainer.epochs=4", f"loader.cache_mib={mib}"]), start_weights=False)
+    config = compose([*TINY, "trainer.epochs=4", f"loader.cache_mib={mib}"])
+    parts = build_training(config, *meet(config, Place()), start_weights=False)
     for epoch in range(4):  # of 4 of the 5 images
         list(parts.data.batches(2 * epoch, 2 * epoch + 2))
         if epoch:

@@ -1,0 +1,275 @@
+"""Several processes started here, through torch's elastic agent: the engine of ``torchrun``."""
+
+import json
+import logging
+import logging.config
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from pspexp.distributed import kept_store, placed_by_torch
+from pspexp.errors import Interrupted, JobFailed, UserError
+from pspexp.run import Job, close_abandoned
+
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+POLL_S = 0.05
+GRACE_S = 10  # for the other processes to end by themselves when one has failed
+KNOWN_PORT_NEEDED = "launcher.master_port=null: several nodes need one that all know; choose a free one, e.g. 29505"
+
+log = logging.getLogger(__name__)
+
+
+class Elastic:
+    """Starts processes on this machine, and together with the same command on other machines.
+
+    Args:
+        nproc_per_node: processes on each machine.
+        nnodes: machines. The command is given on each of them.
+        node_rank: number of this machine, from 0.
+        master_addr: machine 0, as the others reach it.
+        master_port: port of machine 0 for the processes to meet; None: a free one, if there is one machine.
+        max_restarts: how often all processes are started again, from the last save, after one has failed.
+
+    Raises:
+        UserError: the numbers do not go together.
+    """
+
+    placed = False
+
+    def __init__(
+        self,
+        nproc_per_node: int = 1,
+        nnodes: int = 1,
+        node_rank: int = 0,
+        master_addr: str = "127.0.0.1",
+        master_port: int | None = None,
+        max_restarts: int = 0,
+    ) -> None:
+        least = {"nproc_per_node": (nproc_per_node, 1), "nnodes": (nnodes, 1), "max_restarts": (max_restarts, 0)}
+        problems = [
+            f"launcher.{key}={value}: must be {low} or more" for key, (value, low) in least.items() if value < low
+        ]
+        if nnodes >= 1 and not 0 <= node_rank < nnodes:
+            problems.append(f"launcher.node_rank={node_rank}: must be from 0 to {nnodes - 1} (launcher.nnodes - 1)")
+        if nnodes > 1 and master_port is None:
+            problems.append(KNOWN_PORT_NEEDED)
+        if problems:
+            raise UserError(*problems)
+        self.nproc_per_node, self.nnodes, self.node_rank = nproc_per_node, nnodes, node_rank
+        self.master_addr, self.master_port, self.max_restarts = master_addr, master_port, max_restarts
+        self.leads, self.world_size = node_rank == 0, nnodes * nproc_per_node
+
+    def __call__(self, job: Job) -> float | None:
+        """The result of ``job``, done by all processes.
+
+        Raises:
+            UserError, Interrupted: as ``job`` does.
+            JobFailed: names the process that failed first.
+        """
+        # Kept for the whole job: no other can be given the port.
+        store = kept_store(self.master_addr, self.master_port or 0) if self.leads else None
+        settings = LaunchConfig(
+            min_nodes=self.nnodes,
+            max_nodes=self.nnodes,
+            nproc_per_node=self.nproc_per_node,
+            run_id="pspexp",
+            rdzv_backend="static",
+            rdzv_endpoint=f"{self.master_addr}:{self.master_port if store is None else store.port}",
+            rdzv_configs={"rank": self.node_rank},
+            max_restarts=self.max_restarts,
+            start_method="spawn",
+            local_addr=self.master_addr if self.leads else None,
+        )
+        with TemporaryDirectory() as notes, undisturbed(), Keeper() as keeper:
+            try:
+                ends = elastic_launch(settings, work)(job, notes, log_settings(), self.nproc_per_node)
+            except ChildFailedError as error:
+                if self.leads:
+                    close_abandoned(job, "KILLED" if keeper.stopped_by else "FAILED")
+                keeper.raise_if_stopped()
+                raise cause(error, keeper.first_dead, Path(notes)) from None
+        end = next(iter(ends.values()))  # of the processes here; all have the same
+        if isinstance(end, str):
+            raise Interrupted(keeper.stopped_by or signal.SIGTERM, end)
+        result: float | None = end
+        return result
+
+
+def cause(error: ChildFailedError, first_dead: int | None, notes: Path) -> Exception:
+    """What a job failed of, when several processes may have failed because one did."""
+    by_pid = {failure.pid: (rank, failure) for rank, failure in error.failures.items()}
+    rank, failure = by_pid.get(first_dead or 0) or error.get_first_failure()
+    note = notes / str(rank)
+    if note.is_file():
+        return UserError(*json.loads(note.read_text()))
+    return JobFailed(f"process {rank} failed{how(failure)}")
+
+
+def how(failure: ProcessFailure) -> str:
+    """The end of a process: its traceback, or the signal that killed it."""
+    message: Any = failure.message
+    if isinstance(message, dict) and (stack := message.get("extraInfo", {}).get("py_callstack")):
+        return f":\n{stack.rstrip()}"
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        memory = ": out of memory?" if name == "SIGKILL" else ""
+        return f", killed by {name} (pid {failure.pid}{memory})"
+    return f" with exit code {failure.exitcode} (pid {failure.pid})"
+
+
+@record
+def work(job: Job, notes: str, log_config: dict[str, Any], nproc_per_node: int) -> float | str | None:
+    """Do ``job`` as one of the processes; what the agent runs. A string tells that, and where, it was stopped."""
+    place = placed_by_torch()
+    prepare_logging(log_config, place.rank)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // nproc_per_node))
+    with stop_requests() as stop_signal:
+        try:
+            return job(place, stop_signal)
+        except UserError as error:
+            (Path(notes) / str(place.rank)).write_text(json.dumps(error.problems))
+            raise
+        except Interrupted as error:
+            return str(error)
+
+
+def log_settings() -> dict[str, Any]:
+    """How this process logs, in words that `logging.config` takes; from Hydra, which a worker does not run."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    if not HydraConfig.initialized():
+        return {"version": 1, "disable_existing_loggers": False}
+    settings: Any = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+    return settings  # type: ignore[no-any-return]
+
+
+def prepare_logging(settings: dict[str, Any], rank: int) -> None:
+    """Log as the parent does; the processes that do not lead only tell of their errors."""
+    logging.config.dictConfig(settings)
+    if rank > 0:
+        logging.getLogger().setLevel(logging.ERROR)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], int | None]]:
+    """As `pspexp.launch.stop_requests`, for a process that has a parent to ask for it.
+
+    Ctrl-C reaches all processes of a terminal and is the parent's to answer, which then sends SIGTERM. Other
+    systems send SIGTERM to everybody: the second one must not kill. When the parent dies, torch has the kernel
+    send SIGINT.
+    """
+    parent, came = os.getppid(), list[int]()
+
+    def note(number: int, _: object) -> None:
+        if number != signal.SIGINT or os.getppid() != parent:
+            came.append(signal.SIGTERM)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    yield lambda: came[0] if came else None
+
+
+class Keeper:
+    """Keeps watch over the processes that the agent starts, in a thread: the agent has the main one.
+
+    Signals are blocked while it does, and taken here: the first is passed on as a request to stop, a second one
+    kills. When a process has failed the others get `GRACE_S` to end.
+
+    Attributes:
+        stopped_by: the signal that came, if one did.
+        first_dead: pid of the process that failed first.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by: int | None = None
+        self.first_dead: int | None = None
+        self._others = set(multiprocessing.active_children())
+        self._told: set[BaseProcess] = set()
+        self._doomed: dict[BaseProcess, float] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Keeper":
+        self._known: set[BaseProcess] = set()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def raise_if_stopped(self) -> None:
+        """Raise Interrupted if a signal came."""
+        if self.stopped_by is not None:
+            raise Interrupted(self.stopped_by, "stopped before the processes could save; the last save stays")
+
+    def _watch(self) -> None:
+        while not self._end.wait(POLL_S):
+            self._known |= set(multiprocessing.active_children()) - self._others
+            self._see_failures()
+            self._take_signals()
+
+    def _see_failures(self) -> None:
+        dead = {child for child in self._known if child.exitcode not in (None, 0)}
+        alive = {child for child in self._known if child.exitcode is None}
+        if dead - self._doomed.keys():
+            if self.first_dead is None or not any(child.pid == self.first_dead for child in dead):
+                self.first_dead = next(iter(dead)).pid
+            deadline = time.monotonic() + GRACE_S
+            self._doomed |= dict.fromkeys(alive | dead, deadline)
+        for child in alive & self._doomed.keys():
+            if time.monotonic() > self._doomed[child]:
+                child.kill()
+
+    def _take_signals(self) -> None:
+        if signal.sigpending() & STOP_SIGNALS:
+            number = int(signal.sigwait(STOP_SIGNALS))
+            if self.stopped_by is not None:
+                log.warning("stopping at once")
+                for child in self._known:
+                    child.kill()
+            self.stopped_by = number
+        if self.stopped_by is not None:
+            for child in {one for one in self._known if one.is_alive()} - self._told:
+                child.terminate()
+                self._told.add(child)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals held back for `Keeper`, their handlers put back after the agent, which is kept from talking.
+
+    Gloo is told to use the loopback interface where it is left to guess: a host name may mean any other.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()} if main else {}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    agent = logging.getLogger("torch.distributed.elastic"), logging.getLogger("torch.multiprocessing")
+    levels = [one.level for one in agent]
+    for one in agent:
+        one.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for one, level in zip(agent, levels, strict=True):
+            one.setLevel(level)
+        for number, handler in handlers.items():
+            with suppress(OSError, ValueError, TypeError):  # SIGKILL and the like have none
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
