@@ -9,13 +9,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import torch
+from torch.distributed.elastic.multiprocessing import api as agents_processes
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -23,7 +25,9 @@ from pspexp.distributed import kept_store, placed_by_torch
 from pspexp.errors import Interrupted, JobFailed, UserError
 from pspexp.run import Job, close_abandoned
 
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+STOP_SIGNALS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+)
 POLL_S = 0.05
 GRACE_S = 10  # for the other processes to end by themselves when one has failed
 KNOWN_PORT_NEEDED = "launcher.master_port=null: several nodes need one that all know; choose a free one, e.g. 29505"
@@ -92,9 +96,11 @@ class Elastic:
             start_method="spawn",
             local_addr=self.master_addr if self.leads else None,
         )
-        with TemporaryDirectory() as notes, undisturbed(), Keeper() as keeper:
+        with TemporaryDirectory() as notes, Keeper(self.max_restarts) as keeper, quiet_agent():
             try:
-                ends = elastic_launch(settings, work)(job, notes, log_settings(), self.nproc_per_node)
+                ends = elastic_launch(settings, work)(
+                    job, notes, log_settings(), self.nproc_per_node, self.max_restarts
+                )
             except ChildFailedError as error:
                 if self.leads:
                     close_abandoned(job, "KILLED" if keeper.stopped_by else "FAILED")
@@ -130,20 +136,29 @@ def how(failure: ProcessFailure) -> str:
 
 
 @record
-def work(job: Job, notes: str, log_config: dict[str, Any], nproc_per_node: int) -> float | str | None:
+def work(
+    job: Job, notes: str, log_config: dict[str, Any], nproc_per_node: int, max_restarts: int
+) -> float | str | None:
     """Do ``job`` as one of the processes; what the agent runs. A string tells that, and where, it was stopped."""
     place = placed_by_torch()
     prepare_logging(log_config, place.rank)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // nproc_per_node))
-    with stop_requests() as stop_signal:
+    parent = os.getppid()
+    with stop_requests(parent) as stop_signal:
         try:
             return job(place, stop_signal)
         except UserError as error:
             (Path(notes) / str(place.rank)).write_text(json.dumps(error.problems))
             raise
         except Interrupted as error:
+            if os.getppid() != parent:  # torch would wait for it to take the result
+                os._exit(128 + error.signal_number)
             return str(error)
+        except Exception:
+            if place.restarts < max_restarts:  # else the parent tells
+                log.exception("process %d failed, all start again from the last save", place.rank)
+            raise
 
 
 def log_settings() -> dict[str, Any]:
@@ -165,14 +180,14 @@ def prepare_logging(settings: dict[str, Any], rank: int) -> None:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], int | None]]:
+def stop_requests(parent: int) -> Iterator[Callable[[], int | None]]:
     """As `pspexp.launch.stop_requests`, for a process that has a parent to ask for it.
 
     Ctrl-C reaches all processes of a terminal and is the parent's to answer, which then sends SIGTERM. Other
     systems send SIGTERM to everybody: the second one must not kill. When the parent dies, torch has the kernel
     send SIGINT.
     """
-    parent, came = os.getppid(), list[int]()
+    came: list[int] = []
 
     def note(number: int, _: object) -> None:
         if number != signal.SIGINT or os.getppid() != parent:
@@ -180,38 +195,46 @@ def stop_requests() -> Iterator[Callable[[], int | None]]:
 
     for number in STOP_SIGNALS:
         signal.signal(number, note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     yield lambda: came[0] if came else None
 
 
 class Keeper:
     """Keeps watch over the processes that the agent starts, in a thread: the agent has the main one.
 
-    Signals are blocked while it does, and taken here: the first is passed on as a request to stop, a second one
-    kills. When a process has failed the others get `GRACE_S` to end.
+    The agent would answer a signal by ending the processes, after 30 seconds by force, which may be less than a
+    step. Here the first one is passed on as a request to stop and waited for; a second one kills. When a process
+    has failed the others get `GRACE_S` to end.
 
     Attributes:
         stopped_by: the signal that came, if one did.
-        first_dead: pid of the process that failed first.
+        first_dead: pid of the process that failed first in the last attempt.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_restarts: int) -> None:
+        self._restarts_left = max_restarts
         self.stopped_by: int | None = None
         self.first_dead: int | None = None
         self._others = set(multiprocessing.active_children())
+        self._known: set[BaseProcess] = set()
         self._told: set[BaseProcess] = set()
         self._doomed: dict[BaseProcess, float] = {}
         self._end = threading.Event()
+        self._exit = ExitStack()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Keeper":
-        self._known: set[BaseProcess] = set()
+        # What the agent sets as the handler each time it starts processes.
+        self._exit.enter_context(mock.patch.object(agents_processes, "_terminate_process_handler", self._note))
+        for number in STOP_SIGNALS:
+            self._exit.callback(signal.signal, number, signal.getsignal(number))
+            signal.signal(number, self._note)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
+        self._exit.close()
 
     def raise_if_stopped(self) -> None:
         """Raise Interrupted if a signal came."""
@@ -222,28 +245,30 @@ class Keeper:
         while not self._end.wait(POLL_S):
             self._known |= set(multiprocessing.active_children()) - self._others
             self._see_failures()
-            self._take_signals()
+            self._pass_on()
 
     def _see_failures(self) -> None:
         dead = {child for child in self._known if child.exitcode not in (None, 0)}
         alive = {child for child in self._known if child.exitcode is None}
-        if dead - self._doomed.keys():
-            if self.first_dead is None or not any(child.pid == self.first_dead for child in dead):
-                self.first_dead = next(iter(dead)).pid
+        if new := dead - self._doomed.keys():  # the first of this attempt, or several at once: who was killed, first
+            first = min(new, key=lambda child: (child.exitcode == -signal.SIGTERM, child.exitcode))
+            self.first_dead = first.pid
+            if self._restarts_left and self.stopped_by is None:
+                log.warning("process %s ended with %s; all start again", first.pid, first.exitcode)
+            self._restarts_left = max(self._restarts_left - 1, 0)
             deadline = time.monotonic() + GRACE_S
             self._doomed |= dict.fromkeys(alive | dead, deadline)
         for child in alive & self._doomed.keys():
             if time.monotonic() > self._doomed[child]:
                 child.kill()
 
-    def _take_signals(self) -> None:
-        if signal.sigpending() & STOP_SIGNALS:
-            number = int(signal.sigwait(STOP_SIGNALS))
-            if self.stopped_by is not None:
-                log.warning("stopping at once")
-                for child in self._known:
-                    child.kill()
-            self.stopped_by = number
+    def _note(self, number: int, _: object) -> None:
+        if self.stopped_by is not None:
+            for child in self._known:
+                child.kill()
+        self.stopped_by = int(number)
+
+    def _pass_on(self) -> None:
         if self.stopped_by is not None:
             for child in {one for one in self._known if one.is_alive()} - self._told:
                 child.terminate()
@@ -251,14 +276,8 @@ class Keeper:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Signals held back for `Keeper`, their handlers put back after the agent, which is kept from talking.
-
-    Gloo is told to use the loopback interface where it is left to guess: a host name may mean any other.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()} if main else {}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+def quiet_agent() -> Iterator[None]:
+    """Keep the agent from telling what `cause` tells."""
     agent = logging.getLogger("torch.distributed.elastic"), logging.getLogger("torch.multiprocessing")
     levels = [one.level for one in agent]
     for one in agent:
@@ -268,8 +287,3 @@ def undisturbed() -> Iterator[None]:
     finally:
         for one, level in zip(agent, levels, strict=True):
             one.setLevel(level)
-        for number, handler in handlers.items():
-            with suppress(OSError, ValueError, TypeError):  # SIGKILL and the like have none
-                if signal.getsignal(number) is not handler:
-                    signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
