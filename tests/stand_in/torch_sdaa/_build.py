@@ -1,0 +1,102 @@
+"""Compiles ``csrc/`` with a plain compiler, once for each environment and state of the sources.
+
+No ``torch.utils.cpp_extension``: that wants ninja and setuptools, which an environment for tests need not have.
+"""
+
+import fcntl
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import torch
+
+CSRC = Path(__file__).parent / "csrc"
+
+
+class CannotBuildError(ImportError):
+    """Something that compiling needs is not on this machine."""
+
+
+def load() -> None:
+    """Make the compiled part importable as ``torch_sdaa._C``; load it."""
+    loader = importlib.machinery.ExtensionFileLoader("torch_sdaa._C", str(library()))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    sys.modules[loader.name] = sys.modules["torch_sdaa"]._C = module
+
+
+def library() -> Path:
+    """The compiled part, built if it was not yet; a second process waits meanwhile.
+
+    Raises:
+        CannotBuildError: there is no compiler, or no header files of this Python.
+        RuntimeError: the compiler failed; shows what it said.
+    """
+    flags = _flags()
+    state = [torch.__version__, sysconfig.get_config_var("SOABI"), *flags, *(file.read_text() for file in _sources())]
+    file = _folder() / f"sdaa-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}.so"
+    with (file.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            _compile(flags, file)
+    return file
+
+
+def _sources() -> list[Path]:
+    return sorted(CSRC.iterdir())
+
+
+def _folder() -> Path:
+    """Where builds are kept: in the environment, or, where that is read-only, among this user's temporary files."""
+    own = Path(sys.prefix) / "share" / "pspexp-stand-in"
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+        (own / "lock").touch()
+    except OSError:
+        own = Path(tempfile.gettempdir()) / f"pspexp-stand-in-{os.getuid()}"
+        own.mkdir(mode=0o700, exist_ok=True)
+    return own
+
+
+def _flags() -> list[str]:
+    """What makes the result fit this torch, this Python and their standard library."""
+    home = Path(torch.__file__).parent
+    folders = (home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include"))
+    # Older torch says how its pybind11 was built: modules that share types must match.
+    pybind = {name: getattr(torch._C, f"_PYBIND11_{name}", None) for name in ("COMPILER_TYPE", "STDLIB", "BUILD_ABI")}
+    return [
+        "-std=c++20" if torch.__version__ >= (2, 10) else "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-shared",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        *(f'-DPYBIND11_{name}="{value}"' for name, value in pybind.items() if value),
+        *(word for folder in folders for word in ("-isystem", str(folder))),
+        f"-L{home / 'lib'}",
+    ]
+
+
+def _compile(flags: list[str], file: Path) -> None:
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    if shutil.which(compiler[0]) is None:
+        raise CannotBuildError(f"torch_sdaa stand-in: no C++ compiler ({compiler[0]}) found")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        raise CannotBuildError("torch_sdaa stand-in: no header files of this Python (Python.h) found")
+    unfinished = file.with_suffix(".unfinished")
+    libraries = ["-ltorch_python", "-ltorch_cpu", "-ltorch", "-lc10"]
+    command = [*compiler, *flags, str(CSRC / "sdaa.cpp"), "-o", str(unfinished), *libraries]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"torch_sdaa stand-in: {compiler[0]} failed\n{done.stderr[:2000]}")
+    unfinished.rename(file)
