@@ -66,3 +66,52 @@ def test_copies_beside_queued_work_arrive_before_they_are_used() -> None:
         moved = device.move(torch.full((1 << 22,), number).pin_memory())
         assert int((moved != number).sum()) == 0
     device.mark()()
+
+
+def test_a_plugin_that_is_not_installed_is_named() -> None:
+    with pytest.raises(
+        UserError, match=r"device=npu: its plugin torch_nowhere is not installed; install it as its vend"
+    ):
+        Device("npu", plugin="torch_nowhere")
+
+
+def test_a_class_that_does_not_exist_is_named_by_its_key() -> None:
+    with pytest.raises(UserError, match=r"device.grad_scaler=torch.amp.Scaler: cannot be imported \(.*Scaler"):
+        Device("cpu", grad_scaler="torch.amp.Scaler")
+
+
+def test_the_host_has_no_cards_to_choose_from() -> None:
+    with pytest.raises(UserError, match=r"device\.index=1: device=cpu has no cards"):
+        Device("cpu", index=1)
+
+
+def test_a_precision_that_does_nothing_is_refused() -> None:
+    class Idle:
+        def __init__(self, dtype: torch.dtype) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    device = Device("cpu")
+    device._autocast = Idle
+    with pytest.raises(UserError, match=r"precision=bf16: not on cpu .* \(autocast does nothing there\)"):
+        Precision("bf16").resolve(device)
+
+
+def test_a_scaler_that_turned_itself_off_is_refused() -> None:
+    device = Device("cpu")
+    device._grad_scaler = lambda: torch.amp.GradScaler("cpu", enabled=False)
+    with pytest.raises(UserError, match=r"precision=fp16: .* \(the gradient scaler turns itself off there\)"):
+        Precision("fp16").resolve(device)
+
+
+def test_process_groups_use_the_devices_backend_and_gloo_for_the_host() -> None:
+    assert Device("cpu").backends() == "cpu:gloo"
+    device = Device("cpu", dist_backend="ncll")
+    device.type = "cuda"  # as if there were one
+    with pytest.raises(UserError, match=r"device\.dist_backend=ncll: not in this torch; known are .*gloo"):
+        device.backends()

@@ -166,10 +166,10 @@ def assert_same(left: Any, right: Any, place: str = "") -> None:
         assert left == right, place
 
 
-VARIANTS = [{}, {"ema": 0.9}, {"accumulate": 2, "log_every": 5}]
+VARIANTS = [{}, {"ema": 0.9}, {"accumulate": 2, "log_every": 5}, {"precision": "fp16"}]
 
 
-@pytest.mark.parametrize("changes", VARIANTS, ids=["plain", "ema", "accumulate"])
+@pytest.mark.parametrize("changes", VARIANTS, ids=["plain", "ema", "accumulate", "fp16"])
 def test_a_run_stopped_after_any_step_ends_as_the_uninterrupted_one(make: Make, changes: dict[str, Any]) -> None:
     whole = make("whole", **changes)
     whole.fit()
@@ -496,6 +496,53 @@ def test_accumulated_gradients_are_the_mean_over_the_pixels_of_all_batches(make:
     assert trainer.position.losses[0] == pytest.approx(expected.item())
     for weight, gradient in zip(trainer.model.parameters(), gradients, strict=True):
         torch.testing.assert_close(weight.grad, gradient)
+
+
+class Steep(CrossEntropy):
+    """Gradients that are too large for float16 unless they are scaled less than at the start."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(NUM_CLASSES)
+        self.factor = factor
+
+    def forward(self, outputs: Any, target: Tensor) -> Tensor:
+        return self.factor * super().forward(outputs, target)
+
+
+def test_fp16_scales_less_after_an_overflow_leaves_the_step_out_and_counts_it(make: Make) -> None:
+    trainer = make("run", precision="fp16", loss=Steep(20.0), log_every=1)
+    assert trainer.scaler is not None
+    assert trainer.scaler.is_enabled()
+    before = [weight.clone() for weight in trainer.model.parameters()]
+    trainer._step(list(trainer.data.batches(0, 1)))
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
+    trainer._read_losses()
+    assert trainer.position.overflows == 1
+    assert trainer.scaler.get_scale() == 2.0**15
+
+    trainer.position.step = 1
+    trainer.fit()
+    last = records(trainer)[-2]
+    assert last["train/overflow_steps"] >= 1
+    assert last["train/loss_scale"] == trainer.scaler.get_scale() < 2.0**16
+    assert not all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_fp16_gives_up_when_no_scale_helps(make: Make) -> None:
+    trainer = make("run", precision="fp16", loss=Steep(1e30), epochs=10, log_every=4)
+    before = [weight.clone() for weight in trainer.model.parameters()]
+    with pytest.raises(NonFiniteLossError, match=r"the weights were not touched.*precision=bf16 or fp32"):
+        trainer.fit()
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_fp16_does_not_take_a_bad_loss_for_an_overflow(make: Make) -> None:
+    sane, exploding = make("sane", precision="fp16", max_steps=4), make("bad", precision="fp16", loss=ExplodesAt(5))
+    sane.fit()
+    with pytest.raises(NonFiniteLossError, match=r"step 5: .*images "):
+        exploding.fit()
+    for ours, theirs in zip(exploding.model.parameters(), sane.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_gradients_are_clipped(make: Make) -> None:

@@ -1,0 +1,259 @@
+"""One job in several processes: how it is started, how it fails, stops and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pspexp.losses import CrossEntropy
+from tests.conftest import TINY, Cli
+from tests.test_trainer import assert_same
+
+CHECKOUT = Path(__file__).parents[2]
+TWO = (*TINY, "launcher=ddp", "launcher.nproc_per_node=2")
+LONG = (*TWO, "trainer.epochs=40", "trainer.validate_every=40", "trainer.log_every=4", "checkpoint.every_steps=4")
+LIMIT_S = 120
+
+
+def last(run: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    saved["training"].pop("interval")
+    return saved
+
+
+def status(run: Path) -> str:
+    found: str = json.loads((run / "summary.json").read_text())["status"]
+    return found
+
+
+def steps(run: Path) -> list[int]:
+    if not (run / "metrics.jsonl").exists():
+        return []
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def until(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> Any:
+    """What ``condition`` returns once that is true."""
+    for _ in range(20 * LIMIT_S):
+        if found := condition():
+            return found
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)  # between two looks; the condition ends the wait
+    raise AssertionError("waited too long")
+
+
+def children(pid: int) -> list[int]:
+    """The processes that were started by ``pid`` to work, in the order of their start."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            command = (stat.parent / "cmdline").read_bytes()
+        except (OSError, IndexError):
+            continue
+        if parent == pid and b"spawn_main" in command:
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Types a command line in a process of its own, in ``tmp_path``; what is left of it at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*words: str, command: tuple[str, ...] = (sys.executable, "-m", "pspexp")) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [*command, *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def finished(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """Exit code and output."""
+    output, _ = process.communicate(timeout=LIMIT_S)
+    return process.returncode, output
+
+
+def assert_said_once(output: str) -> None:
+    lines = [line for line in output.splitlines() if line.startswith(("train ", "epoch ", "val "))]
+    assert any(line.startswith("train  step 1/") for line in lines)
+    assert len(lines) == len(set(lines)) + sum(line.startswith("val ") for line in lines) - 1  # one a validation
+
+
+@pytest.mark.slow
+def test_torchrun_and_ddp_make_one_run_with_the_same_results(start: Start, tmp_path: Path) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "pspexp")
+    words = (*TINY, "tracking=mlflow")
+    both = [  # at the same time: they must not get in each other's way
+        start(*words, "launcher=torchrun", "output_root=torchrun", command=torchrun),
+        start(*words, "launcher=ddp", "launcher.nproc_per_node=2", "output_root=ddp"),
+    ]
+    runs = []
+    for process, root in zip(both, ("torchrun", "ddp"), strict=True):
+        code, output = finished(process)
+        assert code == 0, output
+        assert_said_once(output)
+        (run,) = (tmp_path / root / "shapes").iterdir()
+        runs.append(run)
+        assert status(run) == "FINISHED"
+        assert mlflow_statuses(tmp_path / root) == ["FINISHED"]
+    for part in ("model", "metrics"):
+        assert_same(*(last(run)[part] for run in runs))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ddp", "torchrun"]
+
+
+def mlflow_statuses(root: Path) -> list[str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    return [run.info.status for run in client.search_runs(experiments)]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_job_with_its_cause(start: Start, tmp_path: Path) -> None:
+    process = start(*LONG, "tracking=mlflow", "hydra.run.dir=run")
+    until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
+    began = time.monotonic()
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    code, output = finished(process)
+    assert time.monotonic() - began < 30
+    assert code == 1
+    assert "process 1 failed, killed by SIGKILL" in output
+    assert "Traceback" not in output
+    assert status(tmp_path / "run") == "FAILED"
+    assert mlflow_statuses(tmp_path / "outputs") == ["FAILED"]
+    assert children(process.pid) == []
+
+
+@pytest.mark.slow
+def test_a_job_with_restarts_goes_on_from_its_last_save_to_the_same_end(start: Start, tmp_path: Path, cli: Cli) -> None:
+    words = (*LONG, "trainer.epochs=8", "trainer.validate_every=4")
+    process = start(*words, "tracking=mlflow", "hydra.run.dir=run", "launcher.max_restarts=1")
+    until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    code, output = finished(process)
+    assert code == 0, output
+    assert "all start again" in output
+    assert status(tmp_path / "run") == "FINISHED"
+    assert mlflow_statuses(tmp_path / "outputs") == ["FINISHED"]
+    assert cli(*words, "hydra.run.dir=undisturbed") == 0
+    ours, theirs = last(tmp_path / "run"), last(tmp_path / "undisturbed")
+    assert_same(ours["model"], theirs["model"])
+    assert_same(ours["training"]["optimizer"], theirs["training"]["optimizer"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["parent", "everybody", "parent is killed"])
+def test_a_stopped_job_saves_and_leaves_nobody_behind(start: Start, tmp_path: Path, whom: str) -> None:
+    process = start(*LONG, "checkpoint.every_steps=null", "hydra.run.dir=run")
+    until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
+    workers = children(process.pid)
+    if whom == "everybody":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM if whom == "parent" else signal.SIGKILL)
+    code, output = finished(process)
+    assert code == (-signal.SIGKILL if "killed" in whom else 128 + signal.SIGTERM), output
+    if "killed" not in whom:
+        assert output.count("stopped after step") == 1
+    for _ in range(20 * LIMIT_S):
+        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
+            break
+        time.sleep(0.05)
+    assert status(tmp_path / "run") == "KILLED"
+    assert last(tmp_path / "run")["step"] >= 4
+
+
+@pytest.mark.slow
+def test_other_numbers_of_processes_go_on_only_if_asked_and_with_as_many_images(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*TINY, "hydra.run.dir=run", "dataset.num_train=8", "checkpoint.resume=auto")
+    two = (*words, "launcher=ddp", "launcher.nproc_per_node=2")
+    assert cli(*two, "trainer.max_steps=2") == 0
+    allowed = "checkpoint.allow_world_size_change=true"
+    assert cli(*words) == 2
+    assert "1 process now, the saved run has 2 processes" in capsys.readouterr().out
+    assert cli(*words, allowed) == 2
+    assert "4 × 1" not in (said := capsys.readouterr().out)
+    assert "= 2 × 1: the saved run takes 2 × 2 images a step" in said
+    assert cli(*words, allowed, "loader.batch_size=4") == 0
+    assert steps(tmp_path / "run") == sorted(steps(tmp_path / "run"))
+    assert last(tmp_path / "run")["step"] == 4
+    assert cli(*two, allowed, "loader.batch_size=2", "trainer.epochs=2") == 0  # and back, where nothing is left to do
+
+
+@pytest.mark.slow
+def test_a_bad_image_of_one_process_is_told_once_without_a_traceback(
+    cli: Cli, voc: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (voc / "JPEGImages" / "2.jpg").write_bytes(b"no picture")
+    words = [word for word in TWO if not word.startswith("dataset")]
+    more = ("dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]", "trainer.epochs=3")
+    assert cli(*words, *more, "hydra.run.dir=run") == 2
+    said = capfd.readouterr()
+    assert said.out.count("JPEGImages/2.jpg: ") == 1
+    assert "Traceback" not in said.out + said.err
+
+
+@pytest.mark.slow
+def test_a_worker_that_crashes_shows_its_own_traceback(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli(*TWO, "loss._target_=tests.end_to_end.test_processes.Crashing") == 1
+    said = capfd.readouterr()
+    assert said.out.count("ZeroDivisionError: in the second process") == 1
+    assert "process 1 failed:\nTraceback" in said.out
+    assert said.out.index("test_processes.py") < said.out.index("ZeroDivisionError")
+
+
+class Crashing(CrossEntropy):
+    """A loss that one of two processes cannot take."""
+
+    def forward(self, outputs: Any, target: torch.Tensor) -> torch.Tensor:
+        if os.environ.get("RANK") == "1":
+            raise ZeroDivisionError("in the second process")
+        return super().forward(outputs, target)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("launcher=torchrun",), "launcher=torchrun: 'RANK' is not in the environment; start with 'torchrun"),
+        (("launcher=slurm",), "launcher=slurm: 'SLURM_PROCID' is not in the environment; start with 'srun"),
+        (("-m", "launcher=torchrun", "seed=1,2"), "launcher=torchrun: a sweep cannot be started in several processes"),
+        (("launcher=ddp", "launcher.nnodes=2"), "launcher.master_port=null: several nodes need one that all know"),
+        (("launcher=ddp", "launcher.node_rank=3"), "launcher.node_rank=3: must be from 0 to 0"),
+        (("launcher=ddp", "launcher.nproc_per_node=0"), "launcher.nproc_per_node=0: must be 1 or more"),
+        (("launcher=ddp", "launcher.nproc_per_nod=2"), "did you mean 'launcher.nproc_per_node'?"),
+    ],
+)
+def test_wrong_ways_to_start_are_explained(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    assert cli(*words, *TINY) == 2
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
