@@ -1,0 +1,82 @@
+"""The reference system's published commands, as the README translates them, on ``device=sdaa`` and little data."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pspexp.data.labels import VOC_COLOURS
+from tests.conftest import Cli
+
+CHECKOUT = Path(__file__).parents[2]
+README = (CHECKOUT / "README.md").read_text()
+BLOCK = re.search(r"The reference's published commands:\n\n```\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for line in BLOCK[1].splitlines() if not line.startswith("#")] if BLOCK else []
+
+# What makes the runs small enough for here.
+ALWAYS = ("loader.num_workers=0", "tracking=none")
+SMALL_NETWORK = (
+    "model=pspnet18",
+    "model.pyramid_channels=4",
+    "model.head_channels=8",
+    "model.aux_channels=4",
+    "crop_size=33",
+    "loader.batch_size=2",
+    "trainer.epochs=2",
+)
+
+
+@pytest.fixture
+def vocdevkit(tmp_path: Path) -> Path:
+    """VOC 2007 with eight images, labels in its palette."""
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        label = np.repeat(np.repeat(rng.integers(0, 21, (4, 5), np.uint8), 10, 0), 10, 1)
+        label[:1] = 255
+        palette = Image.fromarray(label)
+        palette.putpalette(VOC_COLOURS.tobytes())
+        palette.save(root / "SegmentationClass" / f"{index}.png")
+        palette.convert("RGB").save(root / "JPEGImages" / f"{index}.jpg")
+    for split, names in (("train", range(5)), ("val", range(5, 8))):
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+    return root.parent
+
+
+@pytest.mark.slow
+def test_the_published_commands_do_what_they_did(
+    cli: Cli, vocdevkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(CHECKOUT / "tests" / "stand_in"))
+    pytest.importorskip("torch_sdaa", exc_type=ImportError)
+    single, ddp, resume, test, test_ddp, labels, check = COMMANDS
+
+    def run(command: str, *more: str) -> str:
+        words = shlex.split(command.partition("-m pspexp")[2])
+        assert cli(*words, *more) == 0, command
+        return capfd.readouterr().out
+
+    run(single, *ALWAYS, *SMALL_NETWORK, "trainer.max_steps=1")
+    two = (*ALWAYS, "launcher.nproc_per_node=2")  # as many cards as the stand-in has
+    run(ddp, *two, *SMALL_NETWORK)
+    assert "going on after step 1" in run(resume, *ALWAYS, *SMALL_NETWORK)
+    alone, together = run(test, *ALWAYS), run(test_ddp, *two)
+    table = [line for line in alone.splitlines() if re.match(r"\w+ +\d+\.\d\d ", line)]
+    assert len(table) >= 20
+    assert [line for line in together.splitlines() if re.match(r"\w+ +\d+\.\d\d ", line)] == table
+    assert "2 × sdaa:0" in run(check, *SMALL_NETWORK, f"dataset.root={vocdevkit}")
+
+    script, *words = shlex.split(labels.removeprefix("python "))
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(CHECKOUT / script), run_name="__main__")
+    assert not end.value.code
+    assert len(list((vocdevkit / "VOC2007" / "SegmentationClassGray").glob("*.png"))) == 8
+    assert sorted(path.name for path in (tmp_path / "experiments").iterdir()) == ["pspnet", "pspnet_ddp"]
