@@ -21,6 +21,7 @@ from pspexp.device import Device
 from pspexp.errors import UserError
 
 T = TypeVar("T")
+outside_inference_mode = torch.inference_mode(False)  # in it, old torch lets gloo's threads change no tensor
 MEETING_S = 300  # how long processes wait for the first one's word
 
 
@@ -79,13 +80,15 @@ class World:
             dist.barrier()  # the store is gone when the first process leaves
             dist.destroy_process_group()
 
+    @outside_inference_mode
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, on the CPU (so that it is exact for integers on every backend)."""
-        total = tensor.cpu()
+        total = tensor.cpu().clone()
         if self.size > 1:
             dist.all_reduce(total)
         return total
 
+    @outside_inference_mode
     def gather(self, value: T) -> list[T]:
         """The value of each process, by rank; anything that can be pickled."""
         if self.size == 1:
@@ -94,15 +97,17 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    @outside_inference_mode
     def gather_tensor(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of each process, by rank: of one shape and type, on the CPU."""
         if self.size == 1:
             return [tensor.cpu()]
-        own = tensor.cpu()
+        own = tensor.cpu().clone()
         tensors = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(tensors, own)
         return tensors
 
+    @outside_inference_mode
     def from_leader(self, make: Callable[[], T]) -> T:
         """What ``make`` returns, or the UserError it raises, in the first process: it alone calls it."""
         if self.size == 1:
@@ -127,6 +132,7 @@ class World:
         if everyones:
             raise UserError(*dict.fromkeys(everyones), shared=True)
 
+    @outside_inference_mode
     def largest_soon(self, value: int) -> int:
         """The largest value any process gave at the call before this one; so nobody waits, and all hear the same."""
         if self.size == 1:

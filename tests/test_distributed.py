@@ -1,9 +1,11 @@
 """Several processes find what one would have found."""
 
 import os
+import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -34,17 +36,15 @@ Work = Callable[[World], Any]
 def in_processes(size: int, works: dict[str, Work]) -> dict[str, list[Any]]:
     """What each of ``works`` returns in each of ``size`` processes, by rank; started once, for that takes seconds."""
     store = kept_store("127.0.0.1", 0)
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    context = torch.multiprocessing.start_processes(
-        one_of, (size, store.port, queue, works), nprocs=size, join=False, start_method="spawn"
-    )
-    found = dict(queue.get() for _ in range(size))
-    while not context.join():
-        pass
-    return {name: [found[rank][name] for rank in range(size)] for name in works}
+    with TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(
+            one_of, (size, store.port, Path(folder), works), nprocs=size, start_method="spawn"
+        )
+        found = [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(size)]
+    return {name: [one[name] for one in found] for name in works}
 
 
-def one_of(rank: int, size: int, port: int, queue: Any, works: dict[str, Work]) -> None:
+def one_of(rank: int, size: int, port: int, folder: Path, works: dict[str, Work]) -> None:
     torch.set_num_threads(1)
     environment = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in environment.items()}
@@ -56,7 +56,7 @@ def one_of(rank: int, size: int, port: int, queue: Any, works: dict[str, Work]) 
             found[name] = work(world)
         except UserError as error:
             found[name] = error.problems
-    queue.put((rank, found))
+    (folder / str(rank)).write_bytes(pickle.dumps(found))
     world.leave()
 
 
