@@ -3,10 +3,12 @@
 import atexit
 import errno
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,7 +67,8 @@ class World:
             return
         backend = device.backends()
         assert place.store is not None, place
-        dist.init_process_group(backend, store=place.store(), rank=place.rank, world_size=place.size)
+        with signals_at_once():
+            dist.init_process_group(backend, store=place.store(), rank=place.rank, world_size=place.size)
 
     @property
     def leads(self) -> bool:
@@ -175,6 +178,18 @@ class World:
             return None
         converted: nn.Module = convert(model)
         return converted
+
+
+@contextmanager
+def signals_at_once() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end this process: who waits in torch for the others runs no handlers of Python."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def without_exchange(network: nn.Module) -> AbstractContextManager[None]:

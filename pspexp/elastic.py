@@ -227,7 +227,8 @@ class Keeper:
         self._exit.enter_context(mock.patch.object(agents_processes, "_terminate_process_handler", self._note))
         for number in STOP_SIGNALS:
             self._exit.callback(signal.signal, number, signal.getsignal(number))
-            signal.signal(number, self._note)
+            # Until the agent has met the other machines; it waits in torch, where handlers of Python do not run.
+            signal.signal(number, signal.SIG_DFL)
         self._thread.start()
         return self
 
@@ -254,7 +255,7 @@ class Keeper:
             first = min(new, key=lambda child: (child.exitcode == -signal.SIGTERM, child.exitcode))
             self.first_dead = first.pid
             if self._restarts_left and self.stopped_by is None:
-                log.warning("process %s ended with %s; all start again", first.pid, first.exitcode)
+                log.error("process %s ended with %s; all start again", first.pid, first.exitcode)
             self._restarts_left = max(self._restarts_left - 1, 0)
             deadline = time.monotonic() + GRACE_S
             self._doomed |= dict.fromkeys(alive | dead, deadline)

@@ -92,13 +92,13 @@ class Slurm:
         from pspexp.distributed import Place, meeting_store
 
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_ID")
-        try:
-            rank, size, local_rank, job, step = (int(os.environ[name]) for name in names)
-        except (KeyError, ValueError) as error:
+        values = {name: os.environ.get(name, "") for name in names}
+        if wrong := [f"{name}={value}" for name, value in values.items() if not value.isdigit()]:
             raise UserError(
-                f"launcher=slurm: {error} is not in the environment; start with 'srun … python -m pspexp …' "
-                "inside a SLURM job (docs/cluster.md), or use launcher=ddp"
-            ) from error
+                f"launcher=slurm: {', '.join(wrong)} in the environment, where srun would have put numbers; start with "
+                "'srun … python -m pspexp …' inside a SLURM job (docs/cluster.md), or use launcher=ddp"
+            )
+        rank, size, local_rank, job, step = (int(value) for value in values.values())
         if (master_addr is None) != (master_port is None):
             raise UserError(
                 f"launcher.master_addr={master_addr}, launcher.master_port={master_port}: give both or none"

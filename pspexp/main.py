@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from datetime import datetime
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 ASKS_HYDRA = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
 WRONG_INPUT = 2
+# How long a process beside the first one keeps what is wrong to itself. If all find the same, the first one tells,
+# and the others are ended with it.
+LEADER_TELLS_S = 5
 # A job that leaves no run folder: no log file, and Hydra makes no folder of its own.
 LEAVES_NOTHING = ["hydra/job_logging=stdout", "hydra.run.dir=."]
 FOLLOWS = ["hydra/job_logging=follower", "hydra.run.dir=."]  # another process makes the folder and tells how it goes
@@ -30,10 +34,12 @@ FOLLOWS = ["hydra/job_logging=follower", "hydra.run.dir=."]  # another process m
 def main() -> None:
     """Run the command line; exits with the codes of the README."""
     try:
-        sys.argv[1:] = examine(sys.argv[1:])
-    except UserError as error:
-        sys.exit(WRONG_INPUT if follows(sys.argv[1:]) else complain(error))
-    try:
+        try:
+            sys.argv[1:] = examine(sys.argv[1:])
+        except UserError as error:
+            if follows(sys.argv[1:]):
+                time.sleep(LEADER_TELLS_S)
+            sys.exit(complain(error))
         task()
     except SystemExit as end:
         # 1 before the task began is Hydra's word for wrong input; from within it comes as an error of its own.
@@ -114,7 +120,7 @@ def refuse_placed_sweep(config: DictConfig) -> None:
 
 
 def follows(words: Sequence[str]) -> bool:
-    """Whether another process, started with the same words, tells what is wrong with them."""
+    """Whether another process, started with the same words, is likely to tell what is wrong with them."""
     number = {"launcher=torchrun": "RANK", "launcher=slurm": "SLURM_PROCID"}
     return any(os.environ.get(number[word], "0") != "0" for word in words if word in number)
 

@@ -58,7 +58,11 @@ class Job:
         folder = world.from_leader(lambda: self.folder)
         again = place.restarts > 0
         job = Job(going_on(self.config) if again else self.config, folder, self.overrides, again)
-        result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
+        try:
+            result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
+        except Interrupted:  # all were, at one step; nobody may end before the first process has saved
+            world.leave()
+            raise
         world.leave()
         return result
 

@@ -243,7 +243,7 @@ class Crashing(CrossEntropy):
     ("words", "says"),
     [
         (("launcher=torchrun",), "launcher=torchrun: 'RANK' is not in the environment; start with 'torchrun"),
-        (("launcher=slurm",), "launcher=slurm: 'SLURM_PROCID' is not in the environment; start with 'srun"),
+        (("launcher=slurm",), "launcher=slurm: SLURM_PROCID=, SLURM_NTASKS=, "),
         (("-m", "launcher=torchrun", "seed=1,2"), "launcher=torchrun: a sweep cannot be started in several processes"),
         (("launcher=ddp", "launcher.nnodes=2"), "launcher.master_port=null: several nodes need one that all know"),
         (("launcher=ddp", "launcher.node_rank=3"), "launcher.node_rank=3: must be from 0 to 0"),
