@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from torch import Tensor, nn
+from torch.distributed import GradBucket
 
 from pspexp import optim
 from pspexp.data.loader import TrainLoader, eval_loader
@@ -221,6 +222,23 @@ def asked_to_stop(world: World) -> int:
     return one.position.step
 
 
+def exchanges(world: World, accumulate: int) -> int:
+    """How often a step sends gradients."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    sent: list[int] = []
+
+    def counted(group: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        sent.append(bucket.index())
+        done: torch.futures.Future[Tensor] = allreduce_hook(group, bucket)
+        return done
+
+    one = trainer(world, 1, CrossEntropy(len(CLASSES)), accumulate)
+    one.network.register_comm_hook(None, counted)  # type: ignore[operator]
+    one._step(list(one.data.batches(0, 1)))
+    return len(sent)
+
+
 def quarrel(world: World) -> None:
     world.raise_problems(["a: wrong", *(["b: wrong"] if world.rank else [])])
 
@@ -251,6 +269,8 @@ TWO: dict[str, Work] = {
     "validation": validation,
     "refused": refused,
     "asked to stop": asked_to_stop,
+    "exchanges": partial(exchanges, accumulate=1),
+    "exchanges of an accumulated step": partial(exchanges, accumulate=3),
     "quarrel": quarrel,
     "only the first": only_the_first,
     "fails in the first": fails_in_the_first,
@@ -303,6 +323,10 @@ def test_all_processes_stop_at_the_same_step(two: dict[str, list[Any]]) -> None:
     first, second = two["asked to stop"]
     assert first == second
     assert first in (2, 3)  # a step later: nobody waits for the answer
+
+
+def test_gradients_are_sent_once_a_step_however_many_batches_it_has(two: dict[str, list[Any]]) -> None:
+    assert two["exchanges"] == two["exchanges of an accumulated step"] == [1, 1]
 
 
 def test_problems_of_all_processes_are_told_by_all(two: dict[str, list[Any]]) -> None:
