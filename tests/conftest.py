@@ -11,8 +11,9 @@ import torch
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 8):
-    # Old torch counts the kinds of devices at its first backward pass: the stand-in must be there before.
+if not torch.cuda.is_available():
+    # Torch counts the devices of all kinds at its first backward pass: the stand-in must be there before. (Beside
+    # CUDA it would become what torch takes for the machine's accelerator.)
     sys.path.append(str(Path(__file__).parent / "stand_in"))
     with suppress(ImportError):
         import torch_sdaa  # noqa: F401
