@@ -108,6 +108,7 @@ FIXED_KEYS = (
     "trainer.ema",
     "trainer.grad_clip",
     "trainer.epochs",
+    "sync_batch_norm",
 )
 SHARED_OUT = ("loader.batch_size", "trainer.accumulate")  # with more processes each takes less
 FREE_KEYS = ("dataset.root", "model.weights", "model.backbone_weights")

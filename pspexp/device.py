@@ -89,10 +89,13 @@ class Device:
         count = self._module.device_count()
         if index is not None and not 0 <= index < count:
             raise UserError(f"device.index={index}: this machine has {cards(count, self.type)}; {numbers(count)}")
+        if index is not None and local_rank > 0 and count > 1:
+            raise UserError(f"device.index={index}: several processes would share this card; leave it out")
         if index is None and local_rank >= count:
             raise UserError(
-                f"launcher: process {local_rank} of this machine has no card, it has {cards(count, self.type)}; "
-                f"start at most {count} processes a machine"
+                f"launcher.nproc_per_node: process {local_rank} of this machine has no card, there is only "
+                f"{cards(count, self.type)}; start at most {count} a machine, or, where each process is shown a card "
+                "of its own, set device.index=0"
             )
         return local_rank if index is None else index
 

@@ -1,7 +1,6 @@
 """Who else is computing: the processes of one job and what they tell each other. Alone, every call is free."""
 
 import atexit
-import errno
 import os
 import signal
 import socket
@@ -24,6 +23,7 @@ from pspexp.errors import UserError
 
 T = TypeVar("T")
 outside_inference_mode = torch.inference_mode(False)  # in it, old torch lets gloo's threads change no tensor
+LOOPBACK = "127.0.0.1"
 MEETING_S = 300  # how long processes wait for the first one's word
 
 
@@ -35,7 +35,6 @@ class Place:
         rank: number of the process, from 0.
         size: number of processes (world size).
         local_rank: number of the process on its machine, from 0.
-        local_size: number of processes on its machine.
         store: makes the store through which the processes meet.
         restarts: how often the job has been restarted after a failure.
     """
@@ -43,7 +42,6 @@ class Place:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    local_size: int = 1
     store: Callable[[], Store] | None = None
     restarts: int = 0
 
@@ -210,10 +208,11 @@ def placed_by_torch() -> Place:
     address, restarts = os.environ["MASTER_ADDR"], int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     # The agent may keep the store; else the first process does.
     keeps = read["RANK"] == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+    several_machines = read["WORLD_SIZE"] > read["LOCAL_WORLD_SIZE"]
 
     def store() -> Store:
         at = address, read["MASTER_PORT"]
-        shared = kept_store(*at) if keeps else TCPStore(*at, is_master=False)
+        shared = kept_store(*at, several_machines=several_machines) if keeps else TCPStore(*at, is_master=False)
         # Apart from what the processes of an earlier attempt have left there.
         return PrefixStore(f"pspexp/{restarts}", shared)
 
@@ -221,27 +220,27 @@ def placed_by_torch() -> Place:
         rank=read["RANK"],
         size=read["WORLD_SIZE"],
         local_rank=read["LOCAL_RANK"],
-        local_size=read["LOCAL_WORLD_SIZE"],
         store=store,
         restarts=restarts,
     )
 
 
-def kept_store(host: str, port: int) -> TCPStore:
-    """A store that this process keeps for the others, reached only through the address of ``host``.
+def kept_store(host: str, port: int, *, several_machines: bool = False) -> TCPStore:
+    """A store that this process keeps for the others.
 
     Args:
+        host: this machine, as the others reach it.
         port: 0 takes a free one. The store has it from then on, so nobody else can get it in between.
+        several_machines: listen on all of this machine's addresses (its own idea of its name is often the loopback
+            one), not on the loopback address alone.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port cannot be had.
     """
     try:
-        server = socket.create_server((host, port))
+        server = socket.create_server(("" if several_machines else LOOPBACK, port))
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(f"launcher.master_port={port}: in use on {host}; choose another") from error
-        server = socket.create_server(("", port))  # an address that only others know this machine by
+        raise UserError(f"port {port}: cannot listen there ({os.strerror(error.errno or 0)}); choose another for the job") from error
     port = server.getsockname()[1]
     # Not every torch can hand libuv a socket.
     return TCPStore(
@@ -255,24 +254,26 @@ def kept_store(host: str, port: int) -> TCPStore:
     )
 
 
-def meeting_store(file: Path, *, leads: bool, address: tuple[str, int] | None) -> Store:
+def meeting_store(file: Path, *, leads: bool, address: tuple[str, int] | None, several_machines: bool) -> Store:
     """A store that the first process keeps at a free port, which it tells the others in ``file``.
 
     Args:
         file: in a folder that all see; of this job alone.
         leads: whether this is the first process.
         address: host and port that all know already; then there is no file.
+        several_machines: see `kept_store`.
 
     Raises:
         UserError: the first process did not tell in time.
     """
     if address is not None:
-        return kept_store(*address) if leads else TCPStore(*address, is_master=False)
+        return kept_store(*address, several_machines=several_machines) if leads else TCPStore(*address, is_master=False)
     if leads:
-        store = kept_store(socket.gethostname(), 0)
+        host = socket.gethostname() if several_machines else LOOPBACK
+        store = kept_store(host, 0, several_machines=several_machines)
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".part")
-        unfinished.write_text(f"{socket.gethostname()} {store.port}")
+        unfinished.write_text(f"{host} {store.port}")
         unfinished.replace(file)
         atexit.register(file.unlink, missing_ok=True)
         return store

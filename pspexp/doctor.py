@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pspexp import run
 from pspexp.assembly import build, build_training, meet
+from pspexp.data.loader import TrainLoader
 from pspexp.device import AUTO_ORDER, AUTOCAST_DTYPES, HOST, Device, Precision, why_not, why_unusable
 from pspexp.distributed import Place
 from pspexp.errors import UserError
@@ -30,7 +31,13 @@ def check(config: DictConfig) -> None:
     console = Console()
     console.print(environment(config))
     console.print(OmegaConf.to_yaml(OmegaConf.create(run.public(config))), markup=False, highlight=False)
-    build_training(config, *meet(config, Place()), start_weights=config.checkpoint.resume is None)
+    launcher = build(config.launcher)
+    parts = build_training(config, *meet(config, Place()), start_weights=config.checkpoint.resume is None)
+    if launcher.world_size > 1:
+        parts.device.backends()
+        options = {"batch_size": config.loader.batch_size, "accumulate": config.trainer.accumulate}
+        shared = {"num_workers": 0, "seed": 0, "pin_memory": False, "world_size": launcher.world_size}
+        TrainLoader(parts.training, lambda *sample: sample[:2], **options, **shared)  # refuses too many processes
     console.print("The configuration is valid and everything in it can be built.")
 
 

@@ -17,12 +17,14 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing import api as agents_processes
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pspexp.distributed import kept_store, placed_by_torch
 from pspexp.errors import Interrupted, JobFailed, UserError
+from pspexp.launch import address_problems
 from pspexp.run import Job, close_abandoned
 
 STOP_SIGNALS = tuple(
@@ -50,7 +52,7 @@ class Elastic:
         UserError: the numbers do not go together.
     """
 
-    placed = False
+    placed, again = False, False
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class Elastic:
             problems.append(f"launcher.node_rank={node_rank}: must be from 0 to {nnodes - 1} (launcher.nnodes - 1)")
         if nnodes > 1 and master_port is None:
             problems.append(KNOWN_PORT_NEEDED)
+        problems += address_problems(master_addr, master_port)
         if problems:
             raise UserError(*problems)
         self.nproc_per_node, self.nnodes, self.node_rank = nproc_per_node, nnodes, node_rank
@@ -82,21 +85,13 @@ class Elastic:
             UserError, Interrupted: as ``job`` does.
             JobFailed: names the process that failed first.
         """
+        port, several = self.master_port or 0, self.nnodes > 1
         # Kept for the whole job: no other can be given the port.
-        store = kept_store(self.master_addr, self.master_port or 0) if self.leads else None
-        settings = LaunchConfig(
-            min_nodes=self.nnodes,
-            max_nodes=self.nnodes,
-            nproc_per_node=self.nproc_per_node,
-            run_id="pspexp",
-            rdzv_backend="static",
-            rdzv_endpoint=f"{self.master_addr}:{self.master_port if store is None else store.port}",
-            rdzv_configs={"rank": self.node_rank},
-            max_restarts=self.max_restarts,
-            start_method="spawn",
-            local_addr=self.master_addr if self.leads else None,
-        )
-        with TemporaryDirectory() as notes, Keeper(self.max_restarts) as keeper, quiet_agent():
+        store = kept_store(self.master_addr, port, several_machines=several) if self.leads else None
+        with TemporaryDirectory() as folder, Keeper(self.nproc_per_node, self.max_restarts) as keeper, quiet_agent():
+            settings = self._settings(port if store is None else store.port, folder)
+            notes = Path(folder, "notes")
+            notes.mkdir()
             try:
                 ends = elastic_launch(settings, work)(
                     job, notes, log_settings(), self.nproc_per_node, self.max_restarts
@@ -105,22 +100,42 @@ class Elastic:
                 if self.leads:
                     close_abandoned(job, "KILLED" if keeper.stopped_by else "FAILED")
                 keeper.raise_if_stopped()
-                raise cause(error, keeper.first_dead, Path(notes)) from None
+                raise cause(error, keeper.first_dead, notes) from None
         end = next(iter(ends.values()))  # of the processes here; all have the same
         if isinstance(end, str):
             raise Interrupted(keeper.stopped_by or signal.SIGTERM, end)
         result: float | None = end
         return result
 
+    def _settings(self, port: int, folder: str) -> LaunchConfig:
+        return LaunchConfig(
+            min_nodes=self.nnodes,
+            max_nodes=self.nnodes,
+            nproc_per_node=self.nproc_per_node,
+            run_id="pspexp",
+            rdzv_backend="static",
+            rdzv_endpoint=f"{self.master_addr}:{port}",
+            rdzv_configs={"rank": self.node_rank},
+            max_restarts=self.max_restarts,
+            start_method="spawn",
+            local_addr=self.master_addr if self.leads else None,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+
 
 def cause(error: ChildFailedError, first_dead: int | None, notes: Path) -> Exception:
     """What a job failed of, when several processes may have failed because one did."""
+    if refused := refusals(notes):
+        return UserError(*refused)
     by_pid = {failure.pid: (rank, failure) for rank, failure in error.failures.items()}
     rank, failure = by_pid.get(first_dead or 0) or error.get_first_failure()
-    note = notes / str(rank)
-    if note.is_file():
-        return UserError(*json.loads(note.read_text()))
     return JobFailed(f"process {rank} failed{how(failure)}")
+
+
+def refusals(notes: Path) -> list[str]:
+    """What processes, of this attempt or an earlier one, found wrong with the user's input."""
+    found = [problem for note in sorted(notes.iterdir()) for problem in json.loads(note.read_text())]
+    return list(dict.fromkeys(found))
 
 
 def how(failure: ProcessFailure) -> str:
@@ -137,7 +152,7 @@ def how(failure: ProcessFailure) -> str:
 
 @record
 def work(
-    job: Job, notes: str, log_config: dict[str, Any], nproc_per_node: int, max_restarts: int
+    job: Job, notes: Path, log_config: dict[str, Any], nproc_per_node: int, max_restarts: int
 ) -> float | str | None:
     """Do ``job`` as one of the processes; what the agent runs. A string tells that, and where, it was stopped."""
     place = placed_by_torch()
@@ -147,9 +162,13 @@ def work(
     parent = os.getppid()
     with stop_requests(parent) as stop_signal:
         try:
+            if refused := refusals(notes):  # to start again mends nothing
+                raise UserError(*refused)
             return job(place, stop_signal)
         except UserError as error:
-            (Path(notes) / str(place.rank)).write_text(json.dumps(error.problems))
+            unfinished = notes.parent / f"{place.rank}.{place.restarts}"
+            unfinished.write_text(json.dumps(error.problems))
+            unfinished.replace(notes / unfinished.name)
             raise
         except Interrupted as error:
             if os.getppid() != parent:  # torch would wait for it to take the result
@@ -193,9 +212,14 @@ def stop_requests(parent: int) -> Iterator[Callable[[], int | None]]:
         if number != signal.SIGINT or os.getppid() != parent:
             came.append(signal.SIGTERM)
 
-    for number in STOP_SIGNALS:
+    for number in {signal.SIGINT, *heeded()}:
         signal.signal(number, note)
     yield lambda: came[0] if came else None
+
+
+def heeded() -> tuple[signal.Signals, ...]:
+    """The signals that ask to stop; not those that this process was told to ignore, as ``nohup`` does."""
+    return tuple(number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 class Keeper:
@@ -210,12 +234,13 @@ class Keeper:
         first_dead: pid of the process that failed first in the last attempt.
     """
 
-    def __init__(self, max_restarts: int) -> None:
-        self._restarts_left = max_restarts
+    def __init__(self, nproc: int, max_restarts: int) -> None:
+        self._nproc, self._restarts_left = nproc, max_restarts
         self.stopped_by: int | None = None
         self.first_dead: int | None = None
+        self._heeded = heeded()
         self._others = set(multiprocessing.active_children())
-        self._known: set[BaseProcess] = set()
+        self._known: frozenset[BaseProcess] = frozenset()
         self._told: set[BaseProcess] = set()
         self._doomed: dict[BaseProcess, float] = {}
         self._end = threading.Event()
@@ -225,10 +250,12 @@ class Keeper:
     def __enter__(self) -> "Keeper":
         # What the agent sets as the handler each time it starts processes.
         self._exit.enter_context(mock.patch.object(agents_processes, "_terminate_process_handler", self._note))
-        for number in STOP_SIGNALS:
-            self._exit.callback(signal.signal, number, signal.getsignal(number))
-            # Until the agent has met the other machines; it waits in torch, where handlers of Python do not run.
-            signal.signal(number, signal.SIG_DFL)
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            for number in STOP_SIGNALS:
+                self._exit.callback(signal.signal, number, signal.getsignal(number))
+            for number in self._heeded:
+                # Until the agent has met the other machines: it waits in torch, where handlers of Python do not run.
+                signal.signal(number, signal.SIG_DFL)
         self._thread.start()
         return self
 
@@ -244,36 +271,54 @@ class Keeper:
 
     def _watch(self) -> None:
         while not self._end.wait(POLL_S):
-            self._known |= set(multiprocessing.active_children()) - self._others
-            self._see_failures()
-            self._pass_on()
+            codes = {child: exit_code(child) for child in self._known}
+            # Asked only while the agent is starting them: to ask reaps, and then the agent finds no exit code.
+            if len(codes) % self._nproc or all(code is not None for code in codes.values()):
+                self._known = frozenset(self._known.union(multiprocessing.active_children()) - self._others)
+            self._see_failures(codes)
+            self._pass_on(codes)
 
-    def _see_failures(self) -> None:
-        dead = {child for child in self._known if child.exitcode not in (None, 0)}
-        alive = {child for child in self._known if child.exitcode is None}
-        if new := dead - self._doomed.keys():  # the first of this attempt, or several at once: who was killed, first
-            first = min(new, key=lambda child: (child.exitcode == -signal.SIGTERM, child.exitcode))
+    def _see_failures(self, codes: dict[BaseProcess, int | None]) -> None:
+        dead = {child: code for child, code in codes.items() if code}
+        alive = {child for child, code in codes.items() if code is None}
+        if new := dead.keys() - self._doomed.keys():  # the first of this attempt; of several, one that was killed
+            first = min(new, key=lambda child: (dead[child] == -signal.SIGTERM, dead[child]))
             self.first_dead = first.pid
             if self._restarts_left and self.stopped_by is None:
-                log.error("process %s ended with %s; all start again", first.pid, first.exitcode)
+                log.error("process %s ended with %s; all start again", first.pid, dead[first])
             self._restarts_left = max(self._restarts_left - 1, 0)
-            deadline = time.monotonic() + GRACE_S
-            self._doomed |= dict.fromkeys(alive | dead, deadline)
+            self._doomed |= dict.fromkeys(alive | dead.keys(), time.monotonic() + GRACE_S)
         for child in alive & self._doomed.keys():
             if time.monotonic() > self._doomed[child]:
                 child.kill()
 
     def _note(self, number: int, _: object) -> None:
+        if number not in self._heeded:
+            return
         if self.stopped_by is not None:
             for child in self._known:
                 child.kill()
         self.stopped_by = int(number)
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, codes: dict[BaseProcess, int | None]) -> None:
         if self.stopped_by is not None:
-            for child in {one for one in self._known if one.is_alive()} - self._told:
+            for child in {one for one, code in codes.items() if code is None} - self._told:
                 child.terminate()
                 self._told.add(child)
+
+
+def exit_code(child: BaseProcess) -> int | None:
+    """The exit code of a process, negative after a signal; None while it lives. It is left to others to reap."""
+    known: int | None = child._popen.returncode  # type: ignore[attr-defined]
+    if known is not None:
+        return known
+    try:
+        end = os.waitid(os.P_PID, child.pid or 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # reaped just now; its code will be known in a moment
+        return None
+    if end is None:
+        return None
+    return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
 
 @contextmanager

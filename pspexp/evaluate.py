@@ -16,7 +16,7 @@ from pspexp.inference import Inference
 from pspexp.metrics import ConfusionMatrix, Report
 from pspexp.models.folding import folded
 
-FOLDING_TRIAL = 129  # pixels: a corner of the first image shows whether folding leaves the results alone
+FOLDING_TRIAL = 129  # pixels: one image, the same in every process, shows whether folding leaves the results alone
 
 
 class Picture(NamedTuple):
@@ -105,7 +105,7 @@ class Evaluator:
             images = self.device.move(batch.images)
             labels = self.device.move(batch.labels).long()
             images = normalize(images, self.mean, self.std, torch.float32)
-            network = network or folded(model, images[:1, :, :FOLDING_TRIAL, :FOLDING_TRIAL])
+            network = network or folded(model, trial_image().to(images))
             with self.precision.autocast(self.device):
                 logits = self.inference.logits(network, images)
             prediction = logits.max(1).indices  # on CPUs six times as fast as argmax
@@ -118,6 +118,11 @@ class Evaluator:
         pictures = [picture for found in self.world.gather(pictures) for picture in found]
         loss = losses.double().sum().item() / max(num_images, 1)
         return Evaluation(matrix.report(self.class_names), loss, sorted(pictures, key=lambda one: one.position))
+
+
+def trial_image() -> Tensor:
+    """``[1, 3, H, W]`` of fixed random numbers, as normalised images have them."""
+    return torch.randn(1, 3, FOLDING_TRIAL, FOLDING_TRIAL, generator=torch.Generator().manual_seed(0))
 
 
 def as_picture(batch: Batch, at: int, prediction: Tensor) -> Picture:

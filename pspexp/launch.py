@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ class Launcher(Protocol):
     leads: bool  # this process (or one that it starts) writes the records
     placed: bool  # other processes were started beside this one
     world_size: int
+    again: bool  # the job was begun before, and its processes were started again
 
     def __call__(self, job: Any) -> float | None:
         """Have a `pspexp.run.Job` done; returns its result."""
@@ -32,7 +34,7 @@ class Launcher(Protocol):
 class Single:
     """Does the job in this process, alone."""
 
-    leads, placed, world_size = True, False, 1
+    leads, placed, world_size, again = True, False, 1, False
 
     def __call__(self, job: Any) -> float | None:
         """The result of ``job``."""
@@ -58,17 +60,19 @@ class Torchrun:
         try:
             self.place = placed_by_torch()
         except (KeyError, ValueError) as error:
+            what = f"{error} is not" if isinstance(error, KeyError) else f"something that is no number ({error}) is"
             raise UserError(
-                f"launcher=torchrun: {error} is not in the environment; start with "
+                f"launcher=torchrun: {what} in the environment; start with "
                 "'torchrun --nproc-per-node=2 -m pspexp …', or let launcher=ddp start the processes"
             ) from error
         self.leads, self.world_size = self.place.rank == 0, self.place.size
+        self.again = self.place.restarts > 0
 
     def __call__(self, job: Any) -> float | None:
         """The result of ``job``; a failure is left where torchrun looks for it."""
         from torch.distributed.elastic.multiprocessing.errors import record
 
-        with stop_requests() as stop_signal:
+        with stop_requests(patient=True) as stop_signal:
             result: float | None = record(job)(self.place, stop_signal)
             return result
 
@@ -99,27 +103,45 @@ class Slurm:
                 "'srun … python -m pspexp …' inside a SLURM job (docs/cluster.md), or use launcher=ddp"
             )
         rank, size, local_rank, job, step = (int(value) for value in values.values())
+        problems = address_problems(master_addr, master_port)
         if (master_addr is None) != (master_port is None):
-            raise UserError(
+            problems.append(
                 f"launcher.master_addr={master_addr}, launcher.master_port={master_port}: give both or none"
             )
+        if problems:
+            raise UserError(*problems)
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         os.environ["RANK"] = str(rank)  # for the log format of processes that do not lead
-        tasks = os.environ.get("SLURM_NTASKS_PER_NODE", "1").partition("(")[0]
         store = partial(
             meeting_store,
             Path(meeting_folder) / f"{job}.{step}.{restarts}",
             leads=rank == 0,
             address=None if master_addr is None or master_port is None else (master_addr, master_port),
+            several_machines=os.environ.get("SLURM_NNODES", "1") != "1",
         )
-        self.place = Place(rank, size, local_rank, int(tasks), store, restarts)
-        self.leads, self.world_size = rank == 0, size
+        self.place = Place(rank, size, local_rank, store, restarts)
+        self.leads, self.world_size, self.again = rank == 0, size, restarts > 0
 
     def __call__(self, job: Any) -> float | None:
         """The result of ``job``."""
-        with stop_requests() as stop_signal:
+        with stop_requests(patient=True) as stop_signal:
             result: float | None = job(self.place, stop_signal)
             return result
+
+
+def address_problems(host: str | None, port: int | None) -> list[str]:
+    """What is wrong with the place where processes are to meet."""
+    problems = []
+    if port is not None and not 0 < port < 2**16:
+        problems.append(f"launcher.master_port={port}: must be from 1 to {2**16 - 1}")
+    try:
+        if host is not None:
+            socket.getaddrinfo(host, None)
+    except OSError as error:
+        problems.append(
+            f"launcher.master_addr={host}: unknown here ({error.strerror}); give machine 0's name or address"
+        )
+    return problems
 
 
 def launch(config: DictConfig, folder: Path, overrides: list[str]) -> float | None:
@@ -141,10 +163,13 @@ def launch(config: DictConfig, folder: Path, overrides: list[str]) -> float | No
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], int | None]]:
+def stop_requests(*, patient: bool = False) -> Iterator[Callable[[], int | None]]:
     """Note SIGINT and SIGTERM instead of dying of them; the job asks between two steps whether one came.
 
     A second signal acts at once, for whoever does not want to wait for the end of a step.
+
+    Args:
+        patient: note further ones, too: who started the processes may pass on a signal that all have had.
     """
     came: list[int] = []
     # Only the main thread may set handlers; in others (some sweep launchers) signals stay as they are.
@@ -153,7 +178,8 @@ def stop_requests() -> Iterator[Callable[[], int | None]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+        if not patient:
+            signal.signal(number, before[signal.Signals(number)])
 
     for number in numbers:
         signal.signal(number, note)

@@ -75,7 +75,7 @@ def examine(words: Sequence[str]) -> list[str]:
     if not launcher.leads:
         return [*words, *FOLLOWS]
     if not any(word.lstrip("+").startswith("hydra.run.dir=") for word in arguments.overrides):
-        folder = str(resumed_folder(job, launcher.world_size) or new_folder(job)).replace("'", "\\'")
+        folder = str(resumed_folder(job, launcher) or new_folder(job)).replace("'", "\\'")
         return [*words, f"hydra.run.dir='{folder}'"]
     return list(words)
 
@@ -112,10 +112,10 @@ def built_launcher(config: DictConfig) -> launch.Launcher:
 
 def refuse_placed_sweep(config: DictConfig) -> None:
     """Raise UserError if every one of several processes would begin a sweep of its own."""
-    if get_object(config.launcher._target_).placed:
+    if get_object(config.launcher._target_).placed or config.launcher.get("nnodes", 1) != 1:
         raise UserError(
-            f"launcher={config.hydra.runtime.choices.launcher}: a sweep cannot be started in several processes; "
-            "start it once, with launcher=ddp for several processes a job"
+            f"launcher={config.hydra.runtime.choices.launcher}: a sweep cannot be started in several places; "
+            "start it once, with launcher=ddp on one machine for several processes a job"
         )
 
 
@@ -125,9 +125,12 @@ def follows(words: Sequence[str]) -> bool:
     return any(os.environ.get(number[word], "0") != "0" for word in words if word in number)
 
 
-def resumed_folder(config: DictConfig, world_size: int) -> Path | None:
-    """The run folder in which ``checkpoint.resume`` goes on, or None for a new one."""
-    wanted = config.checkpoint.resume
+def resumed_folder(config: DictConfig, launcher: launch.Launcher) -> Path | None:
+    """The run folder in which ``checkpoint.resume`` goes on, or None for a new one.
+
+    Where the processes were started again by what had started them, the run goes on unasked.
+    """
+    wanted = config.checkpoint.resume or ("auto" if launcher.again else None)
     if config.mode != "train" or wanted is None:
         return None
     # Slow to import, and most commands need none of it here.
@@ -141,7 +144,7 @@ def resumed_folder(config: DictConfig, world_size: int) -> Path | None:
 
     def same(file: Path) -> bool:
         try:
-            return not checkpoint.resume_conflicts(checkpoint.read(file), now, world_size)
+            return not checkpoint.resume_conflicts(checkpoint.read(file), now, launcher.world_size)
         except UserError:  # unreadable, or of another format: not this run
             return False
 

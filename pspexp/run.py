@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pspexp import checkpoint
-from pspexp.assembly import Parts, build, build_parts, build_training, meet
+from pspexp.assembly import Parts, TrainingParts, build, build_parts, build_training, meet
 from pspexp.data.loader import Batch, TrainLoader, eval_loader
 from pspexp.data.source import Source, Split
 from pspexp.device import Device
@@ -20,6 +21,7 @@ from pspexp.distributed import Place, World
 from pspexp.errors import Interrupted, UserError
 from pspexp.evaluate import Evaluation, Evaluator
 from pspexp.models.weights import load_weights
+from pspexp.optim import skips_on_request
 from pspexp.tracking import LocalTracker, Progress, SilentTracker, Status, Tracker, runs
 from pspexp.tracking.local import read_summary
 from pspexp.tracking.secrets import without_secrets, words_without_secrets
@@ -54,10 +56,9 @@ class Job:
             Interrupted: ``stop_signal`` asked to stop.
         """
         device, world = meet(self.config, place)
-        same_configuration(self.config, world)
+        same_configuration(self.config, device, world)
         folder = world.from_leader(lambda: self.folder)
-        again = place.restarts > 0
-        job = Job(going_on(self.config) if again else self.config, folder, self.overrides, again)
+        job = Job(self.config, folder, self.overrides, again=place.restarts > 0)
         try:
             result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
         except Interrupted:  # all were, at one step; nobody may end before the first process has saved
@@ -70,8 +71,9 @@ class Job:
 def train(job: Job, device: Device, world: World, stop_signal: StopSignal) -> float | None:
     """``mode=train``: train, validate, save; returns the best mean IoU."""
     config, folder = job.config, job.folder
-    state = world.from_leader(lambda: saved_state(config, folder, world))
+    state = world.from_leader(lambda: saved_state(job, world))
     parts = build_training(config, device, world, start_weights=state is None)
+    same_arithmetic(parts, state)
     evaluator = build_evaluator(parts)
     log.info("%s", describe(config, parts, len(parts.training), folder))
     log.info("%s", left_out(parts.data, len(parts.training)))
@@ -141,17 +143,16 @@ def test(job: Job, device: Device, world: World, stop_signal: StopSignal) -> flo
     return evaluation.report.mean_iou
 
 
-def same_configuration(config: DictConfig, world: World) -> None:
-    """Refuse to begin with processes that were started with different words.
+def same_configuration(config: DictConfig, device: Device, world: World) -> None:
+    """Refuse to begin with processes that were started with different words, or on different kinds of device.
 
     Raises:
         UserError: names the keys in which another process differs from the first.
     """
-    flats = world.gather(checkpoint.flatten(public(config)))
+    flats = world.gather({**checkpoint.flatten(public(config)), "device": device.type, "torch": torch.__version__})
     world.raise_problems(
         [
-            f"{key}={flat.get(key)}: process {rank} was started with this, process 0 with {flats[0].get(key)}; "
-            "give all the same"
+            f"{key}={flat.get(key)}: process {rank} has this, process 0 has {flats[0].get(key)}; give all the same"
             for rank, flat in enumerate(flats)
             for key in sorted(flats[0].keys() | flat.keys())
             if flat.get(key) != flats[0].get(key) and not key.startswith("launcher.")
@@ -159,18 +160,37 @@ def same_configuration(config: DictConfig, world: World) -> None:
     )
 
 
-def going_on(config: DictConfig) -> DictConfig:
-    """The configuration with which a job goes on where it saved last, if it did."""
-    return OmegaConf.merge(config, {"checkpoint": {"resume": "auto"}})  # type: ignore[return-value]
+def same_arithmetic(parts: TrainingParts, state: dict[str, Any] | None) -> None:
+    """Refuse what ``auto`` has made of the precision where it differs between processes, or from a saved state.
+
+    Raises:
+        UserError: names the formats.
+    """
+    here = parts.precision.resolve(parts.device)
+    kinds = parts.world.gather((here, skips_on_request(parts.optimizer)))
+    saved = here if state is None else state["training"].get("precision", here)
+    problems = []
+    if saved != here:
+        problems.append(
+            f"precision={parts.precision.name}: {saved} in the saved run, {here} here; set precision={saved}"
+        )
+    if len(set(kinds)) > 1:
+        found = ", ".join(sorted({name for name, _ in kinds}))
+        problems.append(
+            f"precision={parts.precision.name}: the processes' devices differ ({found}); use devices of one kind"
+        )
+    parts.world.raise_problems(problems)
 
 
-def saved_state(config: DictConfig, folder: Path, world: World) -> dict[str, Any] | None:
+def saved_state(job: Job, world: World) -> dict[str, Any] | None:
     """The training state to go on from, or None for a fresh start.
 
     Raises:
         UserError: ``checkpoint.resume`` names no training state, or one of a run that was configured differently.
     """
-    wanted, own = config.checkpoint.resume, own_state(folder)
+    config, folder, own = job.config, job.folder, own_state(job.folder)
+    # After a restart from what this job has saved, if it has.
+    wanted = "auto" if job.again and own.is_file() else config.checkpoint.resume
     if wanted is None or (wanted == "auto" and not own.is_file()):
         return None
     path = own if wanted == "auto" else runs.find_checkpoint(wanted, "last.pt")
@@ -302,7 +322,7 @@ def open_tracker(job: Job, device_type: str, *, resume: bool) -> Tracker:
 def close_abandoned(job: Job, status: Status) -> None:
     """End the records of a job whose processes could not do it themselves."""
     if read_summary(job.folder).get("status") == "RUNNING":
-        open_tracker(job, job.config.device.type, resume=True).finish(status)
+        open_tracker(job, job.config.choices.device, resume=True).finish(status)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from pspexp.tracking.local import finite
 
 QUEUED_STEPS = 2  # how far the host runs ahead of the device: enough to keep it busy, and to see who waits for whom
 SEEDS_APART = 2**32  # between the random streams of two processes: configured seeds are smaller
+MOST_OVERFLOWS = 32  # in a row: the scaler has halved its scale as often, from 2**16 at the start
 STARVED = 0.1  # share of the time spent waiting for data that is worth a warning
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Position:
         best, last: metrics of the best and of the last validation, by name.
         losses: of the steps since the last log record, as far as they have been read.
         overflows: steps that fp16 left out, since their scaled gradients were not finite.
+        overflows_in_a_row: of them, those up to now without a good one in between.
     """
 
     step: int = 0
@@ -58,6 +60,7 @@ class Position:
     last: dict[str, float] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     overflows: int = 0
+    overflows_in_a_row: int = 0
 
 
 class Stopwatch:
@@ -161,6 +164,7 @@ class Trainer:
         self.ema = None if ema is None else ModelEmaV3(model, decay=ema, use_warmup=True)
         # Saves memory; the compiler fuses the loss in its own way.
         self.in_parts = not compile and enlarges_itself(model) and takes_parts(loss)
+        self.precision = precision.resolve(device)
         self.autocast, self.scaler = precision.autocast(device), precision.grad_scaler(device)
         self.objective: Callable[[Tensor, Tensor], Tensor] = self._objective
         if compile:
@@ -322,8 +326,10 @@ class Trainer:
         for (step, _), *values in zip(unread, *(one.tolist() for one in found), strict=True):
             losses, norm = [own[:-1] for own in values], values[0][-1]  # by process, then by batch; the same in all
             every = [loss for own in losses for loss in own]
-            overflow = not math.isfinite(norm) and self.scaler is not None and self.scaler.get_scale() >= 1
-            if not all(map(math.isfinite, every)) or not (math.isfinite(norm) or overflow):
+            overflow = self.scaler is not None and not math.isfinite(norm)
+            self.position.overflows_in_a_row = (self.position.overflows_in_a_row + 1) * overflow
+            hopeless = self.position.overflows_in_a_row > MOST_OVERFLOWS
+            if not all(map(math.isfinite, every)) or not (math.isfinite(norm) or overflow) or hopeless:
                 self._refuse(step, losses, norm)
             self.position.losses.append(math.fsum(every) / len(every))
             self.position.overflows += overflow
@@ -419,6 +425,7 @@ class Trainer:
             return
         training = {
             "world_size": self.world.size,
+            "precision": self.precision,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "position": vars(self.position),
             "optimizer": on_cpu(self.optimizer.state_dict()),

@@ -340,5 +340,5 @@ def test_the_first_process_tells_the_others_what_it_found(two: dict[str, list[An
 
 def test_a_port_that_is_taken_is_refused() -> None:
     store = kept_store("127.0.0.1", 0)
-    with pytest.raises(UserError, match=rf"launcher.master_port={store.port}: in use on 127.0.0.1; choose another"):
+    with pytest.raises(UserError, match=rf"port {store.port}: cannot listen there \(Address already in use\)"):
         kept_store("127.0.0.1", store.port)

@@ -95,6 +95,13 @@ def test_checkpoints_travel_between_the_card_and_the_cpu(cli: Cli, tmp_path: Pat
         assert (trained / "val_iou.csv").read_text() == (tested / "test_iou.csv").read_text()
 
 
+def test_a_state_of_another_precision_is_refused(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(*TINY, "trainer.max_steps=1", "device=cpu", "hydra.run.dir=run") == 0
+    assert cli(*TINY, "device=sdaa", "hydra.run.dir=run", "checkpoint.resume=auto") == 2
+    assert "precision=auto: fp32 in the saved run, fp16 here; set precision=fp32" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "FINISHED"
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_synchronised_norms(cli: Cli, tmp_path: Path) -> None:
     shared = (*TINY, "dataset.num_train=8", "precision=fp32", "model.dropout=0", "device=sdaa")
@@ -102,6 +109,12 @@ def test_two_processes_train_as_one_with_synchronised_norms(cli: Cli, tmp_path: 
     done = type_in(tmp_path, *shared, "launcher=ddp", "launcher.nproc_per_node=2", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
     assert "sync_batch_norm" not in done.stdout
+    test = ("mode=test", "checkpoint.path=two/checkpoints/last.pt", "loader.num_workers=0", "tracking=none", "device=sdaa")
+    assert cli(*test, "precision=fp32", "hydra.run.dir=test") == 0
+    assert (tmp_path / "two/tables/val_iou.csv").read_text() == (tmp_path / "test/tables/test_iou.csv").read_text()
+    tested = json.loads((tmp_path / "test" / "summary.json").read_text())["last"]["test/loss"]
+    assert losses(tmp_path / "two")[-1] == tested  # to the last digit: both folded the norms
+
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     one, two = last(tmp_path / "one")["model"], last(tmp_path / "two")["model"]
     assert one.keys() == two.keys()

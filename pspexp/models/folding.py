@@ -24,7 +24,7 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
     for conv_name, norm_name in pairs:
         conv, norm = copy.get_submodule(conv_name), copy.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
         _replace(copy, conv_name, fuse_conv_bn_eval(conv, norm))
         _replace(copy, norm_name, nn.Identity())
     difference = (copy(images)["out"] - expected).abs().max()
@@ -43,7 +43,7 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[list[tuple[str, str]], Ten
                 outputs[id(output)] = (name, output)
 
             handles.append(module.register_forward_hook(produced))
-        elif type(module) is nn.BatchNorm2d and module.track_running_stats:
+        elif _is_norm(module) and module.track_running_stats:
 
             def consumed(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                 if id(inputs[0]) in outputs:
@@ -56,6 +56,11 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[list[tuple[str, str]], Ten
         for handle in handles:
             handle.remove()
     return pairs, logits
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it is one of torch's, or a device's own form of the synchronised one; in evaluation they are the same."""
+    return type(module) is nn.BatchNorm2d or isinstance(module, nn.SyncBatchNorm)
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -193,9 +193,13 @@ class Tracker:
         self._local.curves()
         self._local.summary(status, best=best, last=last, images_per_second=images_per_second, run_id=self._run_id)
         self._files("summary.json", "tables/*.csv", "plots/*.png", "plots/samples/*.png")
-        if status != "KILLED":  # that leaves seconds; the run that resumes this one shows its checkpoints
+        if status == "FINISHED":
             self._files("checkpoints/best.pt", "checkpoints/last.pt")
         self._each(lambda view: view.close(status))
+        # Afterwards: of several processes the one that records may be ended because another failed. A killed run
+        # has only seconds left; the run that resumes it shows its checkpoints.
+        if status == "FAILED":
+            self._files("checkpoints/best.pt", "checkpoints/last.pt")
 
     def _files(self, *patterns: str) -> None:
         found = sorted(path for pattern in patterns for path in self.folder.glob(pattern))

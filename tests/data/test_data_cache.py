@@ -11,12 +11,12 @@ from PIL import Image
 from test_data_loader import content, make_loader, same
 
 from pspexp.assembly import build_training, meet
-from pspexp.distributed import Place
 from pspexp.composition import compose
 from pspexp.data import loader
 from pspexp.data.cache import SampleCache
 from pspexp.data.loader import eval_loader, worker_context
 from pspexp.data.shapes import ShapesSplit
+from pspexp.distributed import Place
 from pspexp.errors import UserError
 from tests.conftest import TINY
 

@@ -187,7 +187,7 @@ def test_a_sweep_in_several_tasks_is_refused(
 ) -> None:
     set_task(monkeypatch, slurm_task(0))
     assert cli("-m", *TINY, "launcher=slurm", "seed=1,2") == 2
-    assert "a sweep cannot be started in several processes" in capsys.readouterr().err
+    assert "a sweep cannot be started in several places" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_a_killed_worker_ends_the_job_with_its_cause(start: Start, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_job_with_restarts_goes_on_from_its_last_save_to_the_same_end(start: Start, tmp_path: Path, cli: Cli) -> None:
-    words = (*LONG, "trainer.epochs=8", "trainer.validate_every=4")
+    words = (*LONG, "trainer.epochs=24", "trainer.validate_every=12")
     process = start(*words, "tracking=mlflow", "hydra.run.dir=run", "launcher.max_restarts=1")
     until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
     os.kill(children(process.pid)[0], signal.SIGKILL)
@@ -165,6 +165,23 @@ def test_a_job_with_restarts_goes_on_from_its_last_save_to_the_same_end(start: S
     ours, theirs = last(tmp_path / "run"), last(tmp_path / "undisturbed")
     assert_same(ours["model"], theirs["model"])
     assert_same(ours["training"]["optimizer"], theirs["training"]["optimizer"])
+
+
+@pytest.mark.slow
+def test_a_refusal_is_not_overcome_by_starting_again(
+    cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*TINY, "trainer.max_steps=1", "hydra.run.dir=first") == 0
+    before = last(tmp_path / "first")
+    again = (*TWO, "launcher.max_restarts=1", "loader.batch_size=2")
+    assert cli(*again, "hydra.run.dir=first") == 2
+    assert capfd.readouterr().out.count("first: holds a run that would be overwritten") == 1
+    assert_same(last(tmp_path / "first"), before)
+
+
+def test_check_counts_the_processes(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("mode=check", *TINY, "launcher=ddp", "launcher.nproc_per_node=64") == 2
+    assert "loader.batch_size=2 × trainer.accumulate=1 × 64 processes is more than the 5" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -244,10 +261,16 @@ class Crashing(CrossEntropy):
     [
         (("launcher=torchrun",), "launcher=torchrun: 'RANK' is not in the environment; start with 'torchrun"),
         (("launcher=slurm",), "launcher=slurm: SLURM_PROCID=, SLURM_NTASKS=, "),
-        (("-m", "launcher=torchrun", "seed=1,2"), "launcher=torchrun: a sweep cannot be started in several processes"),
+        (("-m", "launcher=torchrun", "seed=1,2"), "launcher=torchrun: a sweep cannot be started in several places"),
         (("launcher=ddp", "launcher.nnodes=2"), "launcher.master_port=null: several nodes need one that all know"),
         (("launcher=ddp", "launcher.node_rank=3"), "launcher.node_rank=3: must be from 0 to 0"),
         (("launcher=ddp", "launcher.nproc_per_node=0"), "launcher.nproc_per_node=0: must be 1 or more"),
+        (("launcher=ddp", "launcher.master_port=70000"), "launcher.master_port=70000: must be from 1 to 65535"),
+        (
+            ("launcher=ddp", "launcher.master_addr=no.such.invalid"),
+            "launcher.master_addr=no.such.invalid: unknown here",
+        ),
+        (("-m", "launcher=ddp", "launcher.nnodes=2", "launcher.master_port=2", "seed=1,2"), "in several places; start"),
         (("launcher=ddp", "launcher.nproc_per_nod=2"), "did you mean 'launcher.nproc_per_node'?"),
     ],
 )
