@@ -240,7 +240,8 @@ def kept_store(host: str, port: int, *, several_machines: bool = False) -> TCPSt
     try:
         server = socket.create_server(("" if several_machines else LOOPBACK, port))
     except OSError as error:
-        raise UserError(f"port {port}: cannot listen there ({os.strerror(error.errno or 0)}); choose another for the job") from error
+        cause = os.strerror(error.errno or 0)
+        raise UserError(f"port {port}: cannot listen there ({cause}); choose another for the job") from error
     port = server.getsockname()[1]
     # Not every torch can hand libuv a socket.
     return TCPStore(

@@ -109,8 +109,8 @@ def test_two_processes_train_as_one_with_synchronised_norms(cli: Cli, tmp_path: 
     done = type_in(tmp_path, *shared, "launcher=ddp", "launcher.nproc_per_node=2", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
     assert "sync_batch_norm" not in done.stdout
-    test = ("mode=test", "checkpoint.path=two/checkpoints/last.pt", "loader.num_workers=0", "tracking=none", "device=sdaa")
-    assert cli(*test, "precision=fp32", "hydra.run.dir=test") == 0
+    test = ("mode=test", "checkpoint.path=two/checkpoints/last.pt", "loader.num_workers=0", "tracking=none")
+    assert cli(*test, "device=sdaa", "precision=fp32", "hydra.run.dir=test") == 0
     assert (tmp_path / "two/tables/val_iou.csv").read_text() == (tmp_path / "test/tables/test_iou.csv").read_text()
     tested = json.loads((tmp_path / "test" / "summary.json").read_text())["last"]["test/loss"]
     assert losses(tmp_path / "two")[-1] == tested  # to the last digit: both folded the norms
