@@ -232,13 +232,13 @@ def kept_store(host: str, port: int, *, several_machines: bool = False) -> TCPSt
         host: this machine, as the others reach it.
         port: 0 takes a free one. The store has it from then on, so nobody else can get it in between.
         several_machines: listen on all of this machine's addresses (its own idea of its name is often the loopback
-            one), not on the loopback address alone.
+            one), not on that of ``host`` alone.
 
     Raises:
         UserError: the port cannot be had.
     """
     try:
-        server = socket.create_server(("" if several_machines else LOOPBACK, port))
+        server = socket.create_server(("" if several_machines else host, port))
     except OSError as error:
         cause = os.strerror(error.errno or 0)
         raise UserError(f"port {port}: cannot listen there ({cause}); choose another for the job") from error

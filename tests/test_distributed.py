@@ -338,6 +338,10 @@ def test_the_first_process_tells_the_others_what_it_found(two: dict[str, list[An
     assert two["fails in the first"] == [("x=1: must be 2",)] * 2
 
 
+def test_the_address_that_others_are_told_is_the_one_listened_at() -> None:
+    kept_store("127.0.0.2", 0).set("word", "heard")  # as with a machine's own name, which need not mean 127.0.0.1
+
+
 def test_a_port_that_is_taken_is_refused() -> None:
     store = kept_store("127.0.0.1", 0)
     with pytest.raises(UserError, match=rf"port {store.port}: cannot listen there \(Address already in use\)"):
