@@ -5,6 +5,7 @@ knows stands in its YAML file.
 """
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -35,6 +36,30 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
+def card_names(type: str, plugin: str | None = None, variable: str | None = None) -> tuple[str, list[str]]:
+    """The environment variable by which a process is shown some of a machine's cards, and those this process is shown.
+
+    Args:
+        type, plugin: as for `Device`.
+        variable: None: ``<TYPE>_VISIBLE_DEVICES``.
+
+    Returns:
+        No names for a device without cards.
+
+    Raises:
+        UserError: the plugin cannot be imported.
+    """
+    import_plugin(type, plugin)
+    for kind in AUTO_ORDER if type == "auto" else (type,):
+        module: Any = getattr(torch, kind, None)
+        count = module.device_count() if kind != HOST and hasattr(module, "device_count") else 0
+        if count:
+            variable = variable or f"{kind.upper()}_VISIBLE_DEVICES"
+            shown = os.environ.get(variable)
+            return variable, shown.split(",")[:count] if shown else [str(index) for index in range(count)]
+    return "", []
+
+
 class Device:
     """One place for tensors, made the process's current device.
 
@@ -48,6 +73,8 @@ class Device:
         autocast: dotted name of a class to use instead of ``torch.autocast``, called with ``dtype=``.
         grad_scaler: dotted name of a class to use instead of ``torch.amp.GradScaler``, called without arguments.
         sync_batch_norm: dotted name of a class to use instead of ``torch.nn.SyncBatchNorm``.
+        visible_devices: environment variable by which processes are shown some of the cards, for the parallel jobs
+            of a sweep (see `card_names`); it must be set before this process.
 
     Raises:
         UserError: the device cannot be used on this machine; names the cause.
@@ -65,6 +92,7 @@ class Device:
         autocast: str | None = None,
         grad_scaler: str | None = None,
         sync_batch_norm: str | None = None,
+        visible_devices: str | None = None,
     ) -> None:
         import_plugin(type, plugin)
         if type == "auto":

@@ -77,6 +77,7 @@ class Elastic:
         self.nproc_per_node, self.nnodes, self.node_rank = nproc_per_node, nnodes, node_rank
         self.master_addr, self.master_port, self.max_restarts = master_addr, master_port, max_restarts
         self.leads, self.world_size = node_rank == 0, nnodes * nproc_per_node
+        self.stopped_by: int | None = None  # the signal that came during the job, which may have finished all the same
 
     def __call__(self, job: Job) -> float | None:
         """The result of ``job``, done by all processes.
@@ -101,9 +102,10 @@ class Elastic:
                     close_abandoned(job, "KILLED" if keeper.stopped_by else "FAILED")
                 keeper.raise_if_stopped()
                 raise cause(error, keeper.first_dead, notes) from None
+        self.stopped_by = keeper.stopped_by
         end = next(iter(ends.values()))  # of the processes here; all have the same
         if isinstance(end, str):
-            raise Interrupted(keeper.stopped_by or signal.SIGTERM, end)
+            raise Interrupted(self.stopped_by or signal.SIGTERM, end)
         result: float | None = end
         return result
 

@@ -40,3 +40,14 @@ class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked to st
 
 class JobFailed(Exception):  # noqa: N818 - reads as what happened
     """Another process of the job failed; the message holds its traceback, or what killed it."""
+
+
+def essence(error: BaseException) -> str:
+    """One line for people about what an error says; of a traceback in its message the exception."""
+    lines = str(error).strip().splitlines()
+    if isinstance(error, UserError):
+        return lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
+    if isinstance(error, JobFailed):
+        inner = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=-1)
+        return lines[min(inner + 1, len(lines) - 1)]
+    return ": ".join([type(error).__name__, *lines[:1]])

@@ -2,27 +2,39 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from pspexp import composition, launch
-from pspexp.errors import Interrupted, JobFailed, UserError
+from pspexp.errors import Interrupted, JobFailed, UserError, essence
+
+if TYPE_CHECKING:
+    from pspexp.sweep.study import Sweep
+
+# What imports torch is imported in functions here: it takes seconds, and --help needs none of it.
 
 log = logging.getLogger(__name__)
+traceback_log = logging.getLogger("pspexp.traceback")  # of a job's log file alone
 
 ASKS_HYDRA = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
 WRONG_INPUT = 2
+STAMP = "%Y-%m-%d_%H-%M-%S"
 # How long a process beside the first one keeps what is wrong to itself. If all find the same, the first one tells,
 # and the others are ended with it.
 LEADER_TELLS_S = 5
@@ -35,15 +47,13 @@ def main() -> None:
     """Run the command line; exits with the codes of the README."""
     try:
         try:
-            sys.argv[1:] = examine(sys.argv[1:])
+            command = examine(sys.argv[1:])
+            sys.argv[1:] = command.words
+            sys.exit(task_code() if command.sweep is None else sweep_code(*command.sweep))
         except UserError as error:
             if follows(sys.argv[1:]):
                 time.sleep(LEADER_TELLS_S)
             sys.exit(complain(error))
-        task()
-    except SystemExit as end:
-        # 1 before the task began is Hydra's word for wrong input; from within it comes as an error of its own.
-        sys.exit(WRONG_INPUT if end.code == 1 and not started else end.code)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -51,7 +61,55 @@ def main() -> None:
 started: list[bool] = []  # filled when the task begins; Hydra's exit code does not tell
 
 
-def examine(words: Sequence[str]) -> list[str]:
+def task_code() -> int:
+    """Let Hydra run the task, once or for each job of a sweep; returns the exit code."""
+    try:
+        task()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except SystemExit as end:
+        # 1 before the task began is Hydra's word for wrong input; from within it comes as an error of its own.
+        return WRONG_INPUT if end.code == 1 and not started else int(end.code or 0)
+    return 0
+
+
+def sweep_code(sweep: "Sweep", config: DictConfig) -> int:
+    """Run a sweep and tell how it ended; returns the exit code."""
+    from pspexp.sweep import overview
+    from pspexp.sweep.jobs import FAILED_MARK
+    from pspexp.tracking import runs
+
+    with runs.claimed(sweep.folder):
+        (sweep.folder / FAILED_MARK).unlink(missing_ok=True)
+        with terminated_as_interrupted():
+            code = task_code()
+        complete = overview.finish(sweep, config, stopped=code > 128)
+    return code or (0 if complete else 1)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Between two jobs, let SIGTERM end the sweep as Ctrl-C does: with its overview written."""
+
+    def end(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True)
+class Command:
+    """The words to hand to Hydra, and of a sweep what it is and its configuration with first values."""
+
+    words: list[str]
+    sweep: "tuple[Sweep, DictConfig] | None" = None
+
+
+def examine(words: Sequence[str]) -> Command:
     """Check the command line and add the run folder where none is given.
 
     Raises:
@@ -59,25 +117,52 @@ def examine(words: Sequence[str]) -> list[str]:
     """
     arguments = get_args_parser().parse_args(list(words))
     if any(getattr(arguments, name, None) for name in ASKS_HYDRA):
-        return list(words)
+        return Command(list(words))
     import_torch()
     saved = composition.saved_choices(arguments.overrides)
     words, arguments.overrides = [*words, *saved], [*arguments.overrides, *saved]
     folders = [arguments.config_dir] if arguments.config_dir else []
     config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders)
-    if arguments.multirun:
-        refuse_placed_sweep(config)
-        return list(words)
+    if arguments.multirun or config.hydra.mode == RunMode.MULTIRUN:
+        return sweep_command(words, arguments.overrides, config)
     job = composition.finish(composition.without_hydra(config), arguments.overrides)
     if job.mode == "check":
-        return [*words, *LEAVES_NOTHING]
+        return Command([*words, *LEAVES_NOTHING])
     launcher = built_launcher(job)
     if not launcher.leads:
-        return [*words, *FOLLOWS]
-    if not any(word.lstrip("+").startswith("hydra.run.dir=") for word in arguments.overrides):
-        folder = str(resumed_folder(job, launcher) or new_folder(job)).replace("'", "\\'")
-        return [*words, f"hydra.run.dir='{folder}'"]
-    return list(words)
+        return Command([*words, *FOLLOWS])
+    if names(arguments.overrides, "hydra.run.dir"):
+        return Command(list(words))
+    folder = resumed_folder(job, launcher) or new_folder(runs_folder(job) / datetime.now().strftime(STAMP))
+    return Command([*words, f"hydra.run.dir={quoted(folder)}"])
+
+
+def sweep_command(words: Sequence[str], overrides: Sequence[str], config: DictConfig) -> Command:
+    """The command of a sweep, which begins here or goes on.
+
+    Raises:
+        UserError: it cannot.
+    """
+    from pspexp.sweep import study
+
+    refuse_placed_sweep(config)
+    folder = Path(config.hydra.sweep.dir)
+    added = []
+    if not names(overrides, "hydra.sweep.dir"):
+        folder = new_folder(folder)
+        added = [f"hydra.sweep.dir={quoted(folder)}"]
+    return Command([*words, *added], (study.begin(folder, overrides, config), config))
+
+
+def names(words: Sequence[str], key: str) -> bool:
+    """Whether one of the words sets ``key``."""
+    return any(word.lstrip("+").startswith(f"{key}=") for word in words)
+
+
+def quoted(folder: Path) -> str:
+    """A path as a value that Hydra reads."""
+    escaped = str(folder).replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def import_torch() -> None:
@@ -157,9 +242,8 @@ def runs_folder(config: DictConfig) -> Path:
     return Path(config.output_root) / name
 
 
-def new_folder(config: DictConfig) -> Path:
-    """Make ``<output_root>/<experiment or dataset>/<date>_<time>[-n]``, of this process alone."""
-    stem = runs_folder(config) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+def new_folder(stem: Path) -> Path:
+    """Make ``stem``, or ``stem-2`` and so on, of this process alone."""
     folder, number = stem, 1
     while True:
         try:
@@ -169,7 +253,7 @@ def new_folder(config: DictConfig) -> Path:
             number += 1
             folder = stem.with_name(f"{stem.name}-{number}")
         except OSError as error:
-            raise UserError(f"output_root={config.output_root}: no folder can be made there ({error})") from error
+            raise UserError(f"output_root: no folder can be made at {folder} ({error})") from error
 
 
 @hydra.main(config_path=composition.conf_dir(), config_name="config", version_base="1.3")
@@ -177,14 +261,23 @@ def task(config: DictConfig) -> float | None:
     """One job: of the command, or of a sweep over many. Returns the best mean IoU for a sweeper to compare."""
     started.append(True)
     settings = HydraConfig.get()
+    swept = settings.mode == RunMode.MULTIRUN
     try:
+        if swept:
+            from pspexp.sweep import jobs
+
+            return jobs.do(config, settings)
         overrides = list(settings.overrides.task)
         job = composition.finish(composition.with_choices(config, settings.runtime.choices), overrides)
         return launch.launch(job, Path(settings.runtime.output_dir), overrides)
     except Exception as error:
         code = report(error)
-        if settings.mode == RunMode.MULTIRUN and not isinstance(error, Interrupted):
-            raise  # an exit would end the sweep, which is right only where somebody asked for it
+        if swept and not isinstance(error, Interrupted):
+            traceback_log.error("job %s failed", settings.job.num, exc_info=error)
+            if settings.sweeper._target_.endswith(".BasicSweeper"):
+                return None  # which compares nothing; the overview tells
+            # An optimiser has to know. Of this kind of error Hydra prints the message alone; an exit would end the sweep.
+            raise CompactHydraException(f"job {settings.job.num} failed: {essence(error)}") from None
         sys.exit(code)
 
 

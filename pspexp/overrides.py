@@ -95,3 +95,14 @@ def first_value(override: Override) -> str:
 def one_line(error: Exception) -> str:
     """The message of a library's error, without its further lines."""
     return " ".join(part for part in (line.strip() for line in str(error).splitlines()) if part)[:500]
+
+
+def read(words: Sequence[str]) -> list[Override]:
+    """The overrides in ``words``, which Hydra has accepted."""
+    parsed: list[Override] = OverridesParser.create().parse_overrides(list(words))
+    return parsed
+
+
+def as_typed(override: Override) -> str:
+    """The value of an override as it was typed."""
+    return str(override.input_line).partition("=")[2]

@@ -2,14 +2,15 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from pspexp import checkpoint
@@ -22,7 +23,7 @@ from pspexp.errors import Interrupted, UserError
 from pspexp.evaluate import Evaluation, Evaluator
 from pspexp.models.weights import load_weights
 from pspexp.optim import skips_on_request
-from pspexp.tracking import LocalTracker, Progress, SilentTracker, Status, Tracker, runs
+from pspexp.tracking import LocalTracker, Progress, SilentTracker, Status, Tracker, View, runs
 from pspexp.tracking.local import read_summary
 from pspexp.tracking.secrets import without_secrets, words_without_secrets
 from pspexp.trainer import Trainer
@@ -40,13 +41,17 @@ class Job:
         config: complete and checked.
         folder: the run folder; another process's word counts where several started by themselves.
         overrides: the words typed.
-        again: its processes were restarted after a failure.
+        again: an earlier attempt was ended, or failed; go on with what it has saved, and with its records.
+        name: for people; None: ``run_name``, else the folder's.
+        tags: for MLflow, beside those of every run.
     """
 
     config: DictConfig
     folder: Path
     overrides: list[str]
     again: bool = False
+    name: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, place: Place, stop_signal: StopSignal) -> float | None:
         """Do it, as the process at ``place``; returns what a sweeper compares.
@@ -58,13 +63,15 @@ class Job:
         device, world = meet(self.config, place)
         same_configuration(self.config, device, world)
         folder = world.from_leader(lambda: self.folder)
-        job = Job(self.config, folder, self.overrides, again=place.restarts > 0)
-        try:
-            result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
-        except Interrupted:  # all were, at one step; nobody may end before the first process has saved
+        job = replace(self, folder=folder, again=self.again or place.restarts > 0)
+        # Beside the lock of who launched it: what is launched may outlive that by a save.
+        with runs.claimed(folder, ".writing.lock", wait=True) if world.leads else nullcontext():
+            try:
+                result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
+            except Interrupted:  # all were, at one step; nobody may end before the first process has saved
+                world.leave()
+                raise
             world.leave()
-            raise
-        world.leave()
         return result
 
 
@@ -293,18 +300,18 @@ def start_tracker(job: Job, parts: Parts, *, resume: bool) -> Tracker:
         )
     if not parts.world.leads:
         return SilentTracker(job.folder)
-    tracker = open_tracker(job, parts.device.type, resume=resume or job.again)
+    tracker = open_tracker(job, parts.device.type, build(job.config.tracking), resume=resume or job.again)
     if job.again and not resume:  # the first attempt had not come to a save
         tracker.rewind(0, keep_evaluation=False)
     return tracker
 
 
-def open_tracker(job: Job, device_type: str, *, resume: bool) -> Tracker:
+def open_tracker(job: Job, device_type: str, views: Sequence[View], *, resume: bool) -> Tracker:
     """Begin the records of a job, or go on with those in its folder."""
     config, shown = job.config, public(job.config)
-    tracker = Tracker(LocalTracker(job.folder), build(config.tracking))
+    tracker = Tracker(LocalTracker(job.folder), views)
     tracker.start(
-        name=config.run_name or job.folder.name,
+        name=job.name or config.run_name or job.folder.name,
         config=shown,
         config_text=OmegaConf.to_yaml(OmegaConf.create(shown)),
         overrides=words_without_secrets(job.overrides),
@@ -313,6 +320,7 @@ def open_tracker(job: Job, device_type: str, *, resume: bool) -> Tracker:
             "model": config.choices.model,
             "dataset": config.choices.dataset,
             "device": device_type,
+            **job.tags,
         },
         resume=resume,
     )
@@ -322,7 +330,30 @@ def open_tracker(job: Job, device_type: str, *, resume: bool) -> Tracker:
 def close_abandoned(job: Job, status: Status) -> None:
     """End the records of a job whose processes could not do it themselves."""
     if read_summary(job.folder).get("status") == "RUNNING":
-        open_tracker(job, job.config.choices.device, resume=True).finish(status)
+        open_tracker(job, job.config.choices.device, build(job.config.tracking), resume=True).finish(status)
+
+
+def record_failure(job: Job) -> None:
+    """Leave records of a job that failed before it had any: what was asked for, and that it failed."""
+    status = read_summary(job.folder).get("status")
+    if status not in (None, "RUNNING"):
+        return
+    job = replace(job, config=resolvable(job.config))
+    try:
+        views = build(job.config.tracking)
+    except Exception:  # it may be what is wrong
+        views = []
+    open_tracker(job, job.config.choices.device, views, resume=status is not None).finish("FAILED")
+
+
+def resolvable(config: DictConfig) -> DictConfig:
+    """``config`` as far as it can be resolved: without the nodes that refer to what does not exist."""
+    kept: dict[Any, Any] = {}
+    for key in config:
+        with suppress(OmegaConfBaseException):
+            node = config[key]
+            kept[key] = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return OmegaConf.create(kept)
 
 
 @contextmanager

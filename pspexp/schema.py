@@ -70,6 +70,17 @@ class Checkpoint:
 
 
 @dataclass
+class Sweep:
+    """How the jobs of a sweep get on with each other."""
+
+    __pydantic_config__ = PLAIN_NODE
+    fail_fast: StrictBool
+    retry_failed: StrictBool
+    jobs_per_device: Positive
+    cores_per_job: Positive | None
+
+
+@dataclass
 class Config:
     """The root; the groups' nodes are checked against the signature of their ``_target_``."""
 
@@ -84,6 +95,7 @@ class Config:
     loader: Loader
     trainer: Trainer
     checkpoint: Checkpoint
+    sweep: Sweep
     choices: dict[str, str | None] | None
     model: Plain
     dataset: Plain
@@ -106,7 +118,7 @@ def check(config: Plain) -> None:
     """
     problems = [*type_problems(Config, config, "")]
     for group, node in config.items():
-        if isinstance(node, dict) and group not in ("loader", "trainer", "checkpoint", "choices"):
+        if isinstance(node, dict) and group not in ("loader", "trainer", "checkpoint", "sweep", "choices"):
             problems += target_problems(group, node)
     for rule in RULES:
         try:

@@ -92,14 +92,14 @@ class LocalTracker:
         table.writerow(["class", "iou", "accuracy", "pixels"])
         table.writerows(report.rows())  # None, undefined, becomes an empty field
         write_atomic(self.folder / "tables" / f"{split}_iou.csv", text.getvalue())
-        with _harmless("the confusion matrix"):
+        with harmless("the confusion matrix"):
             figure = figures.confusion_matrix(np.asarray(report.confusion), report.class_names, split)
             figures.save(figure, self.folder / "plots" / "confusion_matrix.png")
 
     def curves(self) -> None:
         """Draws ``plots/train_loss.png`` and ``plots/val_loss.png``, each once there is something to draw."""
         records = read_records(self.folder)
-        with _harmless("the loss curves"):
+        with harmless("the loss curves"):
             if train := _series(records, "train/loss"):
                 figures.save(figures.train_loss(train), self.folder / "plots" / "train_loss.png")
             if loss := _series(records, "val/loss"):
@@ -115,7 +115,7 @@ class LocalTracker:
         ignore_index: int,
     ) -> None:
         """Draws ``plots/samples/<name>.png`` (image | truth | prediction); see `Tracker.samples`."""
-        with _harmless("the samples"):
+        with harmless("the samples"):
             for picture in pictures:
                 figure = figures.sample(split, picture, palette, class_names, ignore_index)
                 name = picture[0].replace("/", "_").replace("\\", "_")
@@ -193,8 +193,8 @@ def _is_evaluation(record: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _harmless(what: str) -> Iterator[None]:
-    """A picture can be drawn again from the files: failing to draw one must not end hours of training."""
+def harmless(what: str) -> Iterator[None]:
+    """Warn when drawing fails: a picture can be drawn again from the files, hours of training cannot."""
     try:
         yield
     except Exception:

@@ -1,5 +1,6 @@
 """Finding earlier runs and their checkpoints."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,8 @@ from filelock import FileLock, Timeout
 
 from pspexp.errors import UserError
 from pspexp.tracking.local import read_summary
+
+logger = logging.getLogger(__name__)
 
 
 def find_checkpoint(path: str, file: str, output_root: str = "outputs", tracking_uri: str | None = None) -> Path:
@@ -49,23 +52,30 @@ def newest_unfinished(parent: Path, same: Callable[[Path], bool]) -> Path | None
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold a run folder, so that no other process writes into it; the system lets go when this process ends.
+def claimed(folder: Path, lock: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+    """Hold a folder, so that no other process writes into it; the system lets go when this process ends.
+
+    Args:
+        folder: to hold; made when missing.
+        lock: name of the file that is locked.
+        wait: until the process that holds it lets go, instead of raising.
 
     Raises:
         UserError: another process holds it.
     """
-    lock = FileLock(folder / ".lock")
+    folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / lock)
     try:
-        lock.acquire(timeout=0)
+        held.acquire(timeout=0)
     except Timeout:
-        raise UserError(
-            f"hydra.run.dir={folder}: another process is writing there; wait for it or choose another"
-        ) from None
+        if not wait:
+            raise UserError(f"{folder}: another process is writing there; wait for it or choose another") from None
+        logger.warning("%s: waiting for another process that is still writing there", folder)
+        held.acquire()
     try:
         yield
     finally:
-        lock.release()
+        held.release()
 
 
 def is_claimed(folder: Path) -> bool:

@@ -1,0 +1,133 @@
+"""Devices of its own, or processor cores, for each of the jobs that run at the same time on one machine."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+
+from pspexp.device import card_names
+from pspexp.errors import UserError
+from pspexp.sweep.study import Sweep
+
+POLL_S = 0.2
+
+
+@contextmanager
+def own_share(sweep: Sweep, config: DictConfig, jobs_at_once: int | None) -> Iterator[None]:
+    """Show the processes that a job starts a share of the machine that no other job of the sweep has; wait for one.
+
+    Args:
+        sweep: whose jobs share the machine.
+        config: of the job.
+        jobs_at_once: how many the sweep's launcher runs at the same time on this machine; None: unknown.
+
+    Raises:
+        UserError: the machine has less than one share.
+    """
+    if jobs_at_once == 1 or config.device.get("index") is not None:
+        yield
+        return
+    variable, cards = card_names(config.device.type, config.device.get("plugin"), config.device.get("visible_devices"))
+    if cards:
+        shares = groups(cards, config.launcher.get("nproc_per_node", 1)) * config.sweep.jobs_per_device
+        with one_of(sweep, shares) as mine, environment(variable, mine):
+            yield
+    else:
+        shares = core_groups(config.sweep.cores_per_job, jobs_at_once)
+        with one_of(sweep, shares) as mine, cores(mine):
+            yield
+
+
+def jobs_at_once(launcher: DictConfig) -> int | None:
+    """How many jobs Hydra's launcher runs at the same time on this machine; None: it does not tell."""
+    if launcher._target_.endswith(".BasicLauncher"):
+        return 1
+    if (count := launcher.get("n_jobs")) is None:
+        return None
+    from joblib import effective_n_jobs  # it is there, since this is how its plugin counts
+
+    return int(effective_n_jobs(count))
+
+
+def groups(names: Sequence[str], size: int) -> list[str]:
+    """``["0,1", "2,3"]`` for four names and a size of two; what is left over is nobody's."""
+    return [",".join(names[first : first + size]) for first in range(0, len(names) - size + 1, size)]
+
+
+def core_groups(size: int | None, jobs_at_once: int | None) -> list[str]:
+    """Shares of the cores that this process may use.
+
+    Args:
+        size: cores of each share; None: as many as leave each of ``jobs_at_once`` its own.
+        jobs_at_once: see `own_share`.
+
+    Raises:
+        UserError: there are fewer cores than ``size``.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return []
+    mine = [str(core) for core in sorted(os.sched_getaffinity(0))]
+    if size is None:
+        size = len(mine) // jobs_at_once if jobs_at_once else 0
+    elif size > len(mine):
+        raise UserError(f"sweep.cores_per_job={size}: this machine gives {len(mine)} cores; try {len(mine)}")
+    return groups(mine, size) if size else []
+
+
+@contextmanager
+def one_of(sweep: Sweep, shares: Sequence[str]) -> Iterator[str | None]:
+    """The first share that no other job holds, waiting for one; None if there are no shares."""
+    if not shares:
+        yield None
+        return
+    # A folder of this machine, since the sweep's may be shared; and of this SLURM job, which sees cards of its own.
+    allocation = os.environ.get("SLURM_JOB_ID", "")
+    folder = Path(tempfile.gettempdir()) / f"pspexp-{os.getuid()}" / f"{sweep.id}{allocation}"
+    folder.mkdir(parents=True, exist_ok=True)
+    locks = [(share, FileLock(folder / f"{number}.{share}.lock")) for number, share in enumerate(shares)]
+    while True:
+        for share, lock in locks:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                yield share
+            finally:
+                lock.release()
+            return
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def environment(variable: str, value: str | None) -> Iterator[None]:
+    """Set an environment variable for the processes that are started meanwhile."""
+    before = os.environ.get(variable)
+    if value is not None:
+        os.environ[variable] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
+
+
+@contextmanager
+def cores(names: str | None) -> Iterator[None]:
+    """Let the processes that are started meanwhile use these cores, and as many threads."""
+    if names is None:
+        yield
+        return
+    before, mine = os.sched_getaffinity(0), {int(name) for name in names.split(",")}
+    os.sched_setaffinity(0, mine)
+    try:
+        with environment("OMP_NUM_THREADS", str(len(mine))):
+            yield
+    finally:
+        os.sched_setaffinity(0, before)

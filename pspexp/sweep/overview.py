@@ -1,0 +1,184 @@
+"""What a sweep has come to: a table on the terminal, ``sweep.csv``, pictures, and a run of its own in MLflow."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from pspexp.assembly import build
+from pspexp.sweep import jobs
+from pspexp.sweep.jobs import Record, short_names
+from pspexp.sweep.study import Sweep
+from pspexp.tracking import figures
+from pspexp.tracking.local import harmless, read_summary, write_atomic
+from pspexp.tracking.provenance import git_commit
+from pspexp.tracking.sweep_figures import heat_map, parallel_coordinates
+from pspexp.tracking.tracker import Status, View
+
+log = logging.getLogger(__name__)
+
+Row = tuple[Record, Path]
+VIEW_FILE = "mlflow_run.json"  # which MLflow run shows the sweep
+CSV, NOTE, PLOTS = "sweep.csv", "sweep.md", ("plots/parallel_coordinates.png", "plots/heat_map.png")
+
+
+def finish(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
+    """Tell, draw and record how the jobs ended; returns whether all have finished.
+
+    Args:
+        sweep: whose jobs have ended.
+        config: composed from the sweep's command, for its tracking.
+        stopped: somebody ended the sweep.
+    """
+    rows = collect(sweep)
+    write_atomic(sweep.folder / CSV, as_csv(sweep, rows))
+    write_atomic(sweep.folder / NOTE, as_markdown(sweep, rows) + "\n")
+    draw(sweep, rows)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(as_table(sweep, rows), *failures(rows), *advice(sweep, rows), sep="\n")
+    complete = bool(rows) and all(record.state == "FINISHED" for record, _ in rows)
+    show(sweep, config, "KILLED" if stopped else "FINISHED" if complete else "FAILED")
+    return complete
+
+
+def collect(sweep: Sweep) -> list[Row]:
+    """The jobs by number."""
+    folders = [file.parent for file in sweep.folder.rglob(jobs.FILE)]
+    found = [(record, folder) for folder in folders if (record := jobs.load(folder)) is not None]
+    return sorted(found, key=lambda row: row[0].number)
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """The best first; those without a result last, by number."""
+    return sorted(rows, key=lambda row: (row[0].result is None, -(row[0].result or 0), row[0].number))
+
+
+def as_csv(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """One line a job."""
+    metric = next((record.metric for record, _ in rows if record.metric), "result")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["job", *sweep.varies, "status", metric, "seconds", "folder", "mlflow_run_id", "error"])
+    for record, folder in rows:
+        run_id = read_summary(folder).get("mlflow_run_id")
+        values = [record.values.get(key) for key in sweep.varies]
+        place = folder.relative_to(sweep.folder).as_posix()
+        ends = [record.state, record.result, record.seconds, place, run_id, record.error]
+        table.writerow([record.number, *values, *ends])
+    return text.getvalue()
+
+
+def as_table(sweep: Sweep, rows: Sequence[Row]) -> Table:
+    """The jobs for the terminal."""
+    names = short_names(sweep.varies)
+    table = Table(title=f"sweep {sweep.id}", title_justify="left")
+    for name in ("job", *names.values(), "status", "mean IoU %", "time"):
+        table.add_column(name, justify="right" if name in ("job", "mean IoU %", "time") else "left")
+    table.add_column("folder", overflow="fold")
+    best = ranked(rows)[0] if rows else None
+    for row in rows:
+        record, folder = row
+        values = [str(record.values.get(key)) for key in names]
+        cells = [str(record.number), *values, record.state, percent(record.result), duration(record.seconds)]
+        table.add_row(*cells, folder.relative_to(sweep.folder).as_posix(), style="bold" if row is best else None)
+    return table
+
+
+def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """The ranking, and how to look at the jobs in MLflow."""
+    lines = [
+        f"Sweep over {', '.join(f'`{key}={values}`' for key, values in sweep.varies.items()) or 'nothing'}",
+        "",
+        "| rank | job | mean IoU % | status | time |",
+        "| --: | :-- | --: | :-- | --: |",
+    ]
+    lines += [
+        f"| {rank} | {escaped(record.name)} | {percent(record.result)} | {record.state} | {duration(record.seconds)} |"
+        for rank, (record, _) in enumerate(ranked(rows), start=1)
+    ]
+    lines += [
+        "",
+        "The jobs are runs of their own. To compare them, type into the filter above the list of runs:",
+        "",
+        f"    {filter_of(sweep)}",
+    ]
+    return "\n".join(lines)
+
+
+def filter_of(sweep: Sweep) -> str:
+    """What finds the jobs in MLflow."""
+    return f"tags.sweep = '{sweep.id}'"
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """A line for each job that has not finished."""
+    return [
+        f"job {record.number}: {record.error or 'was killed'}; see {folder / 'run.log'}"
+        for record, folder in rows
+        if record.state != "FINISHED"
+    ]
+
+
+def advice(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+    """How to go on, and where to look."""
+    lines = [f"table, pictures: {sweep.folder}; in MLflow: {filter_of(sweep)}"]
+    states = {record.state for record, _ in rows}
+    if states - {"FINISHED"}:
+        again = " sweep.retry_failed=true" if "FAILED" in states else ""
+        lines.append(f"to go on, the same command with: hydra.sweep.dir={sweep.folder}{again}")
+    return lines
+
+
+def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
+    """Pictures of how the result depends on what varies."""
+    if not sweep.varies or not rows:
+        return
+    names = short_names(sweep.varies)
+    axes = {name: [record.values.get(key) for record, _ in rows] for key, name in names.items()}
+    results = [None if record.result is None else 100 * record.result for record, _ in rows]
+    with harmless("the sweep"):
+        figures.save(parallel_coordinates(axes, results, "mean IoU (%)"), sweep.folder / PLOTS[0])
+        if len(axes) == 2:
+            x, y = axes.items()
+            if (figure := heat_map(x, y, results, "mean IoU (%)")) is not None:
+                figures.save(figure, sweep.folder / PLOTS[1])
+
+
+def show(sweep: Sweep, config: DictConfig, status: Status) -> None:
+    """Show the overview where the configuration says; what cannot be shown is told and costs nothing."""
+    known = sweep.folder / VIEW_FILE
+    try:
+        views: list[View] = build(config.tracking)
+        for view in views:
+            run_id = json.loads(known.read_text())["run_id"] if known.is_file() else None
+            tags = {"kind": "sweep", "git_commit": git_commit() or "unknown"}
+            run_id = view.open(run_id=run_id, name=f"sweep {sweep.id}", params=sweep.varies, tags=tags)
+            write_atomic(known, json.dumps({"run_id": run_id}))
+            files = (CSV, NOTE, *PLOTS)
+            view.files(sweep.folder, [path for path in files if (sweep.folder / path).is_file()])
+            view.note((sweep.folder / NOTE).read_text(encoding="utf-8"))
+            view.close(status)
+    except Exception as error:
+        log.warning("the overview is not in MLflow: %s: %s", type(error).__name__, error)
+
+
+def percent(fraction: float | None) -> str:
+    """For people; ``–`` where there is none."""
+    return "–" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03``."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def escaped(text: str) -> str:
+    """For a cell of a Markdown table."""
+    return text.replace("|", "\\|")
