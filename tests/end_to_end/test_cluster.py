@@ -7,9 +7,8 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +17,11 @@ import pytest
 from pspexp import composition
 from pspexp.main import LEADER_TELLS_S, get_args_parser
 from tests.conftest import TINY, Cli
+from tests.end_to_end.conftest import CHECKOUT, LIMIT_S, Start, ends, until
 
-CHECKOUT = Path(__file__).parents[2]
 TEMPLATE = CHECKOUT / "docs" / "slurm" / "train.sbatch"
-LIMIT_S = 120  # for whatever is waited for; a busy machine starts processes slowly
 SHORT = (*TINY, "trainer.epochs=1", "loader.max_eval_images=2")  # one step in two processes
 LONG = (*TINY, "dataset.num_train=400", "hydra.run.dir=run")  # 100 steps an epoch
-
-Process = subprocess.Popen[str]
-Start = Callable[..., Process]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts ``python -m pspexp`` in an empty folder, with additions to the environment; all are ended afterwards."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MLFLOW_"))}
-    begun: list[Process] = []
-
-    def type_in(words: Sequence[str], **environment: str) -> Process:
-        own = {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **environment}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pspexp", *words],
-            cwd=tmp_path,
-            env=plain | own,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        begun.append(process)
-        return process
-
-    yield type_in
-    for process in begun:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-
-
-def ends(processes: Sequence[Process]) -> tuple[list[int], list[str], list[str]]:
-    """Exit codes, outputs and errors of processes, when all have ended."""
-    said = [process.communicate(timeout=LIMIT_S) for process in processes]
-    return [process.returncode for process in processes], [out for out, _ in said], [error for _, error in said]
-
-
-def wait_for(condition: Callable[[], bool], processes: Sequence[Process]) -> None:
-    """Return as soon as ``condition`` holds; fails if a process ends first, or after `LIMIT_S`."""
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert [process.poll() for process in processes] == [None] * len(processes), "ended too early"
-        assert time.monotonic() < deadline, "takes too long"
-        time.sleep(0.05)
 
 
 def slurm_task(rank: int, tasks: int = 2) -> dict[str, str]:
@@ -101,7 +54,7 @@ def test_two_machines_make_one_run(start: Start, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     words = (*SHORT, "launcher=ddp", "launcher.nnodes=2", f"launcher.master_port={port}")
-    codes, outs, errors = ends([start([*words, f"launcher.node_rank={rank}"]) for rank in (0, 1)])
+    codes, outs, errors = ends([start(*words, f"launcher.node_rank={rank}") for rank in (0, 1)])
     assert codes == [0, 0], errors
     told = summary(only_run(tmp_path))
     assert told["status"] == "FINISHED"
@@ -115,9 +68,9 @@ def test_two_machines_make_one_run(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_slurm_tasks_make_one_run(start: Start, tmp_path: Path) -> None:
-    tasks = [start([*SHORT, "launcher=slurm"], **slurm_task(rank)) for rank in (0, 1)]
+    tasks = [start(*SHORT, "launcher=slurm", **slurm_task(rank)) for rank in (0, 1)]
     meeting = tmp_path / "outputs" / ".slurm" / "7.0.0"
-    wait_for(meeting.is_file, tasks)
+    until(meeting.is_file, *tasks)
     codes, outs, errors = ends(tasks)
     assert codes == [0, 0], errors
     assert summary(only_run(tmp_path))["status"] == "FINISHED"
@@ -128,9 +81,9 @@ def test_two_slurm_tasks_make_one_run(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_slurm_task_ends_the_other(start: Start, tmp_path: Path) -> None:
-    tasks = [start([*LONG, "launcher=slurm"], **slurm_task(rank)) for rank in (0, 1)]
+    tasks = [start(*LONG, "launcher=slurm", **slurm_task(rank)) for rank in (0, 1)]
     records = tmp_path / "run" / "metrics.jsonl"
-    wait_for(lambda: records.is_file() and '"step": 2,' in records.read_text(), tasks)
+    until(lambda: records.is_file() and '"step": 2,' in records.read_text(), *tasks)
     tasks[1].kill()
     began = time.monotonic()
     codes, _, _ = ends(tasks)
@@ -146,9 +99,9 @@ def test_a_stopped_slurm_job_saves_before_any_task_ends(start: Start, tmp_path: 
     slow = "import os, time\nif os.environ['SLURM_PROCID'] == '0':\n    os.fsync = lambda _: time.sleep(2)\n"
     (tmp_path / "slow" / "sitecustomize.py").write_text(slow)
     path = f"{tmp_path / 'slow'}{os.pathsep}{CHECKOUT}"
-    tasks = [start([*LONG, "launcher=slurm"], PYTHONPATH=path, **slurm_task(rank)) for rank in (0, 1)]
+    tasks = [start(*LONG, "launcher=slurm", PYTHONPATH=path, **slurm_task(rank)) for rank in (0, 1)]
     records = tmp_path / "run" / "metrics.jsonl"
-    wait_for(lambda: records.is_file() and '"step": 2,' in records.read_text(), tasks)
+    until(lambda: records.is_file() and '"step": 2,' in records.read_text(), *tasks)
     tasks[0].terminate()  # all hear of it
     assert tasks[1].wait(LIMIT_S) == 128 + signal.SIGTERM
     assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
@@ -197,7 +150,7 @@ def test_a_sweep_through_submitit(start: Start, tmp_path: Path) -> None:
     (tmp_path / "own" / "launcher").mkdir(parents=True)
     (tmp_path / "own" / "launcher" / "two.yaml").write_text("defaults: [ddp]\nnproc_per_node: 2\n")
     words = ("hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "launcher=single,two", "trainer.max_steps=2")
-    codes, _, errors = ends([start(["-m", "--config-dir", "own", *TINY, *words, "trainer.validate_every=2"])])
+    codes, _, errors = ends([start("-m", "--config-dir", "own", *TINY, *words, "trainer.validate_every=2")])
     assert codes == [0], errors
     jobs = [tmp_path / "sweep" / number for number in "01"]
     assert [summary(job)["status"] for job in jobs] == ["FINISHED", "FINISHED"]

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import torch
 
 from pspexp.losses import CrossEntropy
 from tests.conftest import TINY, Cli
+from tests.end_to_end.conftest import LIMIT_S, Start, children, until
 from tests.test_trainer import assert_same
 
-CHECKOUT = Path(__file__).parents[2]
 TWO = (*TINY, "launcher=ddp", "launcher.nproc_per_node=2")
 LONG = (*TWO, "trainer.epochs=40", "trainer.validate_every=40", "trainer.log_every=4", "checkpoint.every_steps=4")
-LIMIT_S = 120
 
 
 def last(run: Path) -> dict[str, Any]:
@@ -40,62 +38,10 @@ def steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def until(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> Any:
-    """What ``condition`` returns once that is true."""
-    for _ in range(20 * LIMIT_S):
-        if found := condition():
-            return found
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)  # between two looks; the condition ends the wait
-    raise AssertionError("waited too long")
-
-
-def children(pid: int) -> list[int]:
-    """The processes that were started by ``pid`` to work, in the order of their start."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            command = (stat.parent / "cmdline").read_bytes()
-        except (OSError, IndexError):
-            continue
-        if parent == pid and b"spawn_main" in command:
-            found.append(int(stat.parent.name))
-    return sorted(found)
-
-
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Types a command line in a process of its own, in ``tmp_path``; what is left of it at the end is killed."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(*words: str, command: tuple[str, ...] = (sys.executable, "-m", "pspexp")) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [*command, *words],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
 def finished(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """Exit code and output."""
-    output, _ = process.communicate(timeout=LIMIT_S)
-    return process.returncode, output
+    output, errors = process.communicate(timeout=LIMIT_S)
+    return process.returncode, output + errors
 
 
 def assert_said_once(output: str) -> None:

@@ -1,0 +1,11 @@
+"""What tests name as ``device.plugin`` to make a job fail: it ends the job's own process, as the environment says."""
+
+import multiprocessing
+import os
+import signal
+
+if multiprocessing.parent_process() is not None:
+    if os.environ.get("SABOTAGE") == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("SABOTAGE") == "memory":
+        raise MemoryError("a test took it all")

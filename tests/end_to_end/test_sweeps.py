@@ -1,0 +1,208 @@
+"""Sweeps: what they leave, how their jobs fail, and how they go on."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TINY, Cli
+from tests.end_to_end.conftest import Start, children, ends, until
+from tests.test_trainer import assert_same
+
+GRID = ("-m", *TINY, "trainer.max_steps=2", "hydra.sweep.dir=sweep")  # and what varies
+SABOTEUR = "+device.plugin=math,tests.end_to_end.saboteur"
+Row = dict[str, str]
+
+
+def rows(sweep: Path) -> list[Row]:
+    """The sweep's table."""
+    with (sweep / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def column(sweep: Path, name: str) -> list[str]:
+    return [row[name] for row in rows(sweep)]
+
+
+def weights(run: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    return {key: saved[key] for key in ("model", "metrics")}
+
+
+def state(job: Path) -> str:
+    found: str = json.loads((job / "job.json").read_text())["state"]
+    return found
+
+
+@pytest.mark.slow
+def test_failing_jobs_leave_the_others_and_are_told(
+    cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A value that cannot be, one that only building refuses, a loss that is no number, and a job that is fine."""
+    values = ["optimizer.lr=-1,1e30,1e-3", "loader.batch_size=1,2"]
+    assert cli(*GRID, *values, "trainer.max_steps=3", "trainer.log_every=1") == 1
+    told = capfd.readouterr()
+    assert "HYDRA_FULL_ERROR" not in told.err
+    assert "hydra.sweep.dir" in told.out
+    statuses = dict(zip(column(tmp_path / "sweep", "job"), column(tmp_path / "sweep", "status"), strict=True))
+    assert statuses == {"0": "FAILED", "1": "FAILED", "2": "FAILED", "3": "FAILED", "4": "FAILED", "5": "FINISHED"}
+    errors = column(tmp_path / "sweep", "error")
+    assert "loader.batch_size=1" in errors[0]
+    assert "lr" in errors[1]
+    assert "loss" in errors[3]
+    for job in "0123":
+        assert "Traceback" in (tmp_path / "sweep" / job / "run.log").read_text()
+        assert json.loads((tmp_path / "sweep" / job / "summary.json").read_text())["status"] == "FAILED"
+
+
+@pytest.mark.slow
+def test_what_kills_a_process_fails_its_job_alone(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Then the sweep is typed again: twice for what has failed, with the reason gone in between."""
+    words = (*GRID, SABOTEUR, "optimizer.lr=1e-3,1e-4", "tracking=mlflow")
+    monkeypatch.setenv("SABOTAGE", "kill")
+    assert cli(*words) == 1
+    sweep = tmp_path / "sweep"
+    assert column(sweep, "status") == ["FINISHED", "FINISHED", "FAILED", "FAILED"]
+    assert "killed by SIGKILL" in rows(sweep)[2]["error"]
+    assert "killed by SIGKILL" in (sweep / "2" / "run.log").read_text()
+    first = rows(sweep)
+    before = [(sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "01"]
+
+    monkeypatch.setenv("SABOTAGE", "memory")
+    assert cli(*words, "sweep.retry_failed=true") == 1
+    assert "memory" in rows(sweep)[2]["error"].lower()
+    monkeypatch.delenv("SABOTAGE")
+    assert cli(*words) == 1  # not unasked
+    assert "sweep.retry_failed=true" in capfd.readouterr().out
+    assert column(sweep, "status") == ["FINISHED", "FINISHED", "FAILED", "FAILED"]
+    assert cli(*words, "sweep.retry_failed=true") == 0
+    assert column(sweep, "status") == ["FINISHED"] * 4
+    assert [(sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "01"] == before
+    assert [row["best/mean_iou"] for row in rows(sweep)][:2] == [row["best/mean_iou"] for row in first][:2]
+    runs = tracked(tmp_path)
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 5  # tried again in the same MLflow runs
+    assert len({run.data.tags.get("sweep") for run in runs}) == 2  # the jobs', and none
+
+
+def tracked(home: Path) -> list[Any]:
+    """The MLflow runs."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{home / 'outputs' / 'mlflow.db'}")
+    return list(client.search_runs([client.get_experiment_by_name("pspexp").experiment_id]))
+
+
+@pytest.mark.slow
+def test_jobs_are_flat_runs_that_one_filter_finds(cli: Cli, tmp_path: Path) -> None:
+    words = (*GRID, "tracking=mlflow", "optimizer.lr=1e-3,1e-4", "loader.batch_size=2,3")
+    assert cli(*words) == 0
+    runs = tracked(tmp_path)
+    (whole,) = [run for run in runs if run.data.tags.get("kind") == "sweep"]
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    note = whole.data.tags["mlflow.note.content"]
+    (line,) = [line.strip() for line in note.splitlines() if line.strip().startswith("tags.sweep")]
+    found = client.search_runs([whole.info.experiment_id], line, order_by=["metrics.`best/mean_iou` DESC"])
+    names = {"lr=0.001,batch_size=2", "lr=0.001,batch_size=3", "lr=0.0001,batch_size=2", "lr=0.0001,batch_size=3"}
+    assert {run.info.run_name for run in found} == names
+    assert all("mlflow.parentRunId" not in run.data.tags for run in runs)
+    assert all({"best/mean_iou", "best/epoch"} <= run.data.metrics.keys() for run in found)
+    best = max(rows(tmp_path / "sweep"), key=lambda row: float(row["best/mean_iou"]))
+    assert found[0].data.metrics["best/mean_iou"] == float(best["best/mean_iou"])
+    assert f"| 1 | lr={best['optimizer.lr']},batch_size={best['loader.batch_size']} |" in note
+    files = [file.path for file in client.list_artifacts(whole.info.run_id)]
+    pictures = [file.path for file in client.list_artifacts(whole.info.run_id, "plots")]
+    assert "sweep.csv" in files
+    assert pictures == ["plots/heat_map.png", "plots/parallel_coordinates.png"]
+
+    assert cli(*words) == 0  # nothing is left to do
+    assert len(tracked(tmp_path)) == 5
+
+
+@pytest.mark.slow
+def test_a_job_is_the_run_it_would_be_alone(cli: Cli, tmp_path: Path) -> None:
+    """Nothing of an earlier job is left: neither its random numbers nor its process."""
+    assert cli(*GRID, "seed=1,2", "augment=semseg") == 0
+    assert cli(*TINY, "trainer.max_steps=2", "seed=2", "augment=semseg", "hydra.run.dir=alone") == 0
+    assert_same(weights(tmp_path / "sweep" / "1"), weights(tmp_path / "alone"), "run")
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_comes_to_the_same_end(start: Start, tmp_path: Path) -> None:
+    words = ("-m", *TINY, "dataset.num_train=30", "optimizer.lr=1e-3,1e-4", "seed=1,2")
+    whole = start(*words, "hydra.sweep.dir=whole")
+    assert ends([whole])[0] == [0]
+    killed = start(*words, "hydra.sweep.dir=killed")
+    records = tmp_path / "killed" / "1" / "metrics.jsonl"
+    until(lambda: records.is_file() and '"step": 4,' in records.read_text(), killed)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    kept = (tmp_path / "killed" / "0" / "checkpoints" / "last.pt").stat().st_mtime_ns
+    again = start(*words, "hydra.sweep.dir=killed")
+    codes, outs, errors = ends([again])
+    assert codes == [0], errors
+    assert "job 0 (lr=0.001,seed=1) was finished before" in outs[0]
+    assert "going on after step" in outs[0]
+
+    def table(sweep: str) -> list[Row]:
+        return [row | {"seconds": ""} for row in rows(tmp_path / sweep)]
+
+    assert table("killed") == table("whole")
+    assert (tmp_path / "killed" / "0" / "checkpoints" / "last.pt").stat().st_mtime_ns == kept
+    for job in "0123":
+        assert_same(weights(tmp_path / "killed" / job), weights(tmp_path / "whole" / job), job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_sweep_saves_and_tells(number: signal.Signals, code: int, start: Start, tmp_path: Path) -> None:
+    words = ("-m", *TINY, "dataset.num_train=200", "optimizer.lr=1e-3,1e-4", "hydra.sweep.dir=sweep")
+    process = start(*words)
+    records = tmp_path / "sweep" / "0" / "metrics.jsonl"
+    until(lambda: records.is_file() and '"step": 2,' in records.read_text(), process)
+    os.killpg(process.pid, number)  # as a terminal does
+    codes, outs, errors = ends([process])
+    assert codes == [code], errors
+    assert column(tmp_path / "sweep", "status") == ["KILLED"]
+    assert (tmp_path / "sweep" / "0" / "checkpoints" / "last.pt").is_file()
+    assert "to go on, the same command with: hydra.sweep.dir=" in outs[0]
+    assert children(process.pid) == []
+
+
+@pytest.mark.slow
+def test_the_first_failure_can_end_a_sweep(cli: Cli, tmp_path: Path) -> None:
+    words = (*GRID, "optimizer.lr=1e-3,-1,1e-4,1e-5", "sweep.fail_fast=true")
+    assert cli(*words) == 1
+    assert column(tmp_path / "sweep", "status") == ["FINISHED", "FAILED", "NOT STARTED", "NOT STARTED"]
+    assert not (tmp_path / "sweep" / "2" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_another_sweep_is_not_gone_on_with(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(*GRID, "seed=1,2") == 0
+    before = (tmp_path / "sweep" / "sweep.csv").read_text()
+    assert cli(*GRID, "seed=1,3") == 2
+    assert "seed=1,3: was 1,2" in capsys.readouterr().err
+    assert cli(*GRID, "seed=1,2", "optimizer.lr=1e-3", "trainer.epochs=3") == 2
+    told = capsys.readouterr().err
+    assert "optimizer.lr=0.001: was 5e-05" in told
+    assert "trainer.epochs=3: was 2" in told
+    assert (tmp_path / "sweep" / "sweep.csv").read_text() == before
+    assert cli(*GRID, "seed=1,2", "loader.num_workers=1", "trainer.log_every=2") == 0  # computes the same
+
+
+def test_two_sweeps_cannot_share_a_folder(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pspexp.tracking.runs import claimed
+
+    with claimed(tmp_path / "sweep"):
+        assert cli(*GRID, "seed=1,2") == 2
+    assert "another process is writing there" in capsys.readouterr().err
