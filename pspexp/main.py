@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
@@ -272,13 +273,23 @@ def task(config: DictConfig) -> float | None:
         return launch.launch(job, Path(settings.runtime.output_dir), overrides)
     except Exception as error:
         code = report(error)
-        if swept and not isinstance(error, Interrupted):
-            traceback_log.error("job %s failed", settings.job.num, exc_info=error)
-            if settings.sweeper._target_.endswith(".BasicSweeper"):
-                return None  # which compares nothing; the overview tells
-            # An optimiser has to know. Of this kind of error Hydra prints the message alone; an exit would end the sweep.
-            raise CompactHydraException(f"job {settings.job.num} failed: {essence(error)}") from None
-        sys.exit(code)
+        if not swept:
+            sys.exit(code)
+        end_of_job(error, code, settings)
+        return None
+
+
+def end_of_job(error: Exception, code: int, settings: HydraConf) -> None:
+    """Tell the sweep that a job did not finish."""
+    if isinstance(error, Interrupted):
+        if settings.launcher._target_.endswith(".BasicLauncher"):
+            sys.exit(code)  # ends the sweep; in another launcher's process it would be taken for a crash
+    else:
+        traceback_log.error("job %s failed", settings.job.num, exc_info=error)
+        if settings.sweeper._target_.endswith(".BasicSweeper"):
+            return  # it compares nothing, and the overview tells
+    # An optimiser has to know. Of this kind of error Hydra prints the message alone.
+    raise CompactHydraException(f"job {settings.job.num}: {essence(error)}")
 
 
 def report(error: Exception) -> int:

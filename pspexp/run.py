@@ -64,8 +64,8 @@ class Job:
         same_configuration(self.config, device, world)
         folder = world.from_leader(lambda: self.folder)
         job = replace(self, folder=folder, again=self.again or place.restarts > 0)
-        # Beside the lock of who launched it: what is launched may outlive that by a save.
-        with runs.claimed(folder, ".writing.lock", wait=True) if world.leads else nullcontext():
+        # Who launched it may be gone, and another have come, while this one still saves.
+        with runs.claimed(folder, runs.WRITING, wait=True) if world.leads else nullcontext():
             try:
                 result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
             except Interrupted:  # all were, at one step; nobody may end before the first process has saved

@@ -203,7 +203,8 @@ def load(folder: Path) -> Record | None:
     record = Record(**json.loads(file.read_text(encoding="utf-8")))
     if record.state != "RUNNING" or runs.is_claimed(folder):
         return record
-    summary = read_summary(folder)
+    with runs.claimed(folder, runs.WRITING, wait=True):  # processes of a killed job save and end
+        summary = read_summary(folder)
     if summary.get("status") != "FINISHED":
         return replace(record, state="KILLED")
     results = {**summary.get("last", {}), **summary.get("best", {})}

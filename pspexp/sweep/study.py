@@ -85,7 +85,12 @@ def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
     """The values, as typed, of each key or group that takes several: on the command line or by the sweeper."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     typed = [*(f"{key}={value}" for key, value in params.items()), *words]
-    return {one.key_or_group: as_typed(one) for one in read(typed) if one.is_sweep_override()}
+    found: dict[str, str] = {}
+    for one in read(typed):  # a word wins over the sweeper's parameter of that name
+        found.pop(one.key_or_group, None)
+        if one.is_sweep_override():
+            found[one.key_or_group] = as_typed(one)
+    return found
 
 
 def changed_values(known: Sweep, varies: Mapping[str, str]) -> list[str]:

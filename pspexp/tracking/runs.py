@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 from pspexp.errors import UserError
 from pspexp.tracking.local import read_summary
 
+WRITING = ".writing.lock"  # held by the process that writes records and states; who launched it holds another
+
 logger = logging.getLogger(__name__)
 
 
