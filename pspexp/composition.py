@@ -11,15 +11,30 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.hydra import Hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pspexp import schema
 from pspexp.errors import UserError
-from pspexp.overrides import first_value, has_key, is_group, key_problem, one_line, option_problems, parse
+from pspexp.overrides import (
+    first_value,
+    has_key,
+    is_group,
+    key_problem,
+    missing_engine,
+    one_line,
+    option_problems,
+    parse,
+    several_values,
+    sweep_problems,
+    sweeper_words,
+)
 
 # What mode=test takes from the checkpoint unless it is overridden explicitly. The loss, too: val/loss depends on it.
 FROM_CHECKPOINT = (
@@ -91,7 +106,8 @@ def compose_checked(overrides: Sequence[str], *, sweep: bool = False, folders: S
 
     Args:
         overrides: the command line's words.
-        sweep: several values are allowed; the first stands in here, the others are checked job by job.
+        sweep: several values are allowed, as they are where an overlay chooses ``hydra.mode=MULTIRUN``. Of those, typed
+            or in ``hydra.sweeper.params``, the first stands in here; the others are checked job by job.
         folders: the user's own YAML folders, beside those that ``hydra.searchpath`` names.
 
     Raises:
@@ -100,20 +116,11 @@ def compose_checked(overrides: Sequence[str], *, sweep: bool = False, folders: S
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="pspexp"):
         add_search_path([*folders, *named_search_path(overrides)])
         loader = GlobalHydra.instance().config_loader()
-        parsed, problems = parse(overrides, loader, sweep)
-        chosen = [one for one in parsed if is_group(one, loader)]
-        wrong = [option_problems(one, loader) for one in chosen]
-        problems += [problem for found in wrong for problem in found]
-        good = [first_value(one) for one, found in zip(chosen, wrong, strict=True) if not found]
+        parsed, problems = parse(overrides, loader)
         try:
-            base = hydra_compose("config", good, return_hydra_config=True)
-            values = [one for one in parsed if not is_group(one, loader)]
-            unknown = [(one, problem) for one in values if (problem := key_problem(one, base))]
-            problems += [problem for _, problem in unknown]
-            good += [first_value(one) for one in values if one not in [bad for bad, _ in unknown]]
-            config = hydra_compose("config", good, return_hydra_config=True)
+            config, words = composed(parsed, problems, loader, sweep)
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(*problems, one_line(error)) from error
+            raise UserError(*problems, missing_engine(error) or one_line(error)) from error
         except Exception as error:
             if "yaml" not in type(error).__module__:  # PyYAML's own, from a file that is not YAML
                 raise
@@ -121,11 +128,42 @@ def compose_checked(overrides: Sequence[str], *, sweep: bool = False, folders: S
     if problems:
         # What composed is checked as well, so that everything is shown at once.
         try:
-            finish(without_hydra(config), [first_value(one) for one in parsed])
+            finish(without_hydra(config), words)
         except UserError as error:
             problems += [] if sweep else error.problems
         raise UserError(*problems)
     return config
+
+
+def composed(
+    typed: Sequence[Override], problems: list[str], loader: ConfigLoader, sweep: bool
+) -> tuple[DictConfig, list[str]]:
+    """What overrides compose to, and the words of those without a problem; ``problems`` gains the others' lines."""
+    good = good_words(typed, [], problems, loader)
+    config = hydra_compose("config", good, return_hydra_config=True)
+    if not sweep and config.hydra.mode != RunMode.MULTIRUN:
+        problems += several_values(typed)
+        return config, good
+    params, wrong = parse(sweeper_words(config, typed), loader)
+    problems += [*wrong, *sweep_problems(config, typed, params)]
+    good += good_words(params, good, problems, loader)
+    return hydra_compose("config", good, return_hydra_config=True), good
+
+
+def good_words(
+    overrides: Sequence[Override], before: Sequence[str], problems: list[str], loader: ConfigLoader
+) -> list[str]:
+    """The words, with first values, of those overrides that apply after ``before``; ``problems`` gains the others'."""
+    chosen = [one for one in overrides if is_group(one, loader)]
+    wrong = [option_problems(one, loader) for one in chosen]
+    problems += [problem for found in wrong for problem in found]
+    good = [first_value(one) for one, found in zip(chosen, wrong, strict=True) if not found]
+    base = hydra_compose("config", [*before, *good], return_hydra_config=True)
+    for one in [one for one in overrides if one not in chosen]:
+        problem = key_problem(one, base)
+        problems += [problem] if problem else []
+        good += [] if problem else [first_value(one)]
+    return good
 
 
 def named_search_path(overrides: Sequence[str]) -> list[str]:

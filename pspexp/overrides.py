@@ -4,16 +4,25 @@ from collections.abc import Iterator, Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Sweep
+from hydra.core.override_parser.types import IntervalSweep, Override, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.errors import did_you_mean
 
 OPTIONAL_GROUPS = ("experiment",)
+ADDED_GROUPS = ("sweep",)  # not in config.yaml's defaults, as Hydra would then refuse their +
+# Hydra's plugins that sweeps can use: package and extra that bring each.
+ENGINES = {
+    "hydra/sweeper/optuna": ("hydra-optuna-sweeper", "optuna"),
+    "hydra/launcher/joblib": ("hydra-joblib-launcher", "joblib"),
+    "hydra/launcher/submitit_local": ("hydra-submitit-launcher", "slurm"),
+    "hydra/launcher/submitit_slurm": ("hydra-submitit-launcher", "slurm"),
+    "hydra/launcher/ray": ("hydra-ray-launcher", "ray"),
+}
 
 
-def parse(overrides: Sequence[str], loader: ConfigLoader, sweep: bool) -> tuple[list[Override], list[str]]:
+def parse(overrides: Sequence[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
     """The overrides that can be read, and a line for each that cannot."""
     parsed, problems = [], []
     parser = OverridesParser.create(config_loader=loader)
@@ -24,13 +33,42 @@ def parse(overrides: Sequence[str], loader: ConfigLoader, sweep: bool) -> tuple[
             hint = "" if "=" in text else f"; write {text}=<value>"
             problems.append(f"{text}: cannot be read as key=value{hint} ({one_line(error)})")
             continue
-        if override.is_sweep_override() and not sweep:
-            problems.append(
-                f"{text}: several values need a sweep; add -m, or quote a list: '{override.key_or_group}=[…]'"
-            )
-            continue
         parsed.append(override)
     return parsed, problems
+
+
+def several_values(overrides: Sequence[Override]) -> list[str]:
+    """A line for each override with several values, where there is no sweep."""
+    return [
+        f"{one.input_line}: several values need a sweep; add -m, or quote a list: '{one.key_or_group}=[…]'"
+        for one in overrides
+        if one.is_sweep_override()
+    ]
+
+
+def sweeper_words(config: DictConfig, typed: Sequence[Override]) -> list[str]:
+    """What ``hydra.sweeper.params`` varies, as words, without keys that are typed: the sweeper takes the typed word."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    keys = [one.get_key_element() for one in typed]
+    return [f"{key}={value}" for key, value in params.items() if key not in keys]
+
+
+def sweep_problems(config: DictConfig, typed: Sequence[Override], params: Sequence[Override]) -> list[str]:
+    """What a sweep cannot take of the words, and of those of its ``hydra.sweeper.params``: one line each."""
+    varied = {one.key_or_group: one.get_key_element() for one in params}
+    # The sweeper would take both: the key would be set once more in every job, which would all be the same.
+    twice = [
+        f"{one.input_line}: this sweep varies the key; write {varied[one.key_or_group]}=<value>"
+        for one in typed
+        if one.key_or_group in varied
+    ]
+    chosen = [one for one in typed if one.key_or_group == "hydra/sweeper"]  # perhaps one that is not installed
+    basic = not chosen and config.hydra.runtime.choices["hydra/sweeper"] == "basic"
+    return twice + [
+        f"{one.input_line}: only a search takes an interval; add +sweep=optuna, or give values"
+        for one in [*typed, *params]
+        if basic and one.is_interval_sweep()
+    ]
 
 
 def is_group(override: Override, loader: ConfigLoader) -> bool:
@@ -46,11 +84,29 @@ def option_problems(override: Override, loader: ConfigLoader) -> list[str]:
     value = override.value()
     values = list(override.sweep_iterator()) if isinstance(value, Sweep) else [value]
     names = [name for one in values for name in (one if isinstance(one, list) else [one])]
-    return [
-        f"{group}={name}: no such option; {group} is one of {', '.join(options)}{did_you_mean(str(name), options)}"
+    wrong = [
+        not_installed(f"{group}/{name}")
+        or f"{group}={name}: no such option; {group} is one of {', '.join(options)}{did_you_mean(str(name), options)}"
         for name in names
         if str(name) not in options and not (name is None and group in OPTIONAL_GROUPS)
     ]
+    if group in ADDED_GROUPS and not (override.is_add() or override.is_force_add()):
+        wrong = wrong or [f"{override.input_line}: write +{override.input_line}"]
+    return wrong
+
+
+def not_installed(option: str) -> str | None:
+    """What to install for an option of Hydra's groups that a plugin would bring, or None."""
+    if option not in ENGINES:
+        return None
+    package, extra = ENGINES[option]
+    group, _, name = option.rpartition("/")
+    return f"{group}={name}: {package} is not installed; pip install 'pspexp[{extra}]'"
+
+
+def missing_engine(error: Exception) -> str | None:
+    """What to install where a YAML file chooses an option that a plugin would bring, or None."""
+    return not_installed(str(getattr(error, "missing_cfg_file", None)))
 
 
 def key_problem(override: Override, config: DictConfig) -> str | None:
@@ -65,6 +121,9 @@ def key_problem(override: Override, config: DictConfig) -> str | None:
         known = has_key(config, key)
     if known:
         return None
+    if key.startswith("hydra.sweeper.params."):  # whose keys hold dots
+        swept = key.removeprefix("hydra.sweeper.params.")
+        return f"{key}: cannot be set so; write {swept}=<values>, which replaces what the sweep varies"
     return f"{key}: unknown key{did_you_mean(key, flat_keys(config))}"
 
 
@@ -88,8 +147,9 @@ def first_value(override: Override) -> str:
     """The override as a single-run word; of a sweep its first value."""
     if not override.is_sweep_override():
         return str(override.input_line)
-    value: str = next(override.sweep_string_iterator())
-    return f"{override.get_key_element()}={value}"  # the key with its + or ++
+    value = override.value()
+    first = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
+    return f"{override.get_key_element()}={first}"  # the key with its + or ++
 
 
 def one_line(error: Exception) -> str:

@@ -1,21 +1,34 @@
 """The command line's words: what composes, and what is said of what does not."""
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 import pspexp
-from pspexp import composition
+from pspexp import composition, overrides
 from pspexp.errors import UserError
 from pspexp.schema import target_problems
 
 CONF = Path(composition.conf_dir())
 OPTIONS = sorted(
-    (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("experiment", "hydra")
+    (file.parent.name, file.stem)
+    for file in CONF.glob("*/*.yaml")
+    if file.parent.name not in ("experiment", "sweep", "hydra")
 )
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+SWEEPS = sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
+ENGINES = {  # and the module of the plugin that brings each
+    "hydra/sweeper=optuna": "hydra_plugins.hydra_optuna_sweeper",
+    "hydra/launcher=joblib": "hydra_plugins.hydra_joblib_launcher",
+    "hydra/launcher=submitit_local": "hydra_plugins.hydra_submitit_launcher",
+    "hydra/launcher=submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
+    "hydra/launcher=ray": "hydra_plugins.hydra_ray_launcher",
+}
 
 
 @pytest.fixture
@@ -45,6 +58,84 @@ def test_every_option_composes_and_binds_to_its_target(group: str, option: str, 
 def test_every_experiment_composes(experiment: str, root: str) -> None:
     roots = [] if experiment == "quickstart" else [root]
     assert pspexp.compose([f"experiment={experiment}", *roots]).choices.experiment == experiment
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_sweep_composes_and_varies_what_exists(sweep: str, root: str) -> None:
+    if sweep == "optuna":
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
+    whole = composition.compose_checked([root, f"+sweep={sweep}"])
+    assert whole.hydra.mode == RunMode.MULTIRUN
+    assert "optimizer.lr" in whole.hydra.sweeper.params
+
+
+def test_a_search_can_go_on_and_survives_failures(root: str) -> None:
+    """It asks for the same trials again, given the same results: with a seed, and with no memory of its own."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
+    words = ("seed=7", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.25,0.5)")
+    sweeper = composition.compose_checked([root, "+sweep=optuna", *words]).hydra.sweeper
+    assert (sweeper.sampler.seed, sweeper.storage, sweeper.max_failure_rate) == (7, None, 1.0)
+    assert (sweeper.direction, sweeper.n_trials, sweeper.n_jobs) == ("maximize", 3, 1)
+    assert pspexp.compose([root, "+sweep=optuna", *words]).optimizer.lr == 0.25
+
+
+def test_a_sweep_composes_as_its_first_job(root: str) -> None:
+    def found(*words: str) -> tuple[float, int]:
+        config = pspexp.compose([root, "+sweep=lr_batch", *words])
+        return config.optimizer.lr, config.loader.batch_size
+
+    assert found() == (1e-4, 4)
+    assert found("optimizer.lr=0.5") == (0.5, 4)  # Hydra's sweeper takes the typed word
+    assert found("optimizer.lr=0.5,1e-3", "seed=1,2") == (0.5, 4)
+    assert found("hydra.mode=RUN") == (5e-5, 4)
+
+
+def test_a_sweep_of_the_users(root: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {optimizer: 'sgd,adam', %s: '1,2'}}}\n"
+    (tmp_path / "sweep" / "good.yaml").write_text(text % "optimizer.momentum")
+    (tmp_path / "sweep" / "bad.yaml").write_text(text % "optimizer.momentun")
+    words = [root, f"hydra.searchpath=[file://{tmp_path}]"]
+    config = pspexp.compose([*words, "+sweep=good"])
+    assert (config.choices.optimizer, config.optimizer.momentum) == ("sgd", 1)
+    assert problems(*words, "+sweep=bad") == ["optimizer.momentun: unknown key; did you mean 'optimizer.momentum'?"]
+
+
+@pytest.mark.parametrize(("engine", "module"), ENGINES.items())
+def test_an_engine_that_is_not_there_is_named_with_what_brings_it(engine: str, module: str, root: str) -> None:
+    if find_spec(module) is None:
+        (found,) = problems(root, engine)
+        assert re.fullmatch(rf"{engine}: hydra-\w+-\w+ is not installed; pip install 'pspexp\[\w+\]'", found)
+    else:
+        assert pspexp.compose([root, engine]).seed == 1122
+
+
+def test_an_overlay_of_an_engine_that_is_not_there(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(overrides.ENGINES, "hydra/sweeper/nosuch", ("hydra-nosuch-sweeper", "nosuch"))
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text("# @package _global_\ndefaults: [override /hydra/sweeper: nosuch]\n")
+    (found,) = problems(root, f"hydra.searchpath=[file://{tmp_path}]", "+sweep=mine")
+    assert found == "hydra/sweeper=nosuch: hydra-nosuch-sweeper is not installed; pip install 'pspexp[nosuch]'"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("++optimizer.lr=1", "++optimizer.lr=1: this sweep varies the key; write optimizer.lr=<value>"),
+        (
+            "seed=interval(1,2)",
+            "seed=interval(1,2): only a search takes an interval; add +sweep=optuna, or give values",
+        ),
+        (
+            "hydra.sweeper.params.optimizer.lr='1,2'",
+            "hydra.sweeper.params.optimizer.lr: cannot be set so; write optimizer",
+        ),
+        ("optimizer.lrr=1,2", "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?"),
+    ],
+)
+def test_what_a_sweep_cannot_take_is_named(word: str, said: str, root: str) -> None:
+    (found,) = problems(root, "+sweep=lr_batch", word)
+    assert found.startswith(said)
 
 
 def test_every_promised_option_exists() -> None:
@@ -114,6 +205,8 @@ def test_yaml_floats_are_numbers(root: str) -> None:
         ("model.head=concta", "model.head=concta: input should be 'concat'"),
         ("trainer.compile=fast", "trainer.compile=fast: input should be False, True, 'default', 'reduce-overhead'"),
         ("loader.cache_mib=-1", "loader.cache_mib=-1: input should be greater than or equal to 0"),
+        ("sweep=lr_batch", "sweep=lr_batch: write +sweep=lr_batch"),
+        ("+sweep=lr_bach", "sweep=lr_bach: no such option; sweep is one of lr_batch, optuna; did you mean 'lr_batch'?"),
         ("seed=1,2", "seed=1,2: several values need a sweep; add -m"),
         ("seed", "seed: cannot be read as key=value; write seed=<value>"),
         ("crop_size=470", "crop_size=470: (crop_size - 1) must be divisible by 8 (model.output_stride); try 473"),
