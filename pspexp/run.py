@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from pspexp.errors import Interrupted, UserError
 from pspexp.evaluate import Evaluation, Evaluator
 from pspexp.models.weights import load_weights
 from pspexp.optim import skips_on_request
-from pspexp.tracking import LocalTracker, Progress, SilentTracker, Status, Tracker, runs
+from pspexp.rerun import config_changes
+from pspexp.tracking import LocalTracker, Progress, SilentTracker, Status, Tracker, provenance, repeat, runs
 from pspexp.tracking.local import read_summary
 from pspexp.tracking.secrets import without_secrets, words_without_secrets
 from pspexp.trainer import Trainer
@@ -40,12 +41,14 @@ class Job:
         config: complete and checked.
         folder: the run folder; another process's word counts where several started by themselves.
         overrides: the words typed.
+        command: the whole command, without secrets.
         again: its processes were restarted after a failure.
     """
 
     config: DictConfig
     folder: Path
     overrides: list[str]
+    command: str = ""
     again: bool = False
 
     def __call__(self, place: Place, stop_signal: StopSignal) -> float | None:
@@ -58,7 +61,7 @@ class Job:
         device, world = meet(self.config, place)
         same_configuration(self.config, device, world)
         folder = world.from_leader(lambda: self.folder)
-        job = Job(self.config, folder, self.overrides, again=place.restarts > 0)
+        job = replace(self, folder=folder, again=place.restarts > 0)
         try:
             result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
         except Interrupted:  # all were, at one step; nobody may end before the first process has saved
@@ -77,7 +80,8 @@ def train(job: Job, device: Device, world: World, stop_signal: StopSignal) -> fl
     evaluator = build_evaluator(parts)
     log.info("%s", describe(config, parts, len(parts.training), folder))
     log.info("%s", left_out(parts.data, len(parts.training)))
-    tracker = start_tracker(job, parts, resume=state is not None)
+    splits = {"train": parts.training, "val": parts.validation}
+    tracker = start_tracker(job, parts, splits, resume=state is not None)
 
     def validate(weights: nn.Module, between: Callable[[], None]) -> Evaluation:
         found = evaluate(weights, parts.validation, "val", evaluator, config, parts.source, tracker, between)
@@ -122,7 +126,7 @@ def test(job: Job, device: Device, world: World, stop_signal: StopSignal) -> flo
     load_weights(parts.model, saved)
     evaluator = build_evaluator(parts)
     log.info("%s", describe(config, parts, len(split), job.folder))
-    tracker = start_tracker(job, parts, resume=False)
+    tracker = start_tracker(job, parts, {"test": split}, resume=False)
     found: dict[str, float] = {}
 
     def stop_if_asked() -> None:
@@ -277,10 +281,13 @@ def evaluate(
     return evaluation
 
 
-def start_tracker(job: Job, parts: Parts, *, resume: bool) -> Tracker:
+def start_tracker(job: Job, parts: Parts, splits: dict[str, Split], *, resume: bool) -> Tracker:
     """A tracker that has begun: the run folder first, then the views the configuration asks for.
 
-    Only the first process records.
+    Only the first process records. A rerun tells what is not as it was.
+
+    Args:
+        splits: the data, by what each split is used for.
 
     Raises:
         UserError: the folder holds another run's states.
@@ -293,14 +300,48 @@ def start_tracker(job: Job, parts: Parts, *, resume: bool) -> Tracker:
         )
     if not parts.world.leads:
         return SilentTracker(job.folder)
-    tracker = open_tracker(job, parts.device.type, resume=resume or job.again)
+    attempt = provenance.attempt(
+        command=job.command,
+        device=parts.device.describe(),
+        plugin=job.config.device.get("plugin"),
+        processes=parts.world.size,
+        data={name: {"images": len(split), "fingerprint": split.fingerprint()} for name, split in splits.items()},
+    )
+    tell_differences(job, attempt)
+    tracker = open_tracker(job, parts.device.type, resume=resume or job.again, attempt=attempt)
     if job.again and not resume:  # the first attempt had not come to a save
         tracker.rewind(0, keep_evaluation=False)
     return tracker
 
 
-def open_tracker(job: Job, device_type: str, *, resume: bool) -> Tracker:
-    """Begin the records of a job, or go on with those in its folder."""
+def tell_differences(job: Job, attempt: dict[str, Any]) -> None:
+    """Log how a rerun differs from the run it repeats: in configuration, code, versions, machine or data."""
+    config = job.config
+    if config.rerun is None:
+        return
+
+    def find(file: str) -> Path:
+        return runs.find_file(config.rerun, file, config.output_root, config.tracking.get("tracking_uri"))
+
+    then: Any = OmegaConf.to_container(OmegaConf.load(find("config.yaml")))
+    now = public(config)
+    attempts, unknown = repeat.read_attempts(find)
+    unasked, asked = config_changes(checkpoint.flatten(then), checkpoint.flatten(now), job.overrides)
+    differences = [*([unknown] if unknown else []), *unasked, *repeat.differences(attempts, attempt, find)]
+    for line in differences:
+        log.warning("rerun: %s", line)
+    for line in asked:
+        log.info("rerun: as typed, %s", line)
+    if not differences:
+        log.info("rerun of %s: code, versions, machine and data are as they were", config.rerun)
+
+
+def open_tracker(job: Job, device_type: str, *, resume: bool, attempt: dict[str, Any] | None = None) -> Tracker:
+    """Begin the records of a job, or go on with those in its folder.
+
+    Args:
+        attempt: what is to be recorded about code, machine and data; None if nothing is run.
+    """
     config, shown = job.config, public(job.config)
     tracker = Tracker(LocalTracker(job.folder), build(config.tracking))
     tracker.start(
@@ -315,6 +356,8 @@ def open_tracker(job: Job, device_type: str, *, resume: bool) -> Tracker:
             "device": device_type,
         },
         resume=resume,
+        attempt=attempt,
+        rerun_of=config.rerun,
     )
     return tracker
 
