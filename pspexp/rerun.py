@@ -148,15 +148,16 @@ def config_changes(
     merged = Repeated({}, {}, explicit_keys(overrides, choices))
     unasked, asked = [], []
     for key in sorted(then.keys() | now.keys()):
-        before, here, given = then.get(key), now.get(key), merged.given(key)
+        before, here, given = then.get(key, ABSENT), now.get(key, ABSENT), merged.given(key)
         if merged.left_alone(key) or (before == here and not is_masked(before)):
             continue
         if is_masked(before):
             unasked.append(f"configuration: {key} of then is a secret, which no record holds; this run has its own")
-        elif key not in then and not given:
+        elif before is ABSENT and not given:
             unasked.append(f"configuration: {key} is new since then, {here} by default")
-        elif key not in now and not given:
+        elif here is ABSENT and not given:
             unasked.append(f"configuration: {key}={before} of then does not exist any more and is left out")
         else:
-            asked.append(f"{key}: {before} then, {here} now")
+            values = ("not there" if value is ABSENT else value for value in (before, here))
+            asked.append("{}: {} then, {} now".format(key, *values))
     return unasked, asked
