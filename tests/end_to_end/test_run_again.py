@@ -136,6 +136,7 @@ def test_what_is_typed_wins(trained: Path, cli: Cli, tmp_path: Path) -> None:
     assert "data: train: 5 images as then, but not the same" in lines
 
 
+@pytest.mark.slow
 def test_a_run_that_was_resumed_and_one_of_an_experiment(cli: Cli, tmp_path: Path) -> None:
     tiny = [word for word in TINY if not word.startswith(("dataset=", "model=", "inference="))]
     words = ("experiment=quickstart", *tiny, "optimizer.lr=0.01", "scheduler.warmup_steps=1", "hydra.run.dir=first")
@@ -151,6 +152,7 @@ def test_a_run_that_was_resumed_and_one_of_an_experiment(cli: Cli, tmp_path: Pat
     assert yaml.safe_load((folder / "config.yaml").read_text())["choices"]["experiment"] == "quickstart"
 
 
+@pytest.mark.slow
 def test_a_rerun_goes_on_with_itself(cli: Cli, tmp_path: Path) -> None:
     assert cli(*TINY) == 0
     (first,) = (tmp_path / "outputs" / "shapes").iterdir()
