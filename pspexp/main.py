@@ -46,6 +46,7 @@ FOLLOWS = ["hydra/job_logging=follower", "hydra.run.dir=."]  # another process m
 
 def main() -> None:
     """Run the command line; exits with the codes of the README."""
+    typed[:] = sys.argv
     try:
         try:
             command = examine(sys.argv[1:])
@@ -60,6 +61,7 @@ def main() -> None:
 
 
 started: list[bool] = []  # filled when the task begins; Hydra's exit code does not tell
+typed: list[str] = []  # the command, before anything is added; empty in a process that a sweep's launcher started
 
 
 def task_code() -> int:
@@ -120,9 +122,9 @@ def examine(words: Sequence[str]) -> Command:
     if any(getattr(arguments, name, None) for name in ASKS_HYDRA):
         return Command(list(words))
     import_torch()
-    saved = composition.saved_choices(arguments.overrides)
-    words, arguments.overrides = [*words, *saved], [*arguments.overrides, *saved]
     folders = [arguments.config_dir] if arguments.config_dir else []
+    chosen = composition.saved_choices(arguments.overrides, folders)
+    words, arguments.overrides = [*words, *chosen], [*arguments.overrides, *chosen]
     config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders)
     if arguments.multirun or config.hydra.mode == RunMode.MULTIRUN:
         return sweep_command(words, arguments.overrides, config)
@@ -221,7 +223,7 @@ def resumed_folder(config: DictConfig, launcher: launch.Launcher) -> Path | None
         return None
     # Slow to import, and most commands need none of it here.
     from pspexp import checkpoint
-    from pspexp.run import public
+    from pspexp.records import public
     from pspexp.tracking import runs
 
     if wanted != "auto":
@@ -230,7 +232,10 @@ def resumed_folder(config: DictConfig, launcher: launch.Launcher) -> Path | None
 
     def same(file: Path) -> bool:
         try:
-            return not checkpoint.resume_conflicts(checkpoint.read(file), now, launcher.world_size)
+            state = checkpoint.read(file)
+            # A rerun goes on with itself, not with the run it repeats.
+            mine = state["config"].get("rerun") == now["rerun"]
+            return mine and not checkpoint.resume_conflicts(state, now, launcher.world_size)
         except UserError:  # unreadable, or of another format: not this run
             return False
 
@@ -270,7 +275,7 @@ def task(config: DictConfig) -> float | None:
             return jobs.do(config, settings)
         overrides = list(settings.overrides.task)
         job = composition.finish(composition.with_choices(config, settings.runtime.choices), overrides)
-        return launch.launch(job, Path(settings.runtime.output_dir), overrides)
+        return launch.launch(job, Path(settings.runtime.output_dir), overrides, typed)
     except Exception as error:
         code = report(error)
         if not swept:

@@ -91,6 +91,7 @@ class Config:
     channels_last: StrictBool | None
     sync_batch_norm: StrictBool
     run_name: StrictStr | None
+    rerun: StrictStr | None
     output_root: StrictStr
     loader: Loader
     trainer: Trainer
@@ -194,6 +195,21 @@ def target_problems(group: str, node: Plain) -> Iterator[str]:
     for key, value in arguments.items():
         if isinstance(value, dict) and "_target_" in value:
             yield from target_problems(f"{group}.{key}", value)
+
+
+def is_known(config: Plain, key: str) -> bool:
+    """Whether a dotted key is one that the schema, or the target of its node, takes; true where that cannot be told."""
+    *parents, name = key.split(".")
+    node: Any = config
+    for part in parents:
+        node = node.get(part, {}) if isinstance(node, dict) else {}
+    if "_target_" not in node:
+        return len(parents) > 1 or name in known_keys(Config, [*parents])
+    try:
+        target = get_object(node["_target_"])
+    except Exception:  # `target_problems` tells
+        return True
+    return name in SPECIAL_KEYS | set(signature_model(target, HANDED_OVER.get(parents[0], set())).model_fields)
 
 
 def signature_model(target: Callable[..., Any], handed_over: Iterable[str]) -> Any:

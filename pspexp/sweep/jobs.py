@@ -19,12 +19,14 @@ from pspexp.elastic import Elastic
 from pspexp.errors import Interrupted, JobFailed, UserError, essence
 from pspexp.launch import Launcher, Single
 from pspexp.overrides import read
-from pspexp.run import Job, own_state, public, record_failure
+from pspexp.records import own_state, public, record_failure
+from pspexp.run import Job
 from pspexp.sweep import study
 from pspexp.sweep.devices import jobs_at_once, own_share
 from pspexp.sweep.study import Sweep, differences
 from pspexp.tracking import runs
 from pspexp.tracking.local import read_summary, write_atomic
+from pspexp.tracking.provenance import command_line
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,8 @@ def do(config: DictConfig, settings: HydraConf) -> float | None:
         record = Record(settings.job.num, name_of(values, settings.job.num), values, metric=metric, seconds=seconds)
         name = " ".join(filter(None, [raw.get("run_name"), record.name]))
         again = "status" in read_summary(folder)
-        job = Job(finished, folder, words, again=again, name=name, tags={"sweep": sweep.id})
+        command = command_line((), words)  # which does this job alone
+        job = Job(finished, folder, words, command, again=again, name=name, tags={"sweep": sweep.id})
         return keep(sweep, record, job, problem, jobs_at_once(settings.launcher))
 
 
