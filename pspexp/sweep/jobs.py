@@ -180,7 +180,12 @@ def plain(value: Any) -> Any:
 def name_of(values: dict[str, Any], number: int) -> str:
     """``lr=0.0001,batch_size=8``."""
     short = short_names(values)
-    return ",".join(f"{short[key]}={value}" for key, value in values.items()) or f"job {number}"
+    return ",".join(f"{short[key]}={shown(value)}" for key, value in values.items()) or f"job {number}"
+
+
+def shown(value: Any) -> str:
+    """A value for people; of what an optimiser chooses four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, Cli
-from tests.end_to_end.conftest import Start, children, ends, until
+from tests.end_to_end.conftest import CHECKOUT, Start, children, ends, until
 from tests.test_trainer import assert_same
 
 GRID = ("-m", *TINY, "trainer.max_steps=2", "hydra.sweep.dir=sweep")  # and what varies
@@ -53,7 +54,7 @@ def test_failing_jobs_leave_the_others_and_are_told(
     assert statuses == dict.fromkeys("01234", "FAILED") | {"5": "FINISHED"}
     errors = column(tmp_path / "sweep", "error")
     assert all("loader.batch_size=1" in error for error in errors[:3])
-    assert "learning rate" in errors[3]
+    assert "optimizer.lr=-1" in errors[3]
     assert "loss" in errors[4]
     for job in "01234":
         assert "Traceback" in (tmp_path / "sweep" / job / "run.log").read_text()
@@ -238,3 +239,46 @@ def test_each_engine_survives_a_failure_and_goes_on(engine: str, start: Start, t
     assert column(sweep, "status") == ["FINISHED"] * 4
     assert {job: (sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "013"} == before
     assert len({row["best/mean_iou"] for row in rows(sweep)}) > 1
+
+
+@pytest.mark.slow
+def test_parallel_jobs_get_a_card_each(start: Start, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'joblib'")
+    pytest.importorskip("torch_sdaa", reason="needs a C++ compiler for the stand-in card")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.max_steps=1", "device=sdaa")
+    path = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests" / "stand_in")])
+    codes, _, errors = ends([start(*GRID, *joblib, "seed=1,2", PYTHONPATH=path)])
+    assert codes == [0], errors
+    logs = [(tmp_path / "sweep" / job / "run.log").read_text() for job in "01"]
+    assert sorted(re.findall(r"SDAA_VISIBLE_DEVICES=(\d)", "".join(logs))) == ["0", "1"]
+    assert all("sdaa:0" in log for log in logs)  # the only one it sees
+
+
+@pytest.mark.slow
+def test_parallel_jobs_get_processor_cores_each(start: Start, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'joblib'")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep.cores_per_job=1", "trainer.max_steps=1")
+    codes, _, errors = ends([start(*GRID, *joblib, "seed=1,2")])
+    assert codes == [0], errors
+    logs = [(tmp_path / "sweep" / job / "run.log").read_text() for job in "01"]
+    assert len(set(re.findall(r"processor cores: (\d+)\n", "".join(logs)))) == min(2, len(os.sched_getaffinity(0)))
+    assert all("cpu (1 threads)" in log for log in logs)
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_with_the_same_trials(start: Start, tmp_path: Path) -> None:
+    """One trial is forced to fail; Optuna learns of it, and going on asks for the same ones."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
+    words = ("+sweep=optuna", *GRID[1:], "trainer.max_steps=1", "hydra.sweeper.n_trials=3")
+    sweep = tmp_path / "sweep"
+    obstacle = sweep / "1" / "metrics.jsonl"
+    obstacle.mkdir(parents=True)
+    codes, outs, errors = ends([start(*words)])
+    assert codes == [1], errors
+    assert column(sweep, "status") == ["FINISHED", "FAILED", "FINISHED"]
+    assert len(set(column(sweep, "optimizer.lr"))) == 3
+    first = (sweep / "sweep.csv").read_text()
+    codes, outs, _ = ends([start(*words)])
+    assert codes == [1]
+    assert outs[0].count("was finished before") == 2
+    assert (sweep / "sweep.csv").read_text() == first
