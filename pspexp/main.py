@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -28,6 +28,7 @@ WRONG_INPUT = 2
 LEADER_TELLS_S = 5
 # A job that leaves no run folder: no log file, and Hydra makes no folder of its own.
 LEAVES_NOTHING = ["hydra/job_logging=stdout", "hydra.run.dir=."]
+LEAVES_NO_LOG = ["hydra/job_logging=plain"]  # of a job that is no run, but writes files
 FOLLOWS = ["hydra/job_logging=follower", "hydra.run.dir=."]  # another process makes the folder and tells how it goes
 
 
@@ -71,13 +72,22 @@ def examine(words: Sequence[str]) -> list[str]:
     job = composition.finish(composition.without_hydra(config), arguments.overrides)
     if job.mode == "check":
         return [*words, *LEAVES_NOTHING]
+    if job.mode == "compare":
+        return [*words, *LEAVES_NO_LOG, *new_folder_word(job, arguments.overrides)]
     launcher = built_launcher(job)
     if not launcher.leads:
         return [*words, *FOLLOWS]
-    if not any(word.lstrip("+").startswith("hydra.run.dir=") for word in arguments.overrides):
-        folder = str(resumed_folder(job, launcher) or new_folder(job)).replace("'", "\\'")
-        return [*words, f"hydra.run.dir='{folder}'"]
-    return list(words)
+    return [*words, *new_folder_word(job, arguments.overrides, lambda: resumed_folder(job, launcher))]
+
+
+def new_folder_word(
+    config: DictConfig, words: Sequence[str], resumed: Callable[[], Path | None] = lambda: None
+) -> list[str]:
+    """The word that makes the run folder the resumed or a new one; none if the user has chosen a folder."""
+    if any(word.lstrip("+").startswith("hydra.run.dir=") for word in words):
+        return []
+    folder = str(resumed() or new_folder(config)).replace("'", "\\'")
+    return [f"hydra.run.dir='{folder}'"]
 
 
 def import_torch() -> None:
@@ -152,7 +162,9 @@ def resumed_folder(config: DictConfig, launcher: launch.Launcher) -> Path | None
 
 
 def runs_folder(config: DictConfig) -> Path:
-    """Where the runs of an experiment lie, or of a dataset without one."""
+    """Where the runs of an experiment lie, or of a dataset without one; and the comparisons of runs."""
+    if config.mode == "compare":
+        return Path(config.output_root) / "compare"
     name: str = config.choices.get("experiment") or config.choices["dataset"]
     return Path(config.output_root) / name
 

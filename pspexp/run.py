@@ -349,6 +349,7 @@ def results(trainer: Trainer) -> dict[str, Any]:
 def public(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values without secrets, for files, checkpoints and MLflow."""
     shown: dict[str, Any] = without_secrets(OmegaConf.to_container(config, resolve=True))
+    shown.pop("compare", None)  # says nothing about a run
     return shown
 
 

@@ -70,11 +70,23 @@ class Checkpoint:
 
 
 @dataclass
+class Compare:
+    """Which runs ``mode=compare`` shows side by side."""
+
+    __pydantic_config__ = PLAIN_NODE
+    runs: StrictStr | list[StrictStr]
+    experiment: StrictStr | None
+    sweep: StrictStr | None
+    filter: StrictStr | None
+    baseline: StrictStr | None
+
+
+@dataclass
 class Config:
     """The root; the groups' nodes are checked against the signature of their ``_target_``."""
 
     __pydantic_config__ = PLAIN_NODE
-    mode: Literal["train", "test", "check"]
+    mode: Literal["train", "test", "check", "compare"]
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)]
     crop_size: Positive
     channels_last: StrictBool | None
@@ -84,6 +96,7 @@ class Config:
     loader: Loader
     trainer: Trainer
     checkpoint: Checkpoint
+    compare: Compare
     choices: dict[str, str | None] | None
     model: Plain
     dataset: Plain
@@ -106,7 +119,7 @@ def check(config: Plain) -> None:
     """
     problems = [*type_problems(Config, config, "")]
     for group, node in config.items():
-        if isinstance(node, dict) and group not in ("loader", "trainer", "checkpoint", "choices"):
+        if isinstance(node, dict) and group not in ("loader", "trainer", "checkpoint", "compare", "choices"):
             problems += target_problems(group, node)
     for rule in RULES:
         try:
@@ -233,6 +246,15 @@ def checkpoint_is_given(config: Plain) -> Iterator[str]:
         yield "checkpoint.path=null: mode=test needs a checkpoint; give a file, a run folder or runs:/<id>"
 
 
+def comparison_is_clear(config: Plain) -> Iterator[str]:
+    given = {key: value for key, value in config["compare"].items() if value not in (None, [])}
+    for key, value in given.items():
+        if config["mode"] != "compare":
+            yield f"compare.{key}={value}: has no effect on mode={config['mode']}; add mode=compare"
+        elif "runs" in given and key in ("experiment", "sweep", "filter"):
+            yield f"compare.{key}={value}: chooses runs from MLflow, but compare.runs names some; leave one of them out"
+
+
 def graphs_hold_gradients(config: Plain) -> Iterator[str]:
     mode, accumulate = config["trainer"]["compile"], config["trainer"]["accumulate"]
     if mode in ("reduce-overhead", "max-autotune") and accumulate > 1:
@@ -243,6 +265,8 @@ def graphs_hold_gradients(config: Plain) -> Iterator[str]:
 
 
 def files_exist(config: Plain) -> Iterator[str]:
+    if config["mode"] == "compare":  # builds nothing
+        return
     resume, model = config["checkpoint"]["resume"], config["model"]
     backbone = model.get("backbone_weights")
     paths = {
@@ -266,6 +290,7 @@ RULES: list[Callable[[Plain], Iterator[str]]] = [
     batch_is_normalisable,
     classes_agree,
     checkpoint_is_given,
+    comparison_is_clear,
     graphs_hold_gradients,
     files_exist,
 ]
