@@ -13,23 +13,31 @@ NO_PART = {
 }
 NO_PART_NODES = {"tracking", "sweep", "compare"}
 SEED = "seed"
-OWNER = "dataset"  # of values that the model and others repeat
+OWNERS = ("dataset", "model")  # of values that others repeat
 
 
 def differing(runs: Sequence[Run]) -> dict[str, tuple[str | None, ...]]:
-    """Configuration keys whose values are not all the same, with the value of each run that has a configuration."""
+    """Configuration keys whose values are not all the same, with the value of each run that has a configuration.
+
+    Chosen options come first, the seed last. Keys that only repeat another one are left out.
+    """
     configs = [run.config for run in runs if run.config]
     keys = list(dict.fromkeys(key for config in configs for key in config if is_part(key)))
     values = {key: tuple(config.get(key) for config in configs) for key in keys}
     found = {key: row for key, row in values.items() if len(set(row)) > 1}
-    kept: dict[str, tuple[str | None, ...]] = {}
-    echoes: set[tuple[str, tuple[str | None, ...]]] = set()
-    for key in sorted(found, key=lambda key: (key.count("."), not key.startswith(f"{OWNER}."))):
-        echo = (key.rpartition(".")[2], found[key])
-        if echo not in echoes and not is_implied(key, found):
-            echoes.add(echo)
-            kept[key] = found[key]
-    return {key: row for key, row in found.items() if key in kept}
+    kept: list[str] = []
+    for key in sorted(found, key=lambda key: (key.count("."), *(not key.startswith(f"{owner}.") for owner in OWNERS))):
+        echoed = any(found[key] == found[other] and is_named_after(key, other) for other in kept)
+        if not echoed and not is_implied(key, found):
+            kept.append(key)
+    ordered = sorted(kept, key=lambda key: (key == SEED, not key.startswith("choices."), list(found).index(key)))
+    return {key: found[key] for key in ordered}
+
+
+def is_named_after(key: str, other: str) -> bool:
+    """Whether a key repeats another one's name, or its end, as ``stride`` does ``output_stride``."""
+    name, owner = key.rpartition(".")[2], other.rpartition(".")[2]
+    return f"_{owner}".endswith(f"_{name}")
 
 
 def is_part(key: str) -> bool:

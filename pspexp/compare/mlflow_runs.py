@@ -54,7 +54,8 @@ def search(uri: str, experiment: str, sweep: str | None, words: str | None) -> F
             names = [one.name for one in client.search_experiments()]
             raise UserError(
                 f"compare.experiment={experiment}: unknown to MLflow at {mask_logins(uri)}"
-                f"{did_you_mean(experiment, names)}; it has {', '.join(sorted(names))}. Or name run folders in compare.runs"
+                f"{did_you_mean(experiment, names)}; it has {', '.join(sorted(names))}; or name run folders "
+                "in compare.runs"
             )
         runs = list(paged(client, found.experiment_id, asked))
         if not runs:

@@ -44,7 +44,7 @@ def label(group: list[Run], keys: dict[str, str]) -> str:
     """What distinguishes a group from other runs."""
     config = group[0].config
     parts = [f"{short}={config[key]}" for key, short in keys.items() if key != SEED and key in config]
-    return ",".join(parts) or "all seeds"
+    return ", ".join(parts) or "all seeds"
 
 
 def stats(runs: list[Run], metrics: list[str]) -> dict[str, Stat]:

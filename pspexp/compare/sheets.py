@@ -113,7 +113,10 @@ def runs_sheet(result: Comparison, folder: Path) -> Sheet:
         ]
         for run, name in zip(result.runs, result.labels, strict=True)
     ]
-    about = "Beside the metrics stands what differs in the configuration. Only finished runs have metrics."
+    about = (
+        "Beside the metrics stands what differs in the configuration, marked where it is not as in "
+        f"{result.labels[result.runs.index(baseline)]}. Only finished runs have metrics."
+    )
     return Sheet("Runs", about, columns, rows)
 
 
@@ -191,7 +194,9 @@ def key_cell(run: Run, baseline: Run, key: str) -> Cell:
         number: float | None = float(value)
     except ValueError:
         number = None
-    return Cell(shortened(value), number, "differs" if value != baseline.config.get(key) else "", whole=value)
+    return Cell(
+        shortened(value), number, "differs" if key != SEED and value != baseline.config.get(key) else "", whole=value
+    )
 
 
 def metric_cell(name: str, value: float | None, best: float | None) -> Cell:

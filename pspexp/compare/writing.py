@@ -20,9 +20,9 @@ from pspexp.tracking.local import write_atomic
 Rows = list[list[object]]
 
 NARROW, WIDE = 80, 120  # columns of a terminal; what is piped somewhere else may be wide
-HEADER_WIDTH = 14
+HEADER_WIDTHS = 10, 20
 MAX_ROWS = 40  # of a table on the terminal
-STYLES = {"best": "bold", "unfinished": "red"}
+STYLES = {"best": "bold", "differs": "magenta", "unfinished": "red"}
 
 
 def write(result: Comparison, folder: Path, source: str) -> list[str]:
@@ -141,7 +141,8 @@ def fitting(sheet: Sheet, console: Console) -> tuple[Table, list[str]]:
     """A table no wider than the console, and what it does without."""
     chosen, without = list(range(len(sheet.columns))), []
     table = as_table(sheet, chosen)
-    while console.measure(table).maximum > console.width:
+    unbounded = console.options.update_width(10_000)
+    while console.measure(table, options=unbounded).maximum > console.width:
         spare = max(reversed(chosen), key=lambda index: sheet.columns[index].spare)
         if not sheet.columns[spare].spare:
             break
@@ -155,11 +156,19 @@ def fitting(sheet: Sheet, console: Console) -> tuple[Table, list[str]]:
 
 def as_table(sheet: Sheet, chosen: Sequence[int]) -> Table:
     """Some columns of a sheet."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for index in chosen:
         column = sheet.columns[index]
-        title = "\n".join(textwrap.wrap(column.header.replace(",", ", "), HEADER_WIDTH))
+        title = header_lines(column.header)
         table.add_column(Text(title), justify="right" if column.is_number else "left", no_wrap=True, vertical="bottom")
     for row in sheet.rows[:MAX_ROWS]:
         table.add_row(*(Text(row[index].text, style=STYLES.get(row[index].mark, "")) for index in chosen))
     return table
+
+
+def header_lines(header: str) -> str:
+    """A header of several short lines, broken within words only where they are very long."""
+    words = header.replace(",", ", ")
+    low, high = HEADER_WIDTHS
+    width = min(max(low, *map(len, words.split())), high)
+    return "\n".join(textwrap.wrap(words, width, break_on_hyphens=False))

@@ -221,7 +221,7 @@ def reader(uri: str, what: str) -> Iterator[Any]:
     if database is not None and not database.exists():  # MLflow would create it
         raise UserError(f"{what}: there are no MLflow records at {database}; set tracking.tracking_uri or output_root")
     try:
-        with _limits(_UPLOAD_LIMITS), _quiet():
+        with _limits({**_UPLOAD_LIMITS, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}), _quiet():
             from mlflow import MlflowClient
 
             yield MlflowClient(tracking_uri=uri)
