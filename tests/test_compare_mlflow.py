@@ -94,14 +94,17 @@ def test_folders_and_runs_of_mlflow_together(uri: str, cli: Cli, tmp_path: Path)
     ("words", "said"),
     [
         (["compare.experiment=pspex"], ["compare.experiment=pspex: unknown to MLflow", "did you mean 'pspexp'?"]),
-        (["compare.experiment=idle"], ["experiment 'idle': no such run among 0"]),
-        (["compare.sweep=s2"], ["tags.sweep = 's2': no such run among 4", "the sweeps there are s1"]),
+        (["compare.experiment=idle"], ["compare.experiment=idle: no such run among 0"]),
+        (["compare.sweep=s2"], ["compare.sweep=s2: no such run among 4", "the sweeps there are s1"]),
         (
             ["compare.filter=\"params.`optimizer.lrr` = '1'\""],
             ["no such run among 4", "none has params.optimizer.lrr; did you mean 'optimizer.lr'?"],
         ),
-        (["compare.filter='nothing.known = 1'"], ["compare.filter", "nothing.known"]),
-        (["compare.filter='what is this'"], ["compare.filter", "MLflow at sqlite"]),
+        (
+            ["compare.filter='nothing.known = 1'"],
+            ["compare.filter=nothing.known = 1: MLflow says: ", "a filter reads like params"],
+        ),
+        (["compare.filter='what is this'"], ["compare.filter=what is this: MLflow says: "]),
         (["compare.filter=\"params.`optimizer.lr` = '0.1'\""], ["needs two runs or more, found one (runs:/"]),
         (["compare.runs=[runs:/123]"], ["compare.runs=runs:/123", "Run with id=123 not found"]),
     ],

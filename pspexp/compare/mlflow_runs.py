@@ -14,6 +14,7 @@ from pspexp.tracking.mlflow import Names, reader
 from pspexp.tracking.secrets import mask_logins
 
 PAGE = 200  # runs a call
+EXAMPLE = "a filter reads like params.`optimizer.lr` = '0.001' and metrics.`best/mean_iou` > 0.5"
 KEY = re.compile(r"\b(param|metric|tag)(?:eter)?s?\.(?:`([^`]+)`|\"([^\"]+)\"|([\w./-]+))")
 
 
@@ -45,22 +46,28 @@ def search(uri: str, experiment: str, sweep: str | None, words: str | None) -> F
     Raises:
         UserError: there are none.
     """
+    given = {"experiment": experiment, "sweep": sweep, "filter": words}
+    typed = ", ".join(f"compare.{key}={value}" for key, value in given.items() if value is not None)
     clauses = [*([f"tags.sweep = '{sweep}'"] if sweep is not None else []), *([words] if words is not None else [])]
     asked = " and ".join(clauses)
-    source = f"MLflow experiment '{experiment}'{f', {asked}' if asked else ''}"
-    with reader(uri, source) as client:
+    with reader(uri, typed) as client:
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            names = [one.name for one in client.search_experiments()]
+            names = sorted(one.name for one in client.search_experiments())
             raise UserError(
                 f"compare.experiment={experiment}: unknown to MLflow at {mask_logins(uri)}"
-                f"{did_you_mean(experiment, names)}; it has {', '.join(sorted(names))}; or name run folders "
-                "in compare.runs"
+                f"{did_you_mean(experiment, names)}; it has {', '.join(names)}; or name run folders in compare.runs"
             )
-        runs = list(paged(client, found.experiment_id, asked))
+        try:
+            runs = list(paged(client, found.experiment_id, asked))
+        except Exception as error:
+            if not asked:
+                raise
+            raise UserError(f"{typed}: MLflow says: {' '.join(str(error).split())[:300]}; {EXAMPLE}") from error
         if not runs:
-            raise UserError(nothing_found(source, uri, asked, list(paged(client, found.experiment_id, ""))))
-        return read(client, runs, source)
+            problem = nothing_found(asked, list(paged(client, found.experiment_id, "")))
+            raise UserError(f"{typed}: {problem}; change that, or name run folders in compare.runs")
+        return read(client, runs, f"MLflow experiment '{experiment}'{f', {asked}' if asked else ''}")
 
 
 def paged(client: Any, experiment_id: str, asked: str) -> Iterator[Any]:
@@ -78,7 +85,7 @@ def is_overview(run: Any) -> bool:
     return bool(run.data.tags.get("kind") == "sweep")
 
 
-def nothing_found(source: str, uri: str, asked: str, all_runs: list[Any]) -> str:
+def nothing_found(asked: str, all_runs: list[Any]) -> str:
     """What to tell when no run fits: which keys of the filter no run of the experiment has."""
     known = {
         "param": {key for run in all_runs for key in run.data.params},
@@ -92,11 +99,7 @@ def nothing_found(source: str, uri: str, asked: str, all_runs: list[Any]) -> str
             hints.append(f"none has {kind}s.{key}{did_you_mean(key, known[kind])}")
     if sweeps := sorted({run.data.tags["sweep"] for run in all_runs if "sweep" in run.data.tags}):
         hints.append(f"the sweeps there are {', '.join(sweeps[-5:])}")
-    told = f" ({'; '.join(hints)})" if hints else ""
-    return (
-        f"{source}: no such run among {len(all_runs)} at {mask_logins(uri)}{told}; change compare.sweep or "
-        "compare.filter, or name run folders in compare.runs"
-    )
+    return f"no such run among {len(all_runs)}" + (f" ({'; '.join(hints)})" if hints else "")
 
 
 def read(client: Any, runs: list[Any], source: str) -> Found:
