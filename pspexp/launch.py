@@ -146,7 +146,7 @@ def address_problems(host: str | None, port: int | None) -> list[str]:
 
 def launch(config: DictConfig, folder: Path, overrides: list[str]) -> float | None:
     """Do the job that ``config.mode`` names; returns what a sweeper compares."""
-    from pspexp import compare, doctor
+    from pspexp import doctor
     from pspexp.assembly import build
     from pspexp.run import Job
     from pspexp.tracking import runs
@@ -155,7 +155,9 @@ def launch(config: DictConfig, folder: Path, overrides: list[str]) -> float | No
         doctor.check(config)
         return None
     if config.mode == "compare":
-        compare.compare(config, folder)
+        from pspexp.compare import compare
+
+        compare(config, folder)
         return None
     launcher: Launcher = build(config.launcher)
     job = Job(config, folder, overrides)
