@@ -153,14 +153,12 @@ def launch(config: DictConfig, folder: Path, overrides: list[str], typed: Sequen
         overrides: the job's own words.
         typed: the whole command, where this process was started by it.
     """
-    from pspexp import doctor
     from pspexp.assembly import build
     from pspexp.run import Job
     from pspexp.tracking import runs
     from pspexp.tracking.provenance import command_line
 
-    if config.mode == "check":
-        doctor.check(config)
+    if needs_no_processes(config, folder):
         return None
     launcher: Launcher = build(config.launcher)
     job = Job(config, folder, overrides, command_line(typed, overrides))
@@ -168,6 +166,19 @@ def launch(config: DictConfig, folder: Path, overrides: list[str], typed: Sequen
         return launcher(job)
     with runs.claimed(folder):
         return launcher(job)
+
+
+def needs_no_processes(config: DictConfig, folder: Path) -> bool:
+    """Do the job if it is one that is no run; whether it was."""
+    if config.mode == "check":
+        from pspexp import doctor
+
+        doctor.check(config)
+    elif config.mode == "compare":
+        from pspexp.compare import compare
+
+        compare(config, folder)
+    return config.mode in ("check", "compare")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,6 +41,7 @@ STAMP = "%Y-%m-%d_%H-%M-%S"
 LEADER_TELLS_S = 5
 # A job that leaves no run folder: no log file, and Hydra makes no folder of its own.
 LEAVES_NOTHING = ["hydra/job_logging=stdout", "hydra.run.dir=."]
+LEAVES_NO_LOG = ["hydra/job_logging=plain"]  # of a job that is no run, but writes files
 FOLLOWS = ["hydra/job_logging=follower", "hydra.run.dir=."]  # another process makes the folder and tells how it goes
 
 
@@ -131,13 +132,22 @@ def examine(words: Sequence[str]) -> Command:
     job = composition.finish(composition.without_hydra(config), arguments.overrides)
     if job.mode == "check":
         return Command([*words, *LEAVES_NOTHING])
+    if job.mode == "compare":
+        return Command([*words, *LEAVES_NO_LOG, *new_folder_word(job, arguments.overrides)])
     launcher = built_launcher(job)
     if not launcher.leads:
         return Command([*words, *FOLLOWS])
-    if names(arguments.overrides, "hydra.run.dir"):
-        return Command(list(words))
-    folder = resumed_folder(job, launcher) or new_folder(runs_folder(job) / datetime.now().strftime(STAMP))
-    return Command([*words, f"hydra.run.dir={quoted(folder)}"])
+    return Command([*words, *new_folder_word(job, arguments.overrides, lambda: resumed_folder(job, launcher))])
+
+
+def new_folder_word(
+    config: DictConfig, words: Sequence[str], resumed: Callable[[], Path | None] = lambda: None
+) -> list[str]:
+    """The word that makes the run folder the resumed or a new one; none if the user has chosen a folder."""
+    if names(words, "hydra.run.dir"):
+        return []
+    folder = resumed() or new_folder(runs_folder(config) / datetime.now().strftime(STAMP))
+    return [f"hydra.run.dir={quoted(folder)}"]
 
 
 def sweep_command(words: Sequence[str], overrides: Sequence[str], config: DictConfig) -> Command:
@@ -243,7 +253,9 @@ def resumed_folder(config: DictConfig, launcher: launch.Launcher) -> Path | None
 
 
 def runs_folder(config: DictConfig) -> Path:
-    """Where the runs of an experiment lie, or of a dataset without one."""
+    """Where the runs of an experiment lie, or of a dataset without one; and the comparisons of runs."""
+    if config.mode == "compare":
+        return Path(config.output_root) / "compare"
     name: str = config.choices.get("experiment") or config.choices["dataset"]
     return Path(config.output_root) / name
 

@@ -181,4 +181,4 @@ def recorded(tracker: Tracker, results: Callable[[], dict[str, Any]]) -> Iterato
 def public(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values without secrets, for files, checkpoints and MLflow."""
     shown: dict[str, Any] = without_secrets(OmegaConf.to_container(config, resolve=True))
-    return shown
+    return {key: value for key, value in shown.items() if key not in ("compare", "sweep")}  # these describe no run

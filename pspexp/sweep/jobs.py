@@ -11,13 +11,12 @@ from typing import Any, Literal
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
-from pspexp import doctor
 from pspexp.assembly import build
 from pspexp.checkpoint import flatten
 from pspexp.composition import finish, with_choices
 from pspexp.elastic import Elastic
 from pspexp.errors import Interrupted, JobFailed, UserError, essence
-from pspexp.launch import Launcher, Single
+from pspexp.launch import Launcher, Single, needs_no_processes
 from pspexp.overrides import read
 from pspexp.records import own_state, public, record_failure
 from pspexp.run import Job
@@ -150,8 +149,7 @@ def in_processes_of_its_own(job: Job) -> tuple[float | None, int | None]:
 
     Memory, random states and process groups end with the processes, and what kills one kills no other job.
     """
-    if job.config.mode == "check":
-        doctor.check(job.config)
+    if needs_no_processes(job.config, job.folder):
         return None, None
     launcher: Launcher = build(job.config.launcher)
     if isinstance(launcher, Single):

@@ -206,6 +206,32 @@ def download_file(run_id: str, file: str, tracking_uri: str | None, output_root:
         raise UserError(mask_logins(f"runs:/{run_id}: no {file} from {uri}: {reason}")) from error
 
 
+@contextmanager
+def reader(uri: str, what: str) -> Iterator[Any]:
+    """An ``MlflowClient`` to read with, quiet and of bounded patience.
+
+    Args:
+        uri: see `resolve_uri`.
+        what: is read, for messages.
+
+    Raises:
+        UserError: there are no records, or MLflow cannot read them.
+    """
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():  # MLflow would create it
+        raise UserError(f"{what}: there are no MLflow records at {database}; set tracking.tracking_uri or output_root")
+    try:
+        with _limits({**_UPLOAD_LIMITS, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}), _quiet():
+            from mlflow import MlflowClient
+
+            yield MlflowClient(tracking_uri=uri)
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(mask_logins(f"{what}: MLflow at {uri} says: {reason}")) from error
+
+
 def cut(text: str, length: int, end: str = "…") -> str:
     """`text` of at most `length` characters, `end` where some are missing."""
     return text if len(text) <= length else text[: length - len(end)] + end
