@@ -305,7 +305,8 @@ def open_tracker(job: Job, device_type: str, *, resume: bool) -> Tracker:
     tracker = Tracker(LocalTracker(job.folder), build(config.tracking))
     tracker.start(
         name=config.run_name or job.folder.name,
-        config=shown,
+        # The name is shown as such; among the parameters it would be one more that differs in every comparison.
+        config={key: value for key, value in shown.items() if key != "run_name"},
         config_text=OmegaConf.to_yaml(OmegaConf.create(shown)),
         overrides=words_without_secrets(job.overrides),
         tags={
