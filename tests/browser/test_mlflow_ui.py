@@ -27,7 +27,7 @@ def expect(target: "Locator"):  # type: ignore[no-untyped-def]
 def open_runs(page: "Page", study: Study) -> None:
     """The runs of the experiment, all of them."""
     page.goto(f"/#/experiments/{study.experiment_id}/runs")
-    expect(page.get_by_text(re.compile(r"^\d+ matching runs$"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^\d+ matching runs?$"))).to_be_visible()
     page.get_by_role("button", name="Toggle sidebar").click()
 
 
@@ -41,12 +41,12 @@ def type_filter(page: "Page", words: str, count: int) -> None:
     box = page.get_by_test_id("search-box")
     box.fill(words)
     box.press("Enter")
-    expect(page.get_by_text(f"{count} matching run", exact=count != 1)).to_be_visible()
+    expect(page.get_by_text(re.compile(rf"^{count} matching runs?$"))).to_be_visible()
 
 
 def choose_columns(page: "Page", names: Sequence[str]) -> None:
     """Ticks columns, or takes their ticks away."""
-    page.get_by_role("button", name="Columns").click()
+    page.get_by_role("button", name="Columns", exact=True).click()
     for name in names:
         page.get_by_placeholder("Search columns").fill(name)
         page.get_by_test_id("column-selector-tree").get_by_text(name, exact=True).click()
@@ -116,7 +116,7 @@ def test_the_chart_view_draws_every_validation(page: "Page", study: Study, photo
     open_runs(page, study)
     type_filter(page, f"tags.sweep = '{study.sweep_id}'", count=5)
     sort_by(page, "best/mean_iou")
-    page.get_by_role("radio").nth(1).click(force=True)
+    page.get_by_role("radiogroup").locator("label").nth(1).click()  # list, charts, evaluation
     cards = page.get_by_test_id("experiment-view-compare-runs-card")
     expect(cards.filter(has_text="best/mean_iou")).to_be_visible()
 
@@ -173,7 +173,7 @@ def test_a_runs_page_shows_its_note_and_metrics(page: "Page", study: Study, phot
     open_run(page, study, best.run_id)
     expect(page.get_by_role("heading", name=best.name)).to_be_visible()
     expect(page.get_by_text("Finished", exact=True)).to_be_visible()
-    page.get_by_role("button", name="Show more").click()
+    page.get_by_text("Show more", exact=True).click()
     note = page.get_by_role("table").filter(has_text="accuracy")
     for name, iou in best.ious.items():
         expect(note.get_by_role("row").filter(has_text=name).get_by_role("cell").nth(1)).to_have_text(percent(iou))
@@ -208,7 +208,7 @@ def test_the_overview_ranks_the_jobs_and_tells_the_filter(page: "Page", study: S
     open_run(page, study, study.overview_id)
     expect(page.get_by_role("heading", name=f"sweep {study.sweep_id}")).to_be_visible()
     expect(page.get_by_text(f"tags.sweep = '{study.sweep_id}'")).to_be_visible()
-    page.get_by_role("button", name="Show more").click()
+    page.get_by_text("Show more", exact=True).click()
     rows = page.get_by_role("table").filter(has_text="mean IoU").get_by_role("row")
     for place, job in enumerate(study.finished, 1):
         expect(rows.nth(place)).to_contain_text(job.name)
