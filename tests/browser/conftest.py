@@ -36,16 +36,8 @@ NO_ASSISTANT = "[data-assistant-ui] { visibility: hidden }"
 Photograph = Callable[[str], None]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _equipped() -> None:
-    """Skips all where there is no browser."""
-    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-
-
 @pytest.fixture(scope="session")
-def study(_equipped: None, tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Made once; tests only look at it."""
     return make_study(tmp_path_factory.mktemp("study"))
 
@@ -72,7 +64,7 @@ def server(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
+        process.wait(60)
 
 
 def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -88,7 +80,7 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 @pytest.fixture(scope="session")
-def browser(_equipped: None, study: Study) -> Iterator["Browser"]:
+def browser(study: Study) -> Iterator["Browser"]:
     """Started after the study is made: playwright leaves an event loop running in this thread."""
     from playwright.sync_api import expect, sync_playwright
 
@@ -120,7 +112,8 @@ def photograph(page: "Page", request: pytest.FixtureRequest, tmp_path: Path) -> 
 
     def take(name: str) -> None:
         page.mouse.move(0, 0)
+        page.evaluate("document.activeElement.blur()")
         picture = Image.open(BytesIO(page.screenshot(animations="disabled", style=NO_ASSISTANT)))
-        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(folder / f"{name}.png", optimize=True)
+        picture.convert("RGB").save(folder / f"{name}.png", optimize=True)
 
     return take

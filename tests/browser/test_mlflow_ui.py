@@ -6,22 +6,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.conftest import Photograph
+from tests.browser.conftest import CHROMIUM, Photograph
 from tests.browser.study import Job, Study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
-pytestmark = pytest.mark.slow
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser").expect
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
+]
 
 NAME, STARTED = "attributes.`Run Name`", "runDateAndNestInfo"
 LR, BATCH_SIZE, BEST = "params.`optimizer.lr`", "params.`loader.batch_size`", "metrics.`best/mean_iou`"
-
-
-def expect(target: "Locator"):  # type: ignore[no-untyped-def]
-    from playwright.sync_api import expect
-
-    return expect(target)
 
 
 def open_runs(page: "Page", study: Study) -> None:
@@ -158,6 +156,7 @@ def test_the_comparison_shows_what_differs(page: "Page", study: Study, photograp
     axes = page.locator(".parcoords .axis-title")
     expect(axes).to_have_text(["loader.batch_size", "optimizer.lr", "best/mean_iou"])
     page.get_by_role("button", name="Run details").click()
+    page.set_viewport_size({"width": 1440, "height": 920})
     photograph("mlflow_compare")
 
     page.get_by_role("link", name="val/mean_iou", exact=True).click()
