@@ -32,7 +32,6 @@ class Request:
         overrides: the words typed.
         command: the whole command, without secrets.
         again: an earlier attempt was ended, or failed; go on with what it has saved, and with its records.
-        name: for people; None: ``run_name``, else the folder's.
         tags: for MLflow, beside those of every run.
     """
 
@@ -41,7 +40,6 @@ class Request:
     overrides: list[str]
     command: str = ""
     again: bool = False
-    name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -117,8 +115,9 @@ def open_tracker(
     config, shown = job.config, public(job.config)
     tracker = Tracker(LocalTracker(job.folder), views)
     tracker.start(
-        name=job.name or config.run_name or job.folder.name,
-        config=shown,
+        name=config.run_name or job.folder.name,
+        # The name is shown as such; among the parameters it would be one more that differs in every comparison.
+        config={key: value for key, value in shown.items() if key != "run_name"},
         config_text=OmegaConf.to_yaml(OmegaConf.create(shown)),
         overrides=words_without_secrets(job.overrides),
         tags={

@@ -91,10 +91,10 @@ def do(config: DictConfig, settings: HydraConf) -> float | None:
         values = values_of(sweep, words)
         metric, seconds = METRICS.get(str(raw.get("mode"))), before.seconds if before else 0
         record = Record(settings.job.num, name_of(values, settings.job.num), values, metric=metric, seconds=seconds)
-        name = " ".join(filter(None, [raw.get("run_name"), record.name]))
         again = "status" in read_summary(folder)
+        OmegaConf.update(finished, "run_name", " ".join(filter(None, [raw.get("run_name"), record.name])))
         command = command_line((), words)  # which does this job alone
-        job = Job(finished, folder, words, command, again=again, name=name, tags={"sweep": sweep.id})
+        job = Job(finished, folder, words, command, again=again, tags={"sweep": sweep.id})
         return keep(sweep, record, job, problem, jobs_at_once(settings.launcher))
 
 

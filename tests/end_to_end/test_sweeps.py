@@ -35,9 +35,12 @@ def weights(run: Path) -> dict[str, Any]:
     return {key: saved[key] for key in ("model", "metrics")}
 
 
-def state(job: Path) -> str:
-    found: str = json.loads((job / "job.json").read_text())["state"]
-    return found
+def blocked(job: Path) -> Path:
+    """What keeps a job from saving: a file where its checkpoints belong."""
+    job.mkdir(parents=True)
+    obstacle = job / "checkpoints"
+    obstacle.touch()
+    return obstacle
 
 
 @pytest.mark.slow
@@ -224,16 +227,15 @@ def test_each_engine_survives_a_failure_and_goes_on(engine: str, start: Start, t
         pytest.importorskip(plugin, reason=f"needs the extra {engine!r}")
     words = (*GRID, *launcher, "optimizer.lr=1e-3,1e-4", "loader.batch_size=2,3", "trainer.max_steps=1")
     sweep = tmp_path / "sweep"
-    obstacle = sweep / "2" / "metrics.jsonl"
-    obstacle.mkdir(parents=True)  # where the job's records belong
+    obstacle = blocked(sweep / "2")
     codes, _, errors = ends([start(*words)])
     assert codes == [1], errors
     assert column(sweep, "status") == ["FINISHED", "FINISHED", "FAILED", "FINISHED"]
-    assert "IsADirectoryError" in rows(sweep)[2]["error"]
-    assert "IsADirectoryError" in (sweep / "2" / "run.log").read_text()
+    assert "FileExistsError" in rows(sweep)[2]["error"]
+    assert "Traceback" in (sweep / "2" / "run.log").read_text()
     before = {job: (sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "013"}
 
-    obstacle.rmdir()
+    obstacle.unlink()
     codes, _, errors = ends([start(*words, "sweep.retry_failed=true")])
     assert codes == [0], errors
     assert column(sweep, "status") == ["FINISHED"] * 4
@@ -271,8 +273,7 @@ def test_a_search_goes_on_with_the_same_trials(start: Start, tmp_path: Path) -> 
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
     words = ("+sweep=optuna", *GRID[1:], "trainer.max_steps=1", "hydra.sweeper.n_trials=3")
     sweep = tmp_path / "sweep"
-    obstacle = sweep / "1" / "metrics.jsonl"
-    obstacle.mkdir(parents=True)
+    blocked(sweep / "1")
     codes, outs, errors = ends([start(*words)])
     assert codes == [1], errors
     assert column(sweep, "status") == ["FINISHED", "FAILED", "FINISHED"]
