@@ -2,7 +2,6 @@
 
 import json
 import logging
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -155,9 +154,6 @@ def in_processes_of_its_own(job: Job) -> tuple[float | None, int | None]:
     launcher: Launcher = build(job.config.launcher)
     if isinstance(launcher, Single):
         launcher = Elastic()
-    known = multiprocessing.get_all_start_methods()
-    if multiprocessing.get_start_method() not in known:  # joblib's own, which the processes started here do not know
-        multiprocessing.set_start_method(known[0], force=True)
     return launcher(job), getattr(launcher, "stopped_by", None)
 
 
