@@ -126,6 +126,8 @@ def make_study(home: Path) -> Study:
 @contextmanager
 def _typing_in(home: Path) -> Iterator[Any]:
     """A function that types a command line in this process, with `home` as the working folder."""
+    import torch
+
     from pspexp import main
 
     def type_in(*words: str) -> None:
@@ -133,10 +135,13 @@ def _typing_in(home: Path) -> Iterator[Any]:
         with suppress(SystemExit):  # the job that fails
             main.main()
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a network gains nothing by more, and loses where others compute as well
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield type_in
+    torch.set_num_threads(threads)
 
 
 def _tag(store: str, jobs: Sequence[Job]) -> None:
