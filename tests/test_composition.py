@@ -123,8 +123,8 @@ def test_an_overlay_of_an_engine_that_is_not_there(root: str, monkeypatch: pytes
     [
         ("++optimizer.lr=1", "++optimizer.lr=1: this sweep varies the key; write optimizer.lr=<value>"),
         (
-            "seed=interval(1,2)",
-            "seed=interval(1,2): only a search takes an interval; add +sweep=optuna, or give values",
+            "model.dropout=interval(0,1)",
+            "model.dropout=interval(0,1): only a search takes an interval; add +sweep=optuna, or give values",
         ),
         (
             "hydra.sweeper.params.optimizer.lr='1,2'",
