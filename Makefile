@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports pytest test-min test-wheel format hooks clean
+.PHONY: help quickstart test lint types imports pytest test-min test-wheel test-browser screenshots format hooks clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,10 @@ $(VENV)/.installed: setup.cfg constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-browser: $(VENV)/.installed-dev
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	touch $@
 
 quickstart: $(VENV)/.installed ## create .venv and train a small network for minutes, no data needed
@@ -58,6 +62,12 @@ test-min: $(VENV_MIN)/.installed ## the test suite on the oldest supported versi
 
 test-wheel: $(VENV)/.installed-dev ## build a wheel, install it elsewhere, run it from another folder
 	tests/wheel.sh $(RUN)
+
+test-browser: $(VENV)/.installed-browser ## look at a sweep in MLflow's pages; needs Debian's chromium
+	$(RUN) -m pytest tests/browser
+
+screenshots: $(VENV)/.installed-browser ## the same, and renew the README's pictures of these pages
+	PSPEXP_SCREENSHOTS=docs/img $(RUN) -m pytest tests/browser
 
 clean: ## remove environments and caches, not outputs/
 	rm -rf $(VENV) $(VENV_MIN) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

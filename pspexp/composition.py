@@ -20,11 +20,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pspexp import schema
+from pspexp import rerun, saved, schema
 from pspexp.errors import UserError
 from pspexp.overrides import (
     first_value,
-    has_key,
     is_group,
     key_problem,
     missing_engine,
@@ -36,24 +35,6 @@ from pspexp.overrides import (
     sweeper_words,
 )
 
-# What mode=test takes from the checkpoint unless it is overridden explicitly. The loss, too: val/loss depends on it.
-FROM_CHECKPOINT = (
-    "model",
-    "dataset",
-    "loss",
-    "inference",
-    "precision",
-    "crop_size",
-    "channels_last",
-    "loader.eval_batch_size",
-)
-# The saved configuration is resolved; these follow an explicit override of what they stand for.
-FOLLOWS = {
-    "inference.crop_size": "crop_size",
-    "inference.stride": "model.output_stride",
-    "inference.align_corners": "model.align_corners",
-    "loss.ignore_index": "dataset.ignore_index",
-}
 PATH_KEYS = (
     "dataset.root",
     "checkpoint.path",
@@ -61,6 +42,7 @@ PATH_KEYS = (
     "model.weights",
     "model.backbone_weights",
     "output_root",
+    "rerun",
 )
 
 
@@ -85,6 +67,11 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """
     overrides = [*overrides, *saved_choices(overrides)]
     return finish(without_hydra(compose_checked(overrides)), overrides)
+
+
+def saved_choices(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
+    """`pspexp.saved.choices`, as far as there are such options here; arguments as in `compose_checked`."""
+    return saved.choices(overrides, [conf_dir(), *folders, *named_search_path(overrides)])
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -194,7 +181,7 @@ def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
     Args:
         config: the job's part, with ``choices``.
-        overrides: the words it was composed from; ``mode=test`` lets them win over the checkpoint.
+        overrides: the words it was composed from; they win over what a checkpoint or an earlier run says.
 
     Raises:
         UserError: with every problem that was found.
@@ -202,8 +189,10 @@ def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     OmegaConf.set_struct(config, False)
     expand_home(config)
     # Types are checked last, when everything is in place: until then values may be anything.
-    if OmegaConf.select(config, "mode") == "test" and isinstance(OmegaConf.select(config, "checkpoint.path"), str):
-        take_from_checkpoint(config, overrides)  # nothing else can be judged if this fails
+    if isinstance(OmegaConf.select(config, "rerun"), str):
+        rerun.take_from_run(config, overrides)  # nothing else can be judged if this fails
+    elif OmegaConf.select(config, "mode") == "test" and isinstance(OmegaConf.select(config, "checkpoint.path"), str):
+        saved.take_from_checkpoint(config, overrides)  # as above
     try:
         name_classes(config)
         OmegaConf.resolve(config)
@@ -222,61 +211,6 @@ def expand_home(config: DictConfig) -> None:
         path = OmegaConf.select(config, key)
         if isinstance(path, str) and path.startswith("~"):
             OmegaConf.update(config, key, str(Path(path).expanduser()))
-
-
-def saved_choices(overrides: Sequence[str]) -> list[str]:
-    """For ``mode=test`` the options that the checkpoint was made with, as words, so that their keys can be overridden.
-
-    Explicitly chosen groups are left out, and so is everything that is wrong with the checkpoint: `finish` tells.
-    """
-    words = {key.lstrip("+"): value.strip("'\"") for key, _, value in (word.partition("=") for word in overrides)}
-    if words.get("mode") != "test" or "checkpoint.path" not in words:
-        return []
-    from pspexp import checkpoint  # as in `take_from_checkpoint`
-    from pspexp.tracking import runs
-
-    where = words.get("output_root", "outputs"), words.get("tracking.tracking_uri")
-    try:
-        file = runs.find_checkpoint(str(Path(words["checkpoint.path"]).expanduser()), "best.pt", *where)
-        content = checkpoint.read(file, foreign=True)
-    except UserError:
-        return []
-    chosen = content["config"]["choices"] if checkpoint.is_ours(content) else {}
-    return [
-        f"{group}={option}"
-        for group, option in chosen.items()
-        if group in FROM_CHECKPOINT and group not in words and (Path(conf_dir()) / group / f"{option}.yaml").is_file()
-    ]
-
-
-def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Replace what belongs to the checkpoint of ``mode=test``, keeping explicit overrides."""
-    from pspexp import checkpoint  # torch takes seconds to import, and --help needs none of it
-    from pspexp.tracking import runs
-
-    uri = config.tracking.get("tracking_uri")
-    config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.output_root, uri))
-    content = checkpoint.read(Path(config.checkpoint.path), foreign=True)
-    if not checkpoint.is_ours(content):
-        return  # the command line says what they are
-    saved = OmegaConf.create(content["config"])
-    same = {f"{group}={option}" for group, option in saved.choices.items()}  # the checkpoint's own options
-    explicit = {text.lstrip("+~").partition("=")[0] for text in overrides if text not in same}
-    for key in FROM_CHECKPOINT:
-        if key in explicit or not has_key(saved, key):
-            continue
-        below = {name: OmegaConf.select(config, name) for name in explicit if name.startswith(f"{key}.")}
-        OmegaConf.update(config, key, OmegaConf.select(saved, key), merge=False)
-        for name, value in below.items():
-            OmegaConf.update(config, name, value, merge=False)
-        if config.choices is not None and key in config.choices:
-            config.choices[key] = saved.choices[key]
-    for key in ("model.weights", "model.backbone_weights"):
-        if has_key(config, key):  # what it once started from may be gone
-            OmegaConf.update(config, key, None)
-    for follower, leader in FOLLOWS.items():
-        if has_key(config, follower) and has_key(config, leader) and follower not in explicit:
-            OmegaConf.update(config, follower, OmegaConf.select(config, leader))
 
 
 def name_classes(config: DictConfig) -> None:

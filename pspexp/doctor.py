@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from pspexp import run
+from pspexp import records
 from pspexp.assembly import build, build_training, meet
 from pspexp.data.loader import TrainLoader
 from pspexp.device import AUTO_ORDER, AUTOCAST_DTYPES, HOST, Device, Precision, why_not, why_unusable
@@ -30,7 +30,7 @@ def check(config: DictConfig) -> None:
     """
     console = Console()
     console.print(environment(config))
-    console.print(OmegaConf.to_yaml(OmegaConf.create(run.public(config))), markup=False, highlight=False)
+    console.print(OmegaConf.to_yaml(OmegaConf.create(records.public(config))), markup=False, highlight=False)
     launcher = build(config.launcher)
     parts = build_training(config, *meet(config, Place()), start_weights=config.checkpoint.resume is None)
     if launcher.world_size > 1:

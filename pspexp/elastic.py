@@ -25,7 +25,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from pspexp.distributed import kept_store, placed_by_torch
 from pspexp.errors import Interrupted, JobFailed, UserError
 from pspexp.launch import address_problems
-from pspexp.run import Job, close_abandoned
+from pspexp.records import close_abandoned
+from pspexp.run import Job
 
 STOP_SIGNALS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)

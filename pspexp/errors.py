@@ -1,5 +1,6 @@
 """What the user did wrong, said so that it can be mended."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -49,5 +50,5 @@ def essence(error: BaseException) -> str:
         return lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
     if isinstance(error, JobFailed):
         inner = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=-1)
-        return lines[min(inner + 1, len(lines) - 1)]
+        return re.sub(r"^([a-z_]\w*\.)+(?=\w+: )", "", lines[min(inner + 1, len(lines) - 1)])
     return ": ".join([type(error).__name__, *lines[:1]])

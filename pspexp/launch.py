@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -144,22 +144,41 @@ def address_problems(host: str | None, port: int | None) -> list[str]:
     return problems
 
 
-def launch(config: DictConfig, folder: Path, overrides: list[str]) -> float | None:
-    """Do the job that ``config.mode`` names; returns what a sweeper compares."""
-    from pspexp import doctor
+def launch(config: DictConfig, folder: Path, overrides: list[str], typed: Sequence[str] = ()) -> float | None:
+    """Do the job that ``config.mode`` names; returns what a sweeper compares.
+
+    Args:
+        config: complete and checked.
+        folder: the run folder.
+        overrides: the job's own words.
+        typed: the whole command, where this process was started by it.
+    """
     from pspexp.assembly import build
     from pspexp.run import Job
     from pspexp.tracking import runs
+    from pspexp.tracking.provenance import command_line
 
-    if config.mode == "check":
-        doctor.check(config)
+    if needs_no_processes(config, folder):
         return None
     launcher: Launcher = build(config.launcher)
-    job = Job(config, folder, overrides)
+    job = Job(config, folder, overrides, command_line(typed, overrides))
     if not launcher.leads:
         return launcher(job)
     with runs.claimed(folder):
         return launcher(job)
+
+
+def needs_no_processes(config: DictConfig, folder: Path) -> bool:
+    """Do the job if it is one that is no run; whether it was."""
+    if config.mode == "check":
+        from pspexp import doctor
+
+        doctor.check(config)
+    elif config.mode == "compare":
+        from pspexp.compare import compare
+
+        compare(config, folder)
+    return config.mode in ("check", "compare")
 
 
 @contextmanager

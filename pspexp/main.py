@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
@@ -40,11 +41,13 @@ STAMP = "%Y-%m-%d_%H-%M-%S"
 LEADER_TELLS_S = 5
 # A job that leaves no run folder: no log file, and Hydra makes no folder of its own.
 LEAVES_NOTHING = ["hydra/job_logging=stdout", "hydra.run.dir=."]
+LEAVES_NO_LOG = ["hydra/job_logging=plain"]  # of a job that is no run, but writes files
 FOLLOWS = ["hydra/job_logging=follower", "hydra.run.dir=."]  # another process makes the folder and tells how it goes
 
 
 def main() -> None:
     """Run the command line; exits with the codes of the README."""
+    typed[:] = sys.argv
     try:
         try:
             command = examine(sys.argv[1:])
@@ -59,6 +62,7 @@ def main() -> None:
 
 
 started: list[bool] = []  # filled when the task begins; Hydra's exit code does not tell
+typed: list[str] = []  # the command, before anything is added; empty in a process that a sweep's launcher started
 
 
 def task_code() -> int:
@@ -119,22 +123,31 @@ def examine(words: Sequence[str]) -> Command:
     if any(getattr(arguments, name, None) for name in ASKS_HYDRA):
         return Command(list(words))
     import_torch()
-    saved = composition.saved_choices(arguments.overrides)
-    words, arguments.overrides = [*words, *saved], [*arguments.overrides, *saved]
     folders = [arguments.config_dir] if arguments.config_dir else []
+    chosen = composition.saved_choices(arguments.overrides, folders)
+    words, arguments.overrides = [*words, *chosen], [*arguments.overrides, *chosen]
     config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders)
     if arguments.multirun or config.hydra.mode == RunMode.MULTIRUN:
         return sweep_command(words, arguments.overrides, config)
     job = composition.finish(composition.without_hydra(config), arguments.overrides)
     if job.mode == "check":
         return Command([*words, *LEAVES_NOTHING])
+    if job.mode == "compare":
+        return Command([*words, *LEAVES_NO_LOG, *new_folder_word(job, arguments.overrides)])
     launcher = built_launcher(job)
     if not launcher.leads:
         return Command([*words, *FOLLOWS])
-    if names(arguments.overrides, "hydra.run.dir"):
-        return Command(list(words))
-    folder = resumed_folder(job, launcher) or new_folder(runs_folder(job) / datetime.now().strftime(STAMP))
-    return Command([*words, f"hydra.run.dir={quoted(folder)}"])
+    return Command([*words, *new_folder_word(job, arguments.overrides, lambda: resumed_folder(job, launcher))])
+
+
+def new_folder_word(
+    config: DictConfig, words: Sequence[str], resumed: Callable[[], Path | None] = lambda: None
+) -> list[str]:
+    """The word that makes the run folder the resumed or a new one; none if the user has chosen a folder."""
+    if names(words, "hydra.run.dir"):
+        return []
+    folder = resumed() or new_folder(runs_folder(config) / datetime.now().strftime(STAMP))
+    return [f"hydra.run.dir={quoted(folder)}"]
 
 
 def sweep_command(words: Sequence[str], overrides: Sequence[str], config: DictConfig) -> Command:
@@ -220,7 +233,7 @@ def resumed_folder(config: DictConfig, launcher: launch.Launcher) -> Path | None
         return None
     # Slow to import, and most commands need none of it here.
     from pspexp import checkpoint
-    from pspexp.run import public
+    from pspexp.records import public
     from pspexp.tracking import runs
 
     if wanted != "auto":
@@ -229,7 +242,10 @@ def resumed_folder(config: DictConfig, launcher: launch.Launcher) -> Path | None
 
     def same(file: Path) -> bool:
         try:
-            return not checkpoint.resume_conflicts(checkpoint.read(file), now, launcher.world_size)
+            state = checkpoint.read(file)
+            # A rerun goes on with itself, not with the run it repeats.
+            mine = state["config"].get("rerun") == now["rerun"]
+            return mine and not checkpoint.resume_conflicts(state, now, launcher.world_size)
         except UserError:  # unreadable, or of another format: not this run
             return False
 
@@ -237,7 +253,9 @@ def resumed_folder(config: DictConfig, launcher: launch.Launcher) -> Path | None
 
 
 def runs_folder(config: DictConfig) -> Path:
-    """Where the runs of an experiment lie, or of a dataset without one."""
+    """Where the runs of an experiment lie, or of a dataset without one; and the comparisons of runs."""
+    if config.mode == "compare":
+        return Path(config.output_root) / "compare"
     name: str = config.choices.get("experiment") or config.choices["dataset"]
     return Path(config.output_root) / name
 
@@ -269,16 +287,26 @@ def task(config: DictConfig) -> float | None:
             return jobs.do(config, settings)
         overrides = list(settings.overrides.task)
         job = composition.finish(composition.with_choices(config, settings.runtime.choices), overrides)
-        return launch.launch(job, Path(settings.runtime.output_dir), overrides)
+        return launch.launch(job, Path(settings.runtime.output_dir), overrides, typed)
     except Exception as error:
         code = report(error)
-        if swept and not isinstance(error, Interrupted):
-            traceback_log.error("job %s failed", settings.job.num, exc_info=error)
-            if settings.sweeper._target_.endswith(".BasicSweeper"):
-                return None  # which compares nothing; the overview tells
-            # An optimiser has to know. Of this kind of error Hydra prints the message alone; an exit would end the sweep.
-            raise CompactHydraException(f"job {settings.job.num} failed: {essence(error)}") from None
-        sys.exit(code)
+        if not swept:
+            sys.exit(code)
+        end_of_job(error, code, settings)
+        return None
+
+
+def end_of_job(error: Exception, code: int, settings: HydraConf) -> None:
+    """Tell the sweep that a job did not finish."""
+    if isinstance(error, Interrupted):
+        if settings.launcher._target_.endswith(".BasicLauncher"):
+            sys.exit(code)  # ends the sweep; in another launcher's process it would be taken for a crash
+    else:
+        traceback_log.error("job %s failed", settings.job.num, exc_info=error)
+        if settings.sweeper._target_.endswith(".BasicSweeper"):
+            return  # it compares nothing, and the overview tells
+    # An optimiser has to know. Of this kind of error Hydra prints the message alone.
+    raise CompactHydraException(f"job {settings.job.num}: {essence(error)}")
 
 
 def report(error: Exception) -> int:

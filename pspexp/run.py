@@ -2,19 +2,18 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from torch import nn
 
 from pspexp import checkpoint
-from pspexp.assembly import Parts, TrainingParts, build, build_parts, build_training, meet
+from pspexp.assembly import Parts, TrainingParts, build_parts, build_training, meet
 from pspexp.data.loader import Batch, TrainLoader, eval_loader
 from pspexp.data.source import Source, Split
 from pspexp.device import Device
@@ -23,9 +22,8 @@ from pspexp.errors import Interrupted, UserError
 from pspexp.evaluate import Evaluation, Evaluator
 from pspexp.models.weights import load_weights
 from pspexp.optim import skips_on_request
-from pspexp.tracking import LocalTracker, Progress, SilentTracker, Status, Tracker, View, runs
-from pspexp.tracking.local import read_summary
-from pspexp.tracking.secrets import without_secrets, words_without_secrets
+from pspexp.records import Request, own_state, public, recorded, start_tracker
+from pspexp.tracking import Progress, Tracker, runs
 from pspexp.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -33,25 +31,8 @@ log = logging.getLogger(__name__)
 StopSignal = Callable[[], int | None]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What one run is to do. It can be sent to another process.
-
-    Attributes:
-        config: complete and checked.
-        folder: the run folder; another process's word counts where several started by themselves.
-        overrides: the words typed.
-        again: an earlier attempt was ended, or failed; go on with what it has saved, and with its records.
-        name: for people; None: ``run_name``, else the folder's.
-        tags: for MLflow, beside those of every run.
-    """
-
-    config: DictConfig
-    folder: Path
-    overrides: list[str]
-    again: bool = False
-    name: str | None = None
-    tags: dict[str, str] = field(default_factory=dict)
+class Job(Request):
+    """A request that processes can carry out; it can be sent to them."""
 
     def __call__(self, place: Place, stop_signal: StopSignal) -> float | None:
         """Do it, as the process at ``place``; returns what a sweeper compares.
@@ -64,8 +45,8 @@ class Job:
         same_configuration(self.config, device, world)
         folder = world.from_leader(lambda: self.folder)
         job = replace(self, folder=folder, again=self.again or place.restarts > 0)
-        # Beside the lock of who launched it: what is launched may outlive that by a save.
-        with runs.claimed(folder, ".writing.lock", wait=True) if world.leads else nullcontext():
+        # Who launched it may be gone, and another have come, while this one still saves.
+        with runs.claimed(folder, runs.WRITING, wait=True) if world.leads else nullcontext():
             try:
                 result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
             except Interrupted:  # all were, at one step; nobody may end before the first process has saved
@@ -84,7 +65,8 @@ def train(job: Job, device: Device, world: World, stop_signal: StopSignal) -> fl
     evaluator = build_evaluator(parts)
     log.info("%s", describe(config, parts, len(parts.training), folder))
     log.info("%s", left_out(parts.data, len(parts.training)))
-    tracker = start_tracker(job, parts, resume=state is not None)
+    splits = {"train": parts.training, "val": parts.validation}
+    tracker = start_tracker(job, parts, splits, resume=state is not None)
 
     def validate(weights: nn.Module, between: Callable[[], None]) -> Evaluation:
         found = evaluate(weights, parts.validation, "val", evaluator, config, parts.source, tracker, between)
@@ -129,7 +111,7 @@ def test(job: Job, device: Device, world: World, stop_signal: StopSignal) -> flo
     load_weights(parts.model, saved)
     evaluator = build_evaluator(parts)
     log.info("%s", describe(config, parts, len(split), job.folder))
-    tracker = start_tracker(job, parts, resume=False)
+    tracker = start_tracker(job, parts, {"test": split}, resume=False)
     found: dict[str, float] = {}
 
     def stop_if_asked() -> None:
@@ -209,11 +191,6 @@ def saved_state(job: Job, world: World) -> dict[str, Any] | None:
     return saved
 
 
-def own_state(folder: Path) -> Path:
-    """The training state that a run folder holds, if it does."""
-    return folder / "checkpoints" / "last.pt"
-
-
 def build_evaluator(parts: Parts) -> Evaluator:
     """The evaluator that validation and test share."""
     return Evaluator(
@@ -284,103 +261,11 @@ def evaluate(
     return evaluation
 
 
-def start_tracker(job: Job, parts: Parts, *, resume: bool) -> Tracker:
-    """A tracker that has begun: the run folder first, then the views the configuration asks for.
-
-    Only the first process records.
-
-    Raises:
-        UserError: the folder holds another run's states.
-    """
-    if not resume and parts.world.from_leader(own_state(job.folder).is_file):
-        raise UserError(
-            f"hydra.run.dir={job.folder}: holds a run that would be overwritten; "
-            "go on with checkpoint.resume=auto, or choose another folder",
-            shared=True,
-        )
-    if not parts.world.leads:
-        return SilentTracker(job.folder)
-    tracker = open_tracker(job, parts.device.type, build(job.config.tracking), resume=resume or job.again)
-    if job.again and not resume:  # the first attempt had not come to a save
-        tracker.rewind(0, keep_evaluation=False)
-    return tracker
-
-
-def open_tracker(job: Job, device_type: str, views: Sequence[View], *, resume: bool) -> Tracker:
-    """Begin the records of a job, or go on with those in its folder."""
-    config, shown = job.config, public(job.config)
-    tracker = Tracker(LocalTracker(job.folder), views)
-    tracker.start(
-        name=job.name or config.run_name or job.folder.name,
-        config=shown,
-        config_text=OmegaConf.to_yaml(OmegaConf.create(shown)),
-        overrides=words_without_secrets(job.overrides),
-        tags={
-            "mode": config.mode,
-            "model": config.choices.model,
-            "dataset": config.choices.dataset,
-            "device": device_type,
-            **job.tags,
-        },
-        resume=resume,
-    )
-    return tracker
-
-
-def close_abandoned(job: Job, status: Status) -> None:
-    """End the records of a job whose processes could not do it themselves."""
-    if read_summary(job.folder).get("status") == "RUNNING":
-        open_tracker(job, job.config.choices.device, build(job.config.tracking), resume=True).finish(status)
-
-
-def record_failure(job: Job) -> None:
-    """Leave records of a job that failed before it had any: what was asked for, and that it failed."""
-    status = read_summary(job.folder).get("status")
-    if status not in (None, "RUNNING"):
-        return
-    job = replace(job, config=resolvable(job.config))
-    try:
-        views = build(job.config.tracking)
-    except Exception:  # it may be what is wrong
-        views = []
-    open_tracker(job, job.config.choices.device, views, resume=status is not None).finish("FAILED")
-
-
-def resolvable(config: DictConfig) -> DictConfig:
-    """``config`` as far as it can be resolved: without the nodes that refer to what does not exist."""
-    kept: dict[Any, Any] = {}
-    for key in config:
-        with suppress(OmegaConfBaseException):
-            node = config[key]
-            kept[key] = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    return OmegaConf.create(kept)
-
-
-@contextmanager
-def recorded(tracker: Tracker, results: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Close the run's records with the status that its end deserves."""
-    status: Status = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except (Interrupted, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status, **results())
-
-
 def results(trainer: Trainer) -> dict[str, Any]:
     """What ``summary.json`` tells about a training."""
     at, watch = trainer.position, trainer.watch
     speed = watch.total_images / watch.total_s if watch.total_s else None
     return {"best": at.best, "last": at.last, "images_per_second": speed}
-
-
-def public(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values without secrets, for files, checkpoints and MLflow."""
-    shown: dict[str, Any] = without_secrets(OmegaConf.to_container(config, resolve=True))
-    return shown
 
 
 def describe(config: DictConfig, parts: Parts, num_images: int, folder: Path) -> str:

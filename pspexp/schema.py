@@ -26,6 +26,7 @@ Count = Annotated[StrictInt, Field(ge=0)]
 Positive = Annotated[StrictInt, Field(gt=0)]
 PLAIN_NODE = ConfigDict(extra="forbid")  # the fields are strict one by one: a strict dataclass takes no dict
 TARGET = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+PLAIN_NODES = ("loader", "trainer", "checkpoint", "sweep", "compare", "choices")
 SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 # What run.py hands over when it calls a built partial; it never stands in YAML.
 HANDED_OVER = {"optimizer": {"model"}, "scheduler": {"optimizer", "total_steps"}}
@@ -81,21 +82,35 @@ class Sweep:
 
 
 @dataclass
+class Compare:
+    """Which runs ``mode=compare`` shows side by side."""
+
+    __pydantic_config__ = PLAIN_NODE
+    runs: StrictStr | list[StrictStr]
+    experiment: StrictStr | None
+    sweep: StrictStr | None
+    filter: StrictStr | None
+    baseline: StrictStr | None
+
+
+@dataclass
 class Config:
     """The root; the groups' nodes are checked against the signature of their ``_target_``."""
 
     __pydantic_config__ = PLAIN_NODE
-    mode: Literal["train", "test", "check"]
+    mode: Literal["train", "test", "check", "compare"]
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)]
     crop_size: Positive
     channels_last: StrictBool | None
     sync_batch_norm: StrictBool
     run_name: StrictStr | None
+    rerun: StrictStr | None
     output_root: StrictStr
     loader: Loader
     trainer: Trainer
     checkpoint: Checkpoint
     sweep: Sweep
+    compare: Compare
     choices: dict[str, str | None] | None
     model: Plain
     dataset: Plain
@@ -118,7 +133,7 @@ def check(config: Plain) -> None:
     """
     problems = [*type_problems(Config, config, "")]
     for group, node in config.items():
-        if isinstance(node, dict) and group not in ("loader", "trainer", "checkpoint", "sweep", "choices"):
+        if isinstance(node, dict) and group not in PLAIN_NODES:
             problems += target_problems(group, node)
     for rule in RULES:
         try:
@@ -196,6 +211,21 @@ def target_problems(group: str, node: Plain) -> Iterator[str]:
             yield from target_problems(f"{group}.{key}", value)
 
 
+def is_known(config: Plain, key: str) -> bool:
+    """Whether a dotted key is one that the schema, or the target of its node, takes; true where that cannot be told."""
+    *parents, name = key.split(".")
+    node: Any = config
+    for part in parents:
+        node = node.get(part, {}) if isinstance(node, dict) else {}
+    if "_target_" not in node:
+        return len(parents) > 1 or name in known_keys(Config, [*parents])
+    try:
+        target = get_object(node["_target_"])
+    except Exception:  # `target_problems` tells
+        return True
+    return name in SPECIAL_KEYS | set(signature_model(target, HANDED_OVER.get(parents[0], set())).model_fields)
+
+
 def signature_model(target: Callable[..., Any], handed_over: Iterable[str]) -> Any:
     """A pydantic model with the parameters of ``target`` as fields, so that arguments can be checked unbuilt."""
     function = target.__init__ if inspect.isclass(target) else target
@@ -245,6 +275,15 @@ def checkpoint_is_given(config: Plain) -> Iterator[str]:
         yield "checkpoint.path=null: mode=test needs a checkpoint; give a file, a run folder or runs:/<id>"
 
 
+def comparison_is_clear(config: Plain) -> Iterator[str]:
+    given = {key: value for key, value in config["compare"].items() if value not in (None, [])}
+    for key, value in given.items():
+        if config["mode"] != "compare":
+            yield f"compare.{key}={value}: has no effect on mode={config['mode']}; add mode=compare"
+        elif "runs" in given and key in ("experiment", "sweep", "filter"):
+            yield f"compare.{key}={value}: chooses runs from MLflow, but compare.runs names some; leave one of them out"
+
+
 def graphs_hold_gradients(config: Plain) -> Iterator[str]:
     mode, accumulate = config["trainer"]["compile"], config["trainer"]["accumulate"]
     if mode in ("reduce-overhead", "max-autotune") and accumulate > 1:
@@ -255,6 +294,8 @@ def graphs_hold_gradients(config: Plain) -> Iterator[str]:
 
 
 def files_exist(config: Plain) -> Iterator[str]:
+    if config["mode"] == "compare":  # builds nothing
+        return
     resume, model = config["checkpoint"]["resume"], config["model"]
     backbone = model.get("backbone_weights")
     paths = {
@@ -278,6 +319,7 @@ RULES: list[Callable[[Plain], Iterator[str]]] = [
     batch_is_normalisable,
     classes_agree,
     checkpoint_is_given,
+    comparison_is_clear,
     graphs_hold_gradients,
     files_exist,
 ]

@@ -11,12 +11,29 @@ import torch
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-if not torch.cuda.is_available():
-    # Torch counts the devices of all kinds at its first backward pass: the stand-in must be there before. (Beside
-    # CUDA it would become what torch takes for the machine's accelerator.)
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide CUDA's cards, unless ``-m cuda`` asks for the tests that need one.
+
+    The others are about the CPU's numbers and about machines without cards, wherever they run; and the stand-in would
+    become, beside CUDA, what torch takes for the machine's accelerator.
+    """
+    if config.option.markexpr.startswith("cuda"):
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Torch counts the devices of all kinds at its first backward pass: the stand-in must be there before.
     sys.path.append(str(Path(__file__).parent / "stand_in"))
     with suppress(ImportError):
         import torch_sdaa  # noqa: F401
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a card where there is none to be seen."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA card and pytest -m cuda"))
+
 
 # The smallest configuration that goes through every room: two steps an epoch, a few seconds a run.
 TINY = (

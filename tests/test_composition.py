@@ -200,7 +200,7 @@ def test_yaml_floats_are_numbers(root: str) -> None:
         ("trainer.epochs=0", "trainer.epochs=0: input should be greater than 0"),
         ("trainer.grad_clip=high", "trainer.grad_clip=high: input should be a valid number"),
         ("trainer.ema=1.0", "trainer.ema=1.0: input should be less than 1"),
-        ("mode=tset", "mode=tset: input should be 'train', 'test' or 'check'"),
+        ("mode=tset", "mode=tset: input should be 'train', 'test', 'check' or 'compare'"),
         ("loader=4", "loader=4: input should be"),
         ("model.head=concta", "model.head=concta: input should be 'concat'"),
         ("trainer.compile=fast", "trainer.compile=fast: input should be False, True, 'default', 'reduce-overhead'"),

@@ -56,7 +56,7 @@ def test_only_tf32_rounds_products_of_float32() -> None:
         assert torch.get_float32_matmul_precision() == ("high" if rounds else "highest")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_copies_beside_queued_work_arrive_before_they_are_used() -> None:
     device = Device("cuda")
     busy = torch.randn(4096, 4096, device="cuda")

@@ -173,7 +173,7 @@ def test_update_reads_nothing_back_from_the_device() -> None:
     assert matrix.matrix.device.type == "meta"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_update_does_not_wait_for_a_cuda_device() -> None:
     prediction, target = (ids.cuda() for ids in labels(0, 21))
     matrix = ConfusionMatrix(21)

@@ -18,10 +18,13 @@ git -C "$checkout" archive --format=tar HEAD | tar -x -C "$work/source"
 
 cd "$work/elsewhere"
 "$work/venv/bin/python" - "$work/venv" <<'EOF'
+import pathlib
 import sys
 import pspexp
 
 assert pspexp.__file__.startswith(sys.argv[1]), pspexp.__file__
+page = pathlib.Path(pspexp.__file__).parent / "compare" / "page.html"
+assert page.is_file(), page
 classes = pspexp.compose(["experiment=quickstart"]).dataset.class_names
 print(f"installed in {pspexp.__file__}; quickstart has {len(classes)} classes")
 EOF

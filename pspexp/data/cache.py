@@ -109,6 +109,9 @@ class _CachedSplit:
             self._cache.put(entry, sample := self._split[index])
         return sample
 
+    def fingerprint(self) -> str:
+        return self._split.fingerprint()
+
 
 def _shared_memory(size: int, context: BaseContext) -> mmap.mmap | BufferWrapper:
     """Bytes that take no memory before they are written; a RawArray of them would be filled with zeros at once.

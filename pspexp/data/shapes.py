@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pspexp.data.labels import VOC_COLOURS
-from pspexp.data.source import Role, Sample, check_classes, check_colours
+from pspexp.data.source import Role, Sample, check_classes, check_colours, fingerprint
 from pspexp.errors import UserError, did_you_mean
 
 SHAPES, TEXTURES = ("disc", "triangle"), ("striped", "checked")
@@ -50,6 +50,10 @@ class ShapesSplit:
         edge[:, 1:] |= label[:, 1:] != label[:, :-1]
         label[edge] = self._ignore_index
         return Image.fromarray(picture.clip(0, 255).astype(np.uint8)), Image.fromarray(label)
+
+    def fingerprint(self) -> str:
+        """Of what the pictures are drawn from."""
+        return fingerprint([_SETS[self._set], len(self), self._size, self._seed, self._ignore_index])
 
 
 class ShapesSource:

@@ -1,6 +1,9 @@
 """What a data set looks like to the rest of the package."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -25,6 +28,10 @@ class Split(Protocol):
         """The picture and its label, whose values are class ids or ``ignore_index``."""
         ...
 
+    def fingerprint(self) -> str:
+        """The same for the same samples in the same order, on any machine; quick: file contents are not read."""
+        ...
+
 
 class Source(Protocol):
     """What ``conf/dataset/*.yaml`` builds."""
@@ -39,6 +46,22 @@ class Source(Protocol):
     def open(self, role: Role) -> Split:
         """Check the files and give the samples; raises UserError with everything that is missing."""
         ...
+
+
+def fingerprint(entries: Iterable[object]) -> str:
+    """SHA-256, in hexadecimal digits, of a sequence of plain values."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(f"{json.dumps(entry)}\n".encode())
+    return digest.hexdigest()
+
+
+def identity(path: Path) -> tuple[str, int]:
+    """A file's place in its data set and its size in bytes, -1 if it is gone: whoever reads it will tell."""
+    try:
+        return f"{path.parent.name}/{path.name}", path.stat().st_size
+    except OSError:
+        return f"{path.parent.name}/{path.name}", -1
 
 
 def check_classes(num_classes: int, class_names: Sequence[str], ignore_index: int) -> None:

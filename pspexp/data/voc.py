@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from pspexp.data.labels import VOC_COLOURS, VOID, read_label, read_picture
-from pspexp.data.source import Role, Sample, check_classes, check_colours
+from pspexp.data.source import Role, Sample, check_classes, check_colours, fingerprint, identity
 from pspexp.errors import UserError, did_you_mean
 
 PICTURES, SPLITS = "JPEGImages", "ImageSets/Segmentation"
@@ -53,6 +53,11 @@ class VocSplit:
                 f"0–{self._invalid[0] - 1} and {VOID} only; check dataset.class_names or the file"
             )
         return picture, label.point(self._table)
+
+    def fingerprint(self) -> str:
+        """Of names, and of each file's folder, name and size."""
+        samples = zip(self.names, self._pictures, self._labels, strict=True)
+        return fingerprint((name, *identity(picture), *identity(label)) for name, picture, label in samples)
 
 
 class VocSource:

@@ -1,5 +1,6 @@
 """Devices of its own, or processor cores, for each of the jobs that run at the same time on one machine."""
 
+import logging
 import os
 import tempfile
 import time
@@ -16,10 +17,14 @@ from pspexp.sweep.study import Sweep
 
 POLL_S = 0.2
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def own_share(sweep: Sweep, config: DictConfig, jobs_at_once: int | None) -> Iterator[None]:
     """Show the processes that a job starts a share of the machine that no other job of the sweep has; wait for one.
+
+    A job that runs alone, or with a card chosen by ``device.index``, is left as it is.
 
     Args:
         sweep: whose jobs share the machine.
@@ -36,10 +41,12 @@ def own_share(sweep: Sweep, config: DictConfig, jobs_at_once: int | None) -> Ite
     if cards:
         shares = groups(cards, config.launcher.get("nproc_per_node", 1)) * config.sweep.jobs_per_device
         with one_of(sweep, shares) as mine, environment(variable, mine):
+            log.info("%s=%s", variable, mine)
             yield
     else:
         shares = core_groups(config.sweep.cores_per_job, jobs_at_once)
         with one_of(sweep, shares) as mine, cores(mine):
+            log.info("processor cores: %s", mine or "all")
             yield
 
 

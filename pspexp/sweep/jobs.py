@@ -11,20 +11,21 @@ from typing import Any, Literal
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
-from pspexp import doctor
 from pspexp.assembly import build
 from pspexp.checkpoint import flatten
 from pspexp.composition import finish, with_choices
 from pspexp.elastic import Elastic
 from pspexp.errors import Interrupted, JobFailed, UserError, essence
-from pspexp.launch import Launcher, Single
+from pspexp.launch import Launcher, Single, needs_no_processes
 from pspexp.overrides import read
-from pspexp.run import Job, own_state, public, record_failure
+from pspexp.records import own_state, public, record_failure
+from pspexp.run import Job
 from pspexp.sweep import study
 from pspexp.sweep.devices import jobs_at_once, own_share
 from pspexp.sweep.study import Sweep, differences
 from pspexp.tracking import runs
 from pspexp.tracking.local import read_summary, write_atomic
+from pspexp.tracking.provenance import command_line
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +91,10 @@ def do(config: DictConfig, settings: HydraConf) -> float | None:
         values = values_of(sweep, words)
         metric, seconds = METRICS.get(str(raw.get("mode"))), before.seconds if before else 0
         record = Record(settings.job.num, name_of(values, settings.job.num), values, metric=metric, seconds=seconds)
-        name = " ".join(filter(None, [raw.get("run_name"), record.name]))
         again = "status" in read_summary(folder)
-        job = Job(finished, folder, words, again=again, name=name, tags={"sweep": sweep.id})
+        OmegaConf.update(finished, "run_name", " ".join(filter(None, [raw.get("run_name"), record.name])))
+        command = command_line((), words)  # which does this job alone
+        job = Job(finished, folder, words, command, again=again, tags={"sweep": sweep.id})
         return keep(sweep, record, job, problem, jobs_at_once(settings.launcher))
 
 
@@ -147,8 +149,7 @@ def in_processes_of_its_own(job: Job) -> tuple[float | None, int | None]:
 
     Memory, random states and process groups end with the processes, and what kills one kills no other job.
     """
-    if job.config.mode == "check":
-        doctor.check(job.config)
+    if needs_no_processes(job.config, job.folder):
         return None, None
     launcher: Launcher = build(job.config.launcher)
     if isinstance(launcher, Single):
@@ -177,7 +178,12 @@ def plain(value: Any) -> Any:
 def name_of(values: dict[str, Any], number: int) -> str:
     """``lr=0.0001,batch_size=8``."""
     short = short_names(values)
-    return ",".join(f"{short[key]}={value}" for key, value in values.items()) or f"job {number}"
+    return ",".join(f"{short[key]}={shown(value)}" for key, value in values.items()) or f"job {number}"
+
+
+def shown(value: Any) -> str:
+    """A value for people; of what an optimiser chooses four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -203,7 +209,8 @@ def load(folder: Path) -> Record | None:
     record = Record(**json.loads(file.read_text(encoding="utf-8")))
     if record.state != "RUNNING" or runs.is_claimed(folder):
         return record
-    summary = read_summary(folder)
+    with runs.claimed(folder, runs.WRITING, wait=True):  # processes of a killed job save and end
+        summary = read_summary(folder)
     if summary.get("status") != "FINISHED":
         return replace(record, state="KILLED")
     results = {**summary.get("last", {}), **summary.get("best", {})}

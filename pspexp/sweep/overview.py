@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pspexp.assembly import build
 from pspexp.sweep import jobs
-from pspexp.sweep.jobs import Record, short_names
+from pspexp.sweep.jobs import Record, short_names, shown
 from pspexp.sweep.study import Sweep
 from pspexp.tracking import figures
 from pspexp.tracking.local import harmless, read_summary, write_atomic
@@ -85,7 +85,7 @@ def as_table(sweep: Sweep, rows: Sequence[Row]) -> Table:
     best = ranked(rows)[0] if rows else None
     for row in rows:
         record, folder = row
-        values = [str(record.values.get(key)) for key in names]
+        values = [shown(record.values.get(key)) for key in names]
         cells = [str(record.number), *values, record.state, percent(record.result), duration(record.seconds)]
         table.add_row(*cells, folder.relative_to(sweep.folder).as_posix(), style="bold" if row is best else None)
     return table

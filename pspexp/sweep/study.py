@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pspexp.checkpoint import flatten
 from pspexp.composition import without_hydra
 from pspexp.errors import UserError
-from pspexp.overrides import as_typed, read
+from pspexp.overrides import as_typed, read, sweeper_words
 from pspexp.tracking.local import write_atomic
 from pspexp.tracking.secrets import without_secrets, words_without_secrets
 
@@ -83,9 +83,9 @@ def load(folder: Path) -> Sweep:
 
 def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
     """The values, as typed, of each key or group that takes several: on the command line or by the sweeper."""
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    typed = [*(f"{key}={value}" for key, value in params.items()), *words]
-    return {one.key_or_group: as_typed(one) for one in read(typed) if one.is_sweep_override()}
+    typed = read(words)
+    params = read(sweeper_words(config, typed))
+    return {one.key_or_group: as_typed(one) for one in [*params, *typed] if one.is_sweep_override()}
 
 
 def changed_values(known: Sweep, varies: Mapping[str, str]) -> list[str]:

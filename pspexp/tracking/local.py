@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pspexp.tracking import figures
-from pspexp.tracking.provenance import git_commit, versions
+from pspexp.tracking.provenance import Uncommitted, git_commit, versions
 
 if TYPE_CHECKING:
     from pspexp.metrics import Report
@@ -57,6 +57,29 @@ class LocalTracker:
         """Writes ``config.yaml`` and ``overrides.txt`` (one override a line)."""
         write_atomic(self.folder / "config.yaml", text)
         write_atomic(self.folder / "overrides.txt", "".join(f"{word}\n" for word in overrides))
+
+    def provenance(
+        self, attempt: Mapping[str, Any], changes: Uncommitted | None, rerun_of: str | None, *, resume: bool
+    ) -> None:
+        """Writes ``provenance.json`` and what was not committed.
+
+        Args:
+            attempt: of `pspexp.tracking.provenance.attempt`.
+            changes: goes into a file of its own.
+            rerun_of: the run that this one repeats.
+            resume: keep the earlier attempts, and the file of each one's changes.
+        """
+        earlier = read_provenance(self.folder) if resume else {}
+        attempts = list(earlier.get("attempts", []))
+        diff = None
+        if changes is not None:
+            same = [str(one.get("diff")) for one in attempts if one.get("uncommitted") == changes.fingerprint]
+            number = f"-{len(attempts) + 1}" if attempts else ""
+            diff = same[0] if same else changes.file.replace(".", f"{number}.")
+            write_atomic(self.folder / diff, changes.text)
+        attempts.append({**attempt, "diff": diff})
+        content = {"rerun_of": earlier.get("rerun_of", rerun_of), "attempts": attempts}
+        write_atomic(self.folder / "provenance.json", json.dumps(content, indent=2) + "\n")
 
     def metrics(self, values: Mapping[str, float], *, step: int, epoch: int, time_s: float) -> None:
         """Appends one flat JSON line to ``metrics.jsonl``; non-finite values are left out."""
@@ -168,6 +191,14 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """``provenance.json`` of a run folder; empty when there is none that can be read."""
+    try:
+        return dict(json.loads((folder / "provenance.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """`values` without NaN and infinities: JSON has no word for them and they break MLflow's charts."""
     return {name: value for name, value in values.items() if math.isfinite(value)}
@@ -177,7 +208,7 @@ def write_atomic(file: Path, text: str) -> None:
     """Writes a whole text file, or leaves the old one untouched; makes its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
-    with part.open("w", encoding="utf-8") as handle:
+    with part.open("w", encoding="utf-8", errors="surrogateescape") as handle:  # a diff may hold any bytes
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())

@@ -180,12 +180,12 @@ def resolve_uri(tracking_uri: str | None, output_root: str) -> str:
     return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
-def download_checkpoint(run_id: str, file: str, tracking_uri: str | None, output_root: str) -> Path:
-    """A checkpoint of an MLflow run: where it lies, or a copy in a temporary folder if that is far away.
+def download_file(run_id: str, file: str, tracking_uri: str | None, output_root: str) -> Path:
+    """A file of an MLflow run: where it lies, or a copy in a temporary folder if that is far away.
 
     Args:
         run_id: of the run.
-        file: ``best.pt`` or ``last.pt``.
+        file: path of the artifact, such as ``checkpoints/best.pt``.
         tracking_uri: see `MLflowTracker`.
         output_root: see `MLflowTracker`.
 
@@ -200,10 +200,36 @@ def download_checkpoint(run_id: str, file: str, tracking_uri: str | None, output
         with _limits(_UPLOAD_LIMITS), _quiet():
             from mlflow import MlflowClient
 
-            return Path(MlflowClient(tracking_uri=uri).download_artifacts(run_id, f"checkpoints/{file}"))
+            return Path(MlflowClient(tracking_uri=uri).download_artifacts(run_id, file))
     except Exception as error:  # MLflow raises half a dozen kinds for the same reasons
         reason = " ".join(str(error).split())[:300]
-        raise UserError(mask_logins(f"runs:/{run_id}: no checkpoints/{file} from {uri}: {reason}")) from error
+        raise UserError(mask_logins(f"runs:/{run_id}: no {file} from {uri}: {reason}")) from error
+
+
+@contextmanager
+def reader(uri: str, what: str) -> Iterator[Any]:
+    """An ``MlflowClient`` to read with, quiet and of bounded patience.
+
+    Args:
+        uri: see `resolve_uri`.
+        what: is read, for messages.
+
+    Raises:
+        UserError: there are no records, or MLflow cannot read them.
+    """
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():  # MLflow would create it
+        raise UserError(f"{what}: there are no MLflow records at {database}; set tracking.tracking_uri or output_root")
+    try:
+        with _limits({**_UPLOAD_LIMITS, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}), _quiet():
+            from mlflow import MlflowClient
+
+            yield MlflowClient(tracking_uri=uri)
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(mask_logins(f"{what}: MLflow at {uri} says: {reason}")) from error
 
 
 def cut(text: str, length: int, end: str = "…") -> str:

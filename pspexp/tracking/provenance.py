@@ -1,40 +1,176 @@
-"""Which code made a run."""
+"""Where a run comes from: code, versions, machine, command, data."""
 
+import hashlib
+import os
 import platform
+import re
+import shlex
 import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 from pspexp import __version__
+from pspexp.tracking.secrets import mask_logins, mask_yaml, words_without_secrets
 
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "mlflow")
+CHECKOUT = Path(__file__).resolve().parents[2]
+MAX_DIFF = 2**20  # characters; a longer one is kept as a list of files only
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "mlflow")
+# Whatever the user's own settings are: what `git apply` takes.
+_PLAIN = ("-c", "core.quotePath=false", "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false")
+
+
+class Uncommitted(NamedTuple):
+    """What a checkout holds beyond its commit.
+
+    Attributes:
+        fingerprint: SHA-256 of all of it, contents of new files included.
+        file: name to keep `text` under: ``uncommitted.diff``, or ``uncommitted.stat`` where it was too long.
+        text: the diff, after a line for each new file; secrets are masked.
+    """
+
+    fingerprint: str
+    file: str
+    text: str
+
+
+def git(*words: str) -> str | None:
+    """What git says of this package's checkout; None outside of one, or if git fails."""
+    if not (CHECKOUT / ".git").exists():  # installed: a repository further up is somebody else's
+        return None
+    try:
+        found = subprocess.run(
+            ["git", *_PLAIN, *words], cwd=CHECKOUT, capture_output=True, timeout=10, check=True
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.decode("utf-8", "surrogateescape")
 
 
 @cache
 def git_commit() -> str | None:
     """Commit of this package's checkout, with ``-dirty`` where tracked files differ; None outside of one."""
-    here = Path(__file__).resolve().parent
-    if not (here.parents[1] / ".git").exists():  # installed: a repository further up is somebody else's
+    return (git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty") or "").strip() or None
+
+
+@cache  # as it is when the process asks first: what it has imported does not change later either
+def uncommitted() -> Uncommitted | None:
+    """What this package's checkout holds beyond its commit; None if that is nothing, or there is no checkout."""
+    diff = git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv") or ""
+    new = (git("ls-files", "--others", "--exclude-standard", "-z", "--", "pspexp", "conf") or "").split("\0")
+    lines = [f"# new, not kept: {name} (SHA-256 {file_hash(CHECKOUT / name)})\n" for name in new if name]
+    if not diff and not lines:
         return None
+    text = "".join(lines) + diff
+    fingerprint = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    if len(text) <= MAX_DIFF:
+        return Uncommitted(fingerprint, "uncommitted.diff", mask_logins(mask_yaml(text)))
+    size = f"# {len(text) / 2**20:.1f} MiB of changes are not kept, only their list\n"
+    return Uncommitted(fingerprint, "uncommitted.stat", size + (git("diff", "HEAD", "--stat") or ""))
+
+
+def file_hash(path: Path) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256; what went wrong if it cannot be read."""
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        return str(error.strerror)
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide a result; those not installed are left out."""
     own = {"python": platform.python_version(), "pspexp": __version__}
     return own | {package: version for package in _PACKAGES if (version := _version(package))}
+
+
+def device_versions(plugin: str | None) -> dict[str, str]:
+    """Versions of what drives accelerators: CUDA, ROCm, cuDNN and a device plugin, where there are any."""
+    cudnn: Any = torch.backends.cudnn  # untyped
+    found = {
+        "cuda": torch.version.cuda,
+        "rocm": torch.version.hip,
+        "cudnn": cudnn.version() if cudnn.is_available() else None,
+    }
+    if plugin:
+        found[plugin] = _version(plugin) or getattr(sys.modules.get(plugin), "__version__", None)
+    return {name: str(version) for name, version in found.items() if version}
+
+
+def host(device: str) -> dict[str, Any]:
+    """This machine and how this process computes on it.
+
+    Args:
+        device: in the words of :meth:`pspexp.device.Device.describe`.
+    """
+    return {
+        "name": platform.node(),
+        "os": platform.platform(),
+        "cpu": cpu_model(),
+        "vector": torch.backends.cpu.get_cpu_capability(),  # decides the order of sums
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def command_line(typed: Sequence[str], overrides: Sequence[str]) -> str:
+    """The command as it can be typed again, without secrets.
+
+    Args:
+        typed: ``sys.argv`` as it was; empty in a process that a launcher started.
+        overrides: the job's words, which then stand for it.
+    """
+    program, *words = typed or ["pspexp", *overrides]
+    program = "python -m pspexp" if Path(program).name == "__main__.py" else Path(program).name
+    return " ".join([program, *map(shlex.quote, words_without_secrets(words))])
+
+
+def attempt(
+    *, command: str, device: str, plugin: str | None, processes: int, data: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The record of a run that begins, or goes on, now and in this process.
+
+    Args:
+        command: what was typed.
+        device: see `host`.
+        plugin: module of the device, for its version.
+        processes: how many compute.
+        data: number of images and fingerprint of each split.
+    """
+    commit, changes = git_commit(), uncommitted()
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": command,
+        "git_commit": commit,
+        "dirty": changes is not None or str(commit).endswith("-dirty"),
+        "uncommitted": changes.fingerprint if changes else None,
+        "versions": versions() | device_versions(plugin),
+        "host": host(device),
+        "processes": processes,
+        "data": {name: dict(split) for name, split in data.items()},
+    }
+
+
+def short_fingerprint(data: Mapping[str, Mapping[str, Any]]) -> str:
+    """Twelve digits for all splits together."""
+    text = " ".join(f"{name}={split['fingerprint']}" for name, split in sorted(data.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _version(package: str) -> str | None:

@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 from pspexp.errors import UserError
 from pspexp.tracking.local import read_summary
 
+WRITING = ".writing.lock"  # held by the process that writes records and states; who launched it holds another
+
 logger = logging.getLogger(__name__)
 
 
@@ -24,15 +26,34 @@ def find_checkpoint(path: str, file: str, output_root: str = "outputs", tracking
     Raises:
         UserError: there is none.
     """
-    if path.startswith("runs:/"):
-        from pspexp.tracking.mlflow import download_checkpoint  # MLflow takes seconds to import
+    if path.startswith("runs:/") or Path(path).is_dir():
+        return find_file(path, f"checkpoints/{file}", output_root, tracking_uri)
+    return existing(path, Path(path), "checkpoint")
 
-        run_id = path.removeprefix("runs:/").strip("/")
-        return download_checkpoint(run_id, file, tracking_uri, output_root)
-    found = Path(path) / "checkpoints" / file if Path(path).is_dir() else Path(path)
-    if not found.is_file():
-        raise UserError(f"{path}: no checkpoint there (looked for {found.absolute()})")
-    return found
+
+def find_file(run: str, file: str, output_root: str = "outputs", tracking_uri: str | None = None) -> Path:
+    """A file of a run; of an MLflow run far away a copy in a temporary folder.
+
+    Args:
+        run: a run folder or ``runs:/<MLflow run id>``.
+        file: its path in the run folder.
+        output_root, tracking_uri: as in `find_checkpoint`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if run.startswith("runs:/"):
+        from pspexp.tracking.mlflow import download_file  # MLflow takes seconds to import
+
+        return download_file(run.removeprefix("runs:/").strip("/"), file, tracking_uri, output_root)
+    return existing(run, Path(run) / file, "checkpoint" if file.startswith("checkpoints/") else file)
+
+
+def existing(where: str, file: Path, what: str) -> Path:
+    """``file``; UserError that names ``where`` if it is missing."""
+    if not file.is_file():
+        raise UserError(f"{where}: no {what} there (looked for {file.absolute()})")
+    return file
 
 
 def run_folder(checkpoint: Path) -> Path | None:

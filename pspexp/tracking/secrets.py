@@ -7,6 +7,8 @@ from typing import Any
 SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential", re.IGNORECASE)
 LOGIN = re.compile(r"(?<=//)[^@\s]+@")
 MASK = "***"
+_YAML_DIFF = re.compile(r"(?ms)^diff --git [^\n]*\.ya?ml\"?\n.*?(?=^diff --git |\Z)")
+_YAML_SECRET = re.compile(rf"(?mi)^([-+ ]\s*[\w.]*(?:{SECRET.pattern})[\w.]*\s*:[ \t]*)(?!null\b)\S.*$")
 
 
 def mask_logins(text: str) -> str:
@@ -25,7 +27,24 @@ def without_secrets(node: Any, key: str = "") -> Any:
     return node
 
 
+def is_masked(value: Any) -> bool:
+    """Whether a plain value held a secret, in whole or in part."""
+    if isinstance(value, list):
+        return any(map(is_masked, value))
+    return isinstance(value, str) and MASK in value
+
+
+def mask_yaml(diff: str) -> str:
+    """A diff with the values of secret-looking keys masked in its YAML files."""
+    return _YAML_DIFF.sub(lambda part: _YAML_SECRET.sub(rf"\g<1>{MASK}", part[0]), diff)
+
+
 def words_without_secrets(words: Sequence[str]) -> list[str]:
     """The same for ``key=value`` words."""
     parts = [word.partition("=") for word in words]
-    return [f"{key}{sign}{without_secrets(value, key)}" for key, sign, value in parts]
+    return [f"{key}{sign}{_word_value(value, key)}" for key, sign, value in parts]
+
+
+def _word_value(value: str, key: str) -> str:
+    nested = value.lstrip().startswith(("{", "[")) and SECRET.search(value)  # a key in it may be a secret's
+    return MASK if nested else str(without_secrets(value, key))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pspexp.checkpoint import flatten
 from pspexp.tracking.figures import Picture
 from pspexp.tracking.local import LocalTracker, finite
-from pspexp.tracking.provenance import git_commit
+from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
 from pspexp.tracking.secrets import mask_logins
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class Tracker:
         overrides: Sequence[str],
         tags: Mapping[str, str],
         resume: bool = False,
+        attempt: Mapping[str, Any] | None = None,
+        rerun_of: str | None = None,
     ) -> None:
         """Writes the configuration and opens the views.
 
@@ -90,14 +92,21 @@ class Tracker:
             config: nested plain values; shown flattened (``optimizer.lr``) as parameters.
             config_text: the same as YAML, for ``config.yaml``. Secrets are masked by the caller, in both.
             overrides: the command line's ``key=value`` words.
-            tags: dataset, model, device, mode; the git commit is added here.
+            tags: dataset, model, device, mode; git commit, host, data and the run repeated are added here.
             resume: go on with the records and the view's run that this folder already knows. Otherwise the
                 records of an earlier run in this folder are moved aside.
+            attempt: where the run comes from, see `pspexp.tracking.provenance.attempt`; None if nothing is run.
+            rerun_of: the run that this one repeats.
         """
         self._run_id = self._local.begin(resume)
         self._local.config(config_text, overrides)
         params = {key: str(value) for key, value in flatten(config).items()}
         tags = {**tags, "git_commit": git_commit() or "unknown"}
+        if attempt is not None:
+            self._local.provenance(attempt, uncommitted(), rerun_of, resume=resume)
+            tags |= {"host": attempt["host"]["name"], "data": short_fingerprint(attempt["data"])}
+        if rerun_of is not None:
+            tags["rerun_of"] = rerun_of
 
         def open_view(view: View) -> None:
             self._run_id = view.open(run_id=self._run_id, name=name, params=params, tags=tags)
@@ -105,7 +114,7 @@ class Tracker:
         self._each(open_view)
         # Not only at the end: a run that is killed outright must be found, and resumed in the same view.
         self._local.summary("RUNNING", run_id=self._run_id)
-        self._files("config.yaml", "overrides.txt")
+        self._files("config.yaml", "overrides.txt", "provenance.json", "uncommitted*")
 
     def rewind(self, step: int, *, keep_evaluation: bool) -> None:
         """Cuts local records younger than the save at `step` (see `LocalTracker.rewind`).

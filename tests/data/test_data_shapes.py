@@ -73,3 +73,10 @@ def test_all_wrong_settings_are_named_at_once() -> None:
     text = str(caught.value)
     for part in ("dataset.val_split=vall", "did you mean 'val'", "image_size=8", "num_train=0", "seed=-1"):
         assert part in text
+
+
+def test_a_fingerprint_tells_what_is_drawn() -> None:
+    first = make_source().open("train").fingerprint()
+    assert make_source(val_split="train").open("val").fingerprint() == first
+    others = [make_source(**change).open("train") for change in ({"seed": 9}, {"image_size": 60}, {"num_train": 11})]
+    assert len({first, make_source().open("val").fingerprint(), *(split.fingerprint() for split in others)}) == 5

@@ -1,6 +1,7 @@
 """The VOC layout: roots, protocols, and what is said when something is missing."""
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,21 @@ def test_a_folder_brings_its_own_class_names(tmp_path: Path) -> None:
 def test_missing_class_names_say_how_to_give_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classes\.txt cannot be read.*dataset\.class_names="):
         read_class_names(str(tmp_path))
+
+
+def test_a_fingerprint_is_of_names_and_sizes_in_their_order(voc: Path, tmp_path: Path) -> None:
+    def fingerprint(root: Path) -> str:
+        return make_source(root, subfolder=None).open("train").fingerprint()
+
+    first = fingerprint(voc)
+    copied = shutil.copytree(voc, tmp_path / "elsewhere")  # later, elsewhere
+    assert fingerprint(copied) == first
+    assert make_source(voc, subfolder=None).open("val").fingerprint() != first
+    split = copied / "ImageSets" / "Segmentation" / "train.txt"
+    names = split.read_text().split()
+    split.write_text("\n".join(reversed(names)))
+    assert fingerprint(copied) != first
+    split.write_text("\n".join(names))
+    label = copied / "SegmentationClass" / f"{names[0]}.png"
+    label.write_bytes(label.read_bytes() + b"\0")
+    assert fingerprint(copied) != first

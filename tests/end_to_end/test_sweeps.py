@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, Cli
-from tests.end_to_end.conftest import Start, children, ends, until
+from tests.end_to_end.conftest import CHECKOUT, Start, children, ends, until
 from tests.test_trainer import assert_same
 
 GRID = ("-m", *TINY, "trainer.max_steps=2", "hydra.sweep.dir=sweep")  # and what varies
@@ -34,9 +35,12 @@ def weights(run: Path) -> dict[str, Any]:
     return {key: saved[key] for key in ("model", "metrics")}
 
 
-def state(job: Path) -> str:
-    found: str = json.loads((job / "job.json").read_text())["state"]
-    return found
+def blocked(job: Path) -> Path:
+    """What keeps a job from saving: a file where its checkpoints belong."""
+    job.mkdir(parents=True)
+    obstacle = job / "checkpoints"
+    obstacle.touch()
+    return obstacle
 
 
 @pytest.mark.slow
@@ -50,12 +54,12 @@ def test_failing_jobs_leave_the_others_and_are_told(
     assert "HYDRA_FULL_ERROR" not in told.err
     assert "hydra.sweep.dir" in told.out
     statuses = dict(zip(column(tmp_path / "sweep", "job"), column(tmp_path / "sweep", "status"), strict=True))
-    assert statuses == {"0": "FAILED", "1": "FAILED", "2": "FAILED", "3": "FAILED", "4": "FAILED", "5": "FINISHED"}
+    assert statuses == dict.fromkeys("01234", "FAILED") | {"5": "FINISHED"}
     errors = column(tmp_path / "sweep", "error")
-    assert "loader.batch_size=1" in errors[0]
-    assert "lr" in errors[1]
-    assert "loss" in errors[3]
-    for job in "0123":
+    assert all("loader.batch_size=1" in error for error in errors[:3])
+    assert "optimizer.lr=-1" in errors[3]
+    assert "loss" in errors[4]
+    for job in "01234":
         assert "Traceback" in (tmp_path / "sweep" / job / "run.log").read_text()
         assert json.loads((tmp_path / "sweep" / job / "summary.json").read_text())["status"] == "FAILED"
 
@@ -65,29 +69,27 @@ def test_what_kills_a_process_fails_its_job_alone(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Then the sweep is typed again: twice for what has failed, with the reason gone in between."""
-    words = (*GRID, SABOTEUR, "optimizer.lr=1e-3,1e-4", "tracking=mlflow")
+    words = (*GRID, SABOTEUR, "tracking=mlflow")
     monkeypatch.setenv("SABOTAGE", "kill")
     assert cli(*words) == 1
     sweep = tmp_path / "sweep"
-    assert column(sweep, "status") == ["FINISHED", "FINISHED", "FAILED", "FAILED"]
-    assert "killed by SIGKILL" in rows(sweep)[2]["error"]
-    assert "killed by SIGKILL" in (sweep / "2" / "run.log").read_text()
-    first = rows(sweep)
-    before = [(sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "01"]
+    assert column(sweep, "status") == ["FINISHED", "FAILED"]
+    assert "killed by SIGKILL" in rows(sweep)[1]["error"]
+    assert "killed by SIGKILL" in (sweep / "1" / "run.log").read_text()
+    before = (sweep / "0" / "checkpoints" / "last.pt").stat().st_mtime_ns
 
     monkeypatch.setenv("SABOTAGE", "memory")
     assert cli(*words, "sweep.retry_failed=true") == 1
-    assert "memory" in rows(sweep)[2]["error"].lower()
+    assert "memory" in rows(sweep)[1]["error"].lower()
     monkeypatch.delenv("SABOTAGE")
     assert cli(*words) == 1  # not unasked
     assert "sweep.retry_failed=true" in capfd.readouterr().out
-    assert column(sweep, "status") == ["FINISHED", "FINISHED", "FAILED", "FAILED"]
+    assert column(sweep, "status") == ["FINISHED", "FAILED"]
     assert cli(*words, "sweep.retry_failed=true") == 0
-    assert column(sweep, "status") == ["FINISHED"] * 4
-    assert [(sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "01"] == before
-    assert [row["best/mean_iou"] for row in rows(sweep)][:2] == [row["best/mean_iou"] for row in first][:2]
+    assert column(sweep, "status") == ["FINISHED", "FINISHED"]
+    assert (sweep / "0" / "checkpoints" / "last.pt").stat().st_mtime_ns == before
     runs = tracked(tmp_path)
-    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 5  # tried again in the same MLflow runs
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3  # tried again in the same MLflow runs
     assert len({run.data.tags.get("sweep") for run in runs}) == 2  # the jobs', and none
 
 
@@ -206,3 +208,78 @@ def test_two_sweeps_cannot_share_a_folder(cli: Cli, tmp_path: Path, capsys: pyte
     with claimed(tmp_path / "sweep"):
         assert cli(*GRID, "seed=1,2") == 2
     assert "another process is writing there" in capsys.readouterr().err
+
+
+ENGINES = {
+    "basic": ("",),
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "submitit": ("hydra_plugins.hydra_submitit_launcher", "hydra/launcher=submitit_local"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "hydra/launcher=ray"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_engine_survives_a_failure_and_goes_on(engine: str, start: Start, tmp_path: Path) -> None:
+    """Learning rate × batch size, one job forced to fail; then only that one is run again."""
+    plugin, *launcher = ENGINES[engine]
+    if plugin:
+        pytest.importorskip(plugin, reason=f"needs the extra {engine!r}")
+    words = (*GRID, *launcher, "optimizer.lr=1e-3,1e-4", "loader.batch_size=2,3", "trainer.max_steps=1")
+    sweep = tmp_path / "sweep"
+    obstacle = blocked(sweep / "2")
+    codes, _, errors = ends([start(*words)])
+    assert codes == [1], errors
+    assert column(sweep, "status") == ["FINISHED", "FINISHED", "FAILED", "FINISHED"]
+    assert "FileExistsError" in rows(sweep)[2]["error"]
+    assert "Traceback" in (sweep / "2" / "run.log").read_text()
+    before = {job: (sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "013"}
+
+    obstacle.unlink()
+    codes, _, errors = ends([start(*words, "sweep.retry_failed=true")])
+    assert codes == [0], errors
+    assert column(sweep, "status") == ["FINISHED"] * 4
+    assert {job: (sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "013"} == before
+    assert len({row["best/mean_iou"] for row in rows(sweep)}) > 1
+
+
+@pytest.mark.slow
+def test_parallel_jobs_get_a_card_each(start: Start, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'joblib'")
+    pytest.importorskip("torch_sdaa", reason="needs a C++ compiler for the stand-in card")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.max_steps=1", "device=sdaa")
+    path = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests" / "stand_in")])
+    codes, _, errors = ends([start(*GRID, *joblib, "seed=1,2", PYTHONPATH=path)])
+    assert codes == [0], errors
+    logs = [(tmp_path / "sweep" / job / "run.log").read_text() for job in "01"]
+    assert sorted(re.findall(r"SDAA_VISIBLE_DEVICES=(\d)", "".join(logs))) == ["0", "1"]
+    assert all("sdaa:0" in log for log in logs)  # the only one it sees
+
+
+@pytest.mark.slow
+def test_parallel_jobs_get_processor_cores_each(start: Start, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'joblib'")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep.cores_per_job=1", "trainer.max_steps=1")
+    codes, _, errors = ends([start(*GRID, *joblib, "seed=1,2")])
+    assert codes == [0], errors
+    logs = [(tmp_path / "sweep" / job / "run.log").read_text() for job in "01"]
+    assert len(set(re.findall(r"processor cores: (\d+)\n", "".join(logs)))) == min(2, len(os.sched_getaffinity(0)))
+    assert all("cpu (1 threads)" in log for log in logs)
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_with_the_same_trials(start: Start, tmp_path: Path) -> None:
+    """One trial is forced to fail; Optuna learns of it, and going on asks for the same ones."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
+    words = ("+sweep=optuna", *GRID[1:], "trainer.max_steps=1", "hydra.sweeper.n_trials=3")
+    sweep = tmp_path / "sweep"
+    blocked(sweep / "1")
+    codes, outs, errors = ends([start(*words)])
+    assert codes == [1], errors
+    assert column(sweep, "status") == ["FINISHED", "FAILED", "FINISHED"]
+    assert len(set(column(sweep, "optimizer.lr"))) == 3
+    first = (sweep / "sweep.csv").read_text()
+    codes, outs, _ = ends([start(*words)])
+    assert codes == [1]
+    assert outs[0].count("was finished before") == 2
+    assert (sweep / "sweep.csv").read_text() == first

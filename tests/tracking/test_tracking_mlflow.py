@@ -13,7 +13,7 @@ from pspexp.errors import UserError
 from pspexp.metrics import Report
 from pspexp.tracking import LocalTracker, MLflowTracker, Tracker, mlflow_views
 from pspexp.tracking.local import read_records, read_summary
-from pspexp.tracking.mlflow import Names, cut, download_checkpoint, resolve_uri, sqlite_file
+from pspexp.tracking.mlflow import Names, cut, download_file, resolve_uri, sqlite_file
 from pspexp.tracking.secrets import mask_logins
 
 
@@ -87,7 +87,7 @@ def test_a_run_holds_what_was_recorded(tmp_path: Path, output_root: Path, report
         "checkpoints/last.pt",
     }
     assert (output_root / "mlartifacts").is_dir()
-    best = download_checkpoint(str(tracker.run_id), "best.pt", None, str(output_root))
+    best = download_file(str(tracker.run_id), "checkpoints/best.pt", None, str(output_root))
     assert best.read_bytes() == b"best.pt"
 
 
@@ -237,11 +237,11 @@ def test_processes_that_start_together_share_one_fresh_database_and_say_little(t
 
 def test_download_says_what_is_missing(tmp_path: Path, output_root: Path) -> None:
     with pytest.raises(UserError, match="no MLflow records"):
-        download_checkpoint("0" * 32, "best.pt", None, str(tmp_path))
+        download_file("0" * 32, "checkpoints/best.pt", None, str(tmp_path))
     assert not (tmp_path / "mlflow.db").exists()
     begin(tmp_path / "run", output_root)
     with pytest.raises(UserError, match=r"runs:/0+: no checkpoints/best.pt"):
-        download_checkpoint("0" * 32, "best.pt", None, str(output_root))
+        download_file("0" * 32, "checkpoints/best.pt", None, str(output_root))
 
 
 def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,126 @@
+"""How the classes differ between runs."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pspexp.compare.found import Run, Table
+from pspexp.compare.seeds import Group
+from pspexp.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A run or a group's mean, as a column of the table of classes."""
+
+    label: str
+    runs: list[Run]
+    table: Table
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """IoU of a class in each unit and the difference to the first one, as fractions; None where undefined."""
+
+    name: str
+    ious: list[float | None]
+    differences: list[float | None]
+
+
+def rank(value: float | None) -> tuple[bool, float]:
+    """A sort key: the largest first, undefined last."""
+    return value is None, -(value or 0.0)
+
+
+def as_units(
+    runs: Sequence[Run], labels: dict[int, str], groups: Sequence[Group], split: str | None
+) -> tuple[list[Unit], list[str]]:
+    """The columns of the table of classes, and what is left out of it."""
+    if split is None:
+        return [], []
+    in_group = {id(run): group for group in groups for run in group.runs}
+    units: dict[int, Unit] = {}
+    for run in runs:
+        group = in_group.get(id(run))
+        members = [one for one in (group.runs if group else [run]) if split in one.tables]
+        if group and len(members) > 1:
+            units[id(group)] = Unit(f"{group.label}, mean of {len(members)}", members, mean_table(members, split))
+        elif split in run.tables:
+            units[id(run)] = Unit(labels[id(run)], [run], run.tables[split])
+    others = [labels[id(run)] for run in runs if run.tables and split not in run.tables]
+    left_out = [f"Left out of the classes, which are those of {split}: {', '.join(others)}"] if others else []
+    return list(units.values()), left_out
+
+
+def mean_table(runs: list[Run], split: str) -> Table:
+    """The mean IoU of each class over the runs in which it is defined; only classes that all runs know."""
+    tables = [run.tables[split] for run in runs]
+    found: Table = {}
+    for name in (name for name in tables[0] if all(name in table for table in tables)):
+        values = [iou for table in tables if (iou := table[name]) is not None]
+        found[name] = statistics.mean(values) if values else None
+    return found
+
+
+def baseline_first(units: list[Unit], runs: Sequence[Run], labels: dict[int, str], baseline: str | None) -> list[Unit]:
+    """``units`` with the one in front that the others are compared with.
+
+    Raises:
+        UserError: ``baseline`` is none of them.
+    """
+    if baseline is None:
+        first = next(unit for run in runs for unit in units if run in unit.runs)
+    else:
+        first = named_unit(units, runs, labels, baseline)
+    return [first, *(unit for unit in units if unit is not first)]
+
+
+def named_unit(units: list[Unit], runs: Sequence[Run], labels: dict[int, str], baseline: str) -> Unit:
+    """The unit that a user means: by label, or by name, folder or id of a run in it."""
+    folder = Path(baseline).expanduser().resolve()
+
+    def is_meant(run: Run) -> bool:
+        names = {run.name, labels[id(run)], run.where, run.mlflow_id}
+        return baseline in names or (run.folder is not None and run.folder == folder)
+
+    meant = [unit for unit in units if baseline == unit.label or any(map(is_meant, unit.runs))]
+    if len(meant) == 1:
+        return meant[0]
+    known = [*(unit.label for unit in units), *(labels[id(run)] for unit in units for run in unit.runs)]
+    if meant:
+        places = ", ".join(run.where for unit in meant for run in unit.runs if is_meant(run))
+        raise UserError(f"compare.baseline={baseline}: {len(meant)} runs are called so; give one of {places}")
+    if any(map(is_meant, runs)):
+        raise UserError(f"compare.baseline={baseline}: has no table to compare with; choose one of {', '.join(known)}")
+    raise UserError(
+        f"compare.baseline={baseline}: none of the runs{did_you_mean(baseline, known)}; give a name or folder, such as "
+        f"{runs[0].where}"
+    )
+
+
+def compare_classes(units: Sequence[Unit]) -> tuple[list[ClassRow], list[str]]:
+    """The classes that all units know, the largest differences first, and what to tell about the others."""
+    every = list(dict.fromkeys(name for unit in units for name in unit.table))
+    shared = [name for name in every if all(name in unit.table for unit in units)]
+    rows = []
+    for name in shared:
+        ious = [unit.table[name] for unit in units]
+        rows.append(ClassRow(name, ious, [difference(iou, ious[0]) for iou in ious]))
+    rows.sort(key=lambda row: rank(largest(row)))
+    left_out = [name for name in every if name not in shared]
+    notes = [
+        f"The runs know different classes: compared are the {len(shared)} that all share; left out: "
+        f"{', '.join(left_out)}"
+    ]
+    return rows, notes if left_out else []
+
+
+def difference(iou: float | None, baseline: float | None) -> float | None:
+    """``iou - baseline``, undefined if one of them is."""
+    return None if iou is None or baseline is None else iou - baseline
+
+
+def largest(row: ClassRow) -> float | None:
+    """The largest difference of a class, up or down; None if none is defined."""
+    return max((abs(one) for one in row.differences[1:] if one is not None), default=None)

@@ -1,0 +1,69 @@
+"""What is known about a run that is to be compared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pspexp.checkpoint import flatten
+
+SPLITS = ("val", "test")
+SCORES = ("mean_iou", "mean_acc", "overall_acc", "freqw_acc", "loss")
+BEST = ("best/mean_iou", "best/epoch")
+
+Table = dict[str, float | None]
+"""Class name → IoU as a fraction; None where undefined."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: what people call it.
+        where: its folder as the user reaches it, or ``runs:/<MLflow run id>``.
+        status: ``FINISHED``, ``FAILED``, ``KILLED``, ``RUNNING`` or ``UNKNOWN``.
+        config: dotted key → value as text; empty if the run ended before it was written.
+        metrics: of the best and the last evaluation, by name; empty unless it is finished: those of a run that
+            stopped somewhere do not compare.
+        tables: ``val`` or ``test`` → IoU of the classes; empty likewise.
+        started_s: seconds since 1970.
+        folder: its folder, if that is known.
+        mlflow_id: its MLflow run, if there is one.
+    """
+
+    name: str
+    where: str
+    status: str
+    config: dict[str, str]
+    metrics: dict[str, float] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    started_s: float = 0.0
+    folder: Path | None = None
+    mlflow_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Runs in the order in which they were named, what to tell about them, and where they come from."""
+
+    runs: list[Run]
+    notes: list[str]
+    source: str
+
+
+def compared_metrics(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those metrics that a comparison shows."""
+    names = [*BEST, *(f"{split}/{score}" for split in SPLITS for score in SCORES)]
+    return {name: float(values[name]) for name in names if values.get(name) is not None}
+
+
+def as_text(config: Mapping[str, Any]) -> dict[str, str]:
+    """A nested configuration as dotted keys and texts, written as on the command line."""
+    return {key: text(value) for key, value in flatten(config).items()}
+
+
+def text(value: Any) -> str:
+    """A value as on the command line; MLflow's params hold Python's words for the same."""
+    words = {"None": "null", "True": "true", "False": "false"}
+    return words.get(str(value), str(value))

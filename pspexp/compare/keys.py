@@ -1,0 +1,61 @@
+"""Which configuration keys differ between runs, and what to call them."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pspexp.compare.found import Run
+
+# Where records go, how a run was asked for or resumed, and where its processes met: no part of an experiment.
+NO_PART = {
+    *("run_name", "output_root", "rerun", "choices.experiment", "choices.sweep", "choices.tracking"),
+    *("checkpoint.resume", "checkpoint.allow_world_size_change", "checkpoint.every_steps"),
+    *("launcher.master_addr", "launcher.master_port", "launcher.node_rank", "launcher.meeting_folder"),
+}
+NO_PART_NODES = {"tracking", "sweep", "compare"}
+SEED = "seed"
+OWNERS = ("dataset", "model")  # of values that others repeat
+
+
+def differing(runs: Sequence[Run]) -> dict[str, tuple[str | None, ...]]:
+    """Configuration keys whose values are not all the same, with the value of each run that has a configuration.
+
+    Chosen options come first, the seed last. Keys that only repeat another one are left out.
+    """
+    configs = [run.config for run in runs if run.config]
+    keys = list(dict.fromkeys(key for config in configs for key in config if is_part(key)))
+    values = {key: tuple(config.get(key) for config in configs) for key in keys}
+    found = {key: row for key, row in values.items() if len(set(row)) > 1}
+    kept: list[str] = []
+    for key in sorted(found, key=lambda key: (key.count("."), *(not key.startswith(f"{owner}.") for owner in OWNERS))):
+        echoed = any(found[key] == found[other] and is_named_after(key, other) for other in kept)
+        if not echoed and not is_implied(key, found):
+            kept.append(key)
+    ordered = sorted(kept, key=lambda key: (key == SEED, not key.startswith("choices."), list(found).index(key)))
+    return {key: found[key] for key in ordered}
+
+
+def is_named_after(key: str, other: str) -> bool:
+    """Whether a key repeats another one's name, or its end, as ``stride`` does ``output_stride``."""
+    name, owner = key.rpartition(".")[2], other.rpartition(".")[2]
+    return f"_{owner}".endswith(f"_{name}")
+
+
+def is_part(key: str) -> bool:
+    """Whether a configuration key is a part of the experiment."""
+    return key not in NO_PART and key.partition(".")[0] not in NO_PART_NODES
+
+
+def is_implied(key: str, found: dict[str, tuple[str | None, ...]]) -> bool:
+    """Whether a key says nothing beside the option chosen in its group: a class, a list, or one that others lack."""
+    options, row = found.get(f"choices.{key.partition('.')[0]}"), found[key]
+    if options is None or len(set(zip(options, row, strict=True))) > len(set(options)):
+        return False
+    is_list = any(value is not None and value.startswith("[") for value in row)
+    return key.rpartition(".")[2].startswith("_") or is_list or None in row
+
+
+def short_names(keys: dict[str, tuple[str | None, ...]]) -> dict[str, str]:
+    """The last part of each key; the whole key where two would be called the same."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    counts = Counter(last.values())
+    return {key: name if counts[name] == 1 and not name.startswith("_") else key for key, name in last.items()}

@@ -1,0 +1,186 @@
+"""Runs from their folders."""
+
+import csv
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from pspexp.compare.found import SPLITS, Found, Run, Table, as_text, compared_metrics
+from pspexp.errors import UserError
+from pspexp.tracking.local import read_records, read_summary
+
+T = TypeVar("T")
+# MLflow's copies of runs, and what lies in run folders.
+PASSED_BY = {"mlartifacts", "mlruns", "checkpoints", "plots", "tables"}
+
+
+def read(places: Sequence[str], uri: str) -> Found:
+    """The runs that ``places`` name, each once.
+
+    Args:
+        places: run folders, folders that hold some at any depth, ``runs:/<MLflow run id>``.
+        uri: of MLflow's records.
+
+    Raises:
+        UserError: a place has no runs, or a file of a run cannot be read.
+    """
+    runs: list[Run] = []
+    notes: list[str] = []
+    problems: list[str] = []
+    for place in places:
+        try:
+            found = read_place(place, uri)
+        except UserError as error:
+            problems += error.problems
+            continue
+        runs += found.runs
+        notes += found.notes
+    if problems:
+        raise UserError(*problems)
+    return Found(each_once(runs), notes, ", ".join(places))
+
+
+def each_once(runs: list[Run]) -> list[Run]:
+    """``runs`` without repetitions; a folder rather than what MLflow knows about it, since it can be linked to."""
+    recorded = {run.mlflow_id for run in runs if run.folder is not None}
+    once = {run.folder or run.mlflow_id: run for run in reversed(runs) if run.folder or run.mlflow_id not in recorded}
+    return list(reversed(once.values()))
+
+
+def read_place(place: str, uri: str) -> Found:
+    """The runs of one of the places of `read`."""
+    if place.startswith("runs:/"):
+        from pspexp.compare.mlflow_runs import get  # MLflow takes seconds to import
+
+        return get(uri, place.removeprefix("runs:/").strip("/"))
+    root = Path(place).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"compare.runs={place}: no such folder (looked in {root.absolute()}); give run folders, folders that hold "
+            "some, or runs:/<MLflow run id>"
+        )
+    folders, ended_early = run_folders(root)
+    if not folders:
+        early = f"; {len(ended_early)} in it hold a run.log only: those ended before they began" if ended_early else ""
+        raise UserError(f"compare.runs={place}: no run folder there or below (looked for summary.json){early}")
+    runs: list[Run] = []
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            runs.append(read_folder(folder))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    notes = [f"Left out, since it ended before its configuration was written: {folder}" for folder in ended_early]
+    return Found(runs, notes, place)
+
+
+def run_folders(root: Path) -> tuple[list[Path], list[Path]]:
+    """The run folders at or below ``root`` in order of their names, and folders of jobs that ended before that."""
+    runs, ended_early = [], []
+    for place, names, files in os.walk(root):
+        names[:] = [name for name in names if name not in PASSED_BY and not name.startswith(".")]
+        if "summary.json" in files or {"config.yaml", "overrides.txt"} <= set(files):
+            runs.append(Path(place))
+        elif "run.log" in files and not names:
+            ended_early.append(Path(place))
+    return sorted(runs, key=natural), sorted(ended_early, key=natural)
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """A sort key by which ``9`` comes before ``10``."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def read_folder(folder: Path) -> Run:
+    """The run of a folder.
+
+    Raises:
+        UserError: names the file that cannot be read.
+    """
+    config, summary, tables = read_files(folder)
+    records = [record for record in read_records(folder) if "time" in record]
+    status = summary.get("status", "UNKNOWN")
+    finished = status == "FINISHED"
+    return Run(
+        name=known_name(config) or folder.resolve().name,
+        where=str(folder),
+        status=status,
+        config=config,
+        metrics=compared_metrics(last_losses(records) | scores(summary)) if finished else {},
+        tables=tables if finished else {},
+        started_s=records[0]["time"] if records else folder.stat().st_mtime,
+        folder=folder.resolve(),
+        mlflow_id=summary.get("mlflow_run_id"),
+    )
+
+
+def read_files(folder: Path) -> tuple[dict[str, str], dict[str, Any], dict[str, Table]]:
+    """Configuration, ``summary.json`` and tables of a run folder, or of copies of its files; empty where missing.
+
+    Raises:
+        UserError: names the file that cannot be read.
+    """
+    config = parsed(folder / "config.yaml", read_config) or {}
+    summary = parsed(folder / "summary.json", checked_summary) or {}
+    files = {split: folder / "tables" / f"{split}_iou.csv" for split in SPLITS}
+    tables = {split: parsed(file, read_table) for split, file in files.items()}
+    return config, summary, {split: table for split, table in tables.items() if table}
+
+
+def parsed(file: Path, parse: Callable[[Path], T]) -> T | None:
+    """What ``parse`` makes of a file; None without one.
+
+    Raises:
+        UserError: names the file and what is wrong with it.
+    """
+    try:
+        return parse(file) if file.exists() else None
+    except Exception as error:  # of YAML, JSON, CSV and the file system
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{file}: cannot be read ({reason}); mend it, or leave this run out of compare.runs") from error
+
+
+def checked_summary(file: Path) -> dict[str, Any]:
+    """``summary.json``, with numbers where they are expected."""
+    summary = read_summary(file.parent)
+    compared_metrics(scores(summary))
+    return summary
+
+
+def read_config(file: Path) -> dict[str, str]:
+    """``config.yaml`` as dotted keys and texts."""
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    if not isinstance(content, dict):
+        raise ValueError("holds no keys")
+    return as_text({str(key): value for key, value in content.items()})
+
+
+def read_table(file: Path) -> Table:
+    """The IoU of each class; None where undefined."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        return {row["class"]: float(row["iou"]) if row["iou"] else None for row in csv.DictReader(lines)}
+
+
+def known_name(config: dict[str, str]) -> str | None:
+    """The run's name, if its configuration gives it one."""
+    name = config.get("run_name", "null")
+    return None if name == "null" else name
+
+
+def scores(summary: dict[str, Any]) -> dict[str, float]:
+    """The metrics in ``summary.json``: all of the last evaluation and ``best/…``."""
+    best = {name: value for name, value in summary.get("best", {}).items() if name.startswith("best/")}
+    return {**summary.get("last", {}), **best}
+
+
+def last_losses(records: list[dict[str, Any]]) -> dict[str, float]:
+    """The losses of the last evaluations, which ``summary.json`` does not tell."""
+    names = [f"{split}/loss" for split in SPLITS]
+    return {name: record[name] for record in records for name in names if name in record}

@@ -1,0 +1,113 @@
+"""A run that repeats another: what differs between the two, in words."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pspexp.errors import UserError
+
+Find = Callable[[str], Path]  # a file of the repeated run, by its path in the run folder; raises UserError
+Attempt = Mapping[str, Any]
+
+
+def read_attempts(find: Find) -> tuple[list[Attempt], str | None]:
+    """The repeated run's attempts, each with what is known of it; and a line about what is not known.
+
+    Runs of earlier versions have no ``provenance.json``; their ``summary.json`` holds commit and versions.
+    """
+    try:
+        attempts = json.loads(find("provenance.json").read_text(encoding="utf-8"))["attempts"]
+        if isinstance(attempts, list) and attempts and all(isinstance(one, dict) for one in attempts):
+            return attempts, None
+        reason = "provenance.json holds no attempts"
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        missing = isinstance(error, UserError)
+        reason = "there is no provenance.json" if missing else "provenance.json cannot be read"
+    try:
+        summary = json.loads(find("summary.json").read_text(encoding="utf-8"))
+        known = {"git_commit": summary.get("git_commit"), "versions": summary.get("versions", {})}
+        return [known], f"{reason}: uncommitted changes, machine and data of then are not known"
+    except (UserError, OSError, ValueError, AttributeError):
+        return [], f"{reason}: code, versions, machine and data of then are not known"
+
+
+def differences(attempts: list[Attempt], now: Attempt, find: Find) -> list[str]:
+    """A line for each way in which ``now`` differs from any of the attempts at the repeated run."""
+    lines = [
+        line
+        for then in attempts
+        for line in (
+            *code_differences(then, now, find),
+            *version_differences(then, now),
+            *machine_differences(then, now),
+            *data_differences(then.get("data"), now["data"]),
+        )
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def code_differences(then: Attempt, now: Attempt, find: Find) -> Iterator[str]:
+    """Commit and what was not committed."""
+    before, here = (str(one.get("git_commit") or "unknown").removesuffix("-dirty") for one in (then, now))
+    if before != here:
+        hint = f" (git checkout {before})" if "unknown" not in (before, here) else ""
+        yield f"code: commit {before} then, {here} now{hint}"
+    if "uncommitted" not in then or then["uncommitted"] == now["uncommitted"]:
+        return
+    if then["uncommitted"] is None:
+        yield "code: uncommitted changes now, none then"
+        return
+    state = "others" if now["uncommitted"] else "none"
+    yield f"code: uncommitted changes then, {state} now; {kept_changes(then.get('diff'), find)}"
+
+
+def kept_changes(name: Any, find: Find) -> str:
+    """Where the changes of then are."""
+    try:
+        file = find(str(name)).absolute()
+    except UserError:
+        return "what they were is not known"
+    return f"git apply {file}" if file.suffix == ".diff" else f"{file} lists them"
+
+
+def version_differences(then: Attempt, now: Attempt) -> Iterator[str]:
+    """Libraries of other versions, or not there at all."""
+    before, here = then.get("versions", {}), now["versions"]
+    names = before.keys() | here.keys() if "host" in then else before.keys()  # earlier versions recorded fewer
+    for name in sorted(names):
+        if before.get(name) != here.get(name):
+            yield f"version: {name} {before.get(name, 'not there')} then, {here.get(name, 'not there')} now"
+
+
+def machine_differences(then: Attempt, now: Attempt) -> Iterator[str]:
+    """What of device, processor and processes decides the bits of a result."""
+    if "host" in then:
+        before, here = kind(then["host"]), kind(now["host"])
+        for name in sorted(before.keys() | here.keys()):
+            if before.get(name) != here.get(name):
+                yield f"machine: {name} {before.get(name)} then, {here.get(name)} now"
+    if then.get("processes", now["processes"]) != now["processes"]:
+        yield f"machine: {then['processes']} processes then, {now['processes']} now"
+
+
+def kind(host: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a host's record that decides the bits of a result: any card of a model will do."""
+    device = re.sub(r"^(\w+):\d+", r"\1", str(host.get("device")))
+    if not device.startswith("cpu "):
+        return {"device": device}
+    return {"device": "cpu", **{name: host.get(name) for name in ("cpu", "vector", "threads")}}
+
+
+def data_differences(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Iterator[str]:
+    """Splits that are not the same files, or not drawn the same way."""
+    for name, here in now.items():
+        before = here if then is None else then.get(name)
+        if before is None:
+            yield f"data: {name} is not in the record of then"
+        elif before != here:
+            counts = f"{before['images']} images then, {here['images']} now"
+            same = f"{here['images']} images as then, but not the same: names, sizes or order differ"
+            marks = f"{before['fingerprint'][:12]} then, {here['fingerprint'][:12]} now"
+            yield f"data: {name}: {same if before['images'] == here['images'] else counts} ({marks})"

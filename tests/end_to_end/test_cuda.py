@@ -1,0 +1,89 @@
+"""``device=cuda``: what its users type, with the CPU's results as far as the format carries. ``pytest -m cuda``."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TINY, Cli
+from tests.test_trainer import assert_same
+
+pytestmark = [pytest.mark.cuda, pytest.mark.slow]
+
+CHECKOUT = Path(__file__).parents[2]
+CUDA = (*TINY, "device=cuda", "model.dropout=0")
+# NCCL takes two processes on one card for two machines if each names a host of its own, and then asks for no cards.
+OWN_HOST = "import os\nos.environ['NCCL_HOSTID'] = f'host{os.getpid()}'\n"
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines for key in ("train/loss", "val/loss") if key in line]
+
+
+def last(run: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    saved["training"].pop("interval")
+    return saved
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.03), ("fp16", 0.03)])
+def test_a_training_gives_about_the_cpus_losses(cli: Cli, tmp_path: Path, precision: str, tolerance: float) -> None:
+    assert cli(*CUDA, "device=cpu", "precision=fp32", "hydra.run.dir=cpu") == 0
+    assert cli(*CUDA, f"precision={precision}", "hydra.run.dir=cuda") == 0
+    assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=tolerance)
+    words = ("mode=test", "checkpoint.path=cuda/checkpoints/last.pt", "loader.num_workers=0", "tracking=none")
+    assert cli(*words, "device=cpu", "precision=fp32", "hydra.run.dir=test") == 0  # readable without a card
+    tested = json.loads((tmp_path / "test" / "summary.json").read_text())["last"]["test/loss"]
+    assert tested == pytest.approx(losses(tmp_path / "cuda")[-1], rel=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_that_goes_on_ends_with_the_uninterrupted_ones_bits(cli: Cli, tmp_path: Path, precision: str) -> None:
+    words = (*TINY, "device=cuda", f"precision={precision}", "trainer.ema=0.9")
+    assert cli(*words, "hydra.run.dir=whole") == 0
+    assert cli(*words, "hydra.run.dir=part", "trainer.max_steps=1") == 0
+    assert cli(*words, "hydra.run.dir=part", "checkpoint.resume=auto") == 0
+    whole, part = last(tmp_path / "whole"), last(tmp_path / "part")
+    for key in ("model", "ema", "metrics"):
+        assert_same(whole[key], part[key], key)
+    assert_same(whole["training"], part["training"])
+
+
+def test_a_compiled_network_trains_alike(cli: Cli, tmp_path: Path) -> None:
+    assert cli(*CUDA, "precision=fp32", "hydra.run.dir=plain") == 0
+    assert cli(*CUDA, "precision=fp32", "trainer.compile=true", "hydra.run.dir=compiled") == 0
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-3)
+
+
+def test_two_processes_train_as_one_with_synchronised_norms(cli: Cli, tmp_path: Path) -> None:
+    shared = (*CUDA, "dataset.num_train=8", "precision=fp32")
+    assert cli(*shared, "loader.batch_size=4", "hydra.run.dir=one") == 0
+    (tmp_path / "sitecustomize.py").write_text(OWN_HOST)
+    path = f"{tmp_path}{os.pathsep}{CHECKOUT}"
+    lonely = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    two = ("launcher=ddp", "launcher.nproc_per_node=2", "device.index=0", "hydra.run.dir=two")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # index 0 is refused where there are more
+    done = subprocess.run(
+        [sys.executable, "-m", "pspexp", *shared, *two],
+        cwd=tmp_path,
+        env={**os.environ, **lonely, "CUDA_VISIBLE_DEVICES": visible},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sync_batch_norm" not in done.stdout
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+
+
+def test_check_tells_what_the_card_does(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("mode=check", *CUDA) == 0
+    said = capsys.readouterr().out
+    for fact in ("cuda:0", "precision=fp16: yes, with a gradient scaler", "nccl", "configuration is valid"):
+        assert fact in said

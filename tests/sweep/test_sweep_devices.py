@@ -1,0 +1,123 @@
+"""What each of several jobs at a time gets of a machine."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from pspexp.errors import UserError
+from pspexp.sweep import devices
+from pspexp.sweep.devices import core_groups, groups, jobs_at_once, one_of, own_share
+from pspexp.sweep.study import Sweep
+
+LIMIT_S = 60
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return Sweep(tmp_path / "sweep", "sweep-1a2b", {"optimizer.lr": "1,2"}, [], {})
+
+
+def config(device: str, nproc: int = 1, jobs_per_device: int = 1, **node: object) -> DictConfig:
+    return OmegaConf.create(
+        {
+            "device": {"type": device, **node},
+            "launcher": {"nproc_per_node": nproc},
+            "sweep": {"jobs_per_device": jobs_per_device, "cores_per_job": None},
+        }
+    )
+
+
+@pytest.fixture
+def four_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with four cards of a make that torch need not know."""
+
+    def card_names(kind: str, plugin: str | None, variable: str | None) -> tuple[str, list[str]]:
+        return variable or f"{kind.upper()}_VISIBLE_DEVICES", ["4", "5", "6", "7"]
+
+    monkeypatch.setattr(devices, "card_names", card_names)
+    monkeypatch.delenv("ACME_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("four_cards")
+def test_each_job_at_a_time_is_shown_other_cards(sweep: Sweep) -> None:
+    seen = []
+    with own_share(sweep, config("acme", 2), None):
+        seen.append(os.environ["ACME_VISIBLE_DEVICES"])
+        with own_share(sweep, config("acme", 2), None):
+            seen.append(os.environ["ACME_VISIBLE_DEVICES"])
+    assert seen == ["4,5", "6,7"]
+    assert "ACME_VISIBLE_DEVICES" not in os.environ
+    with own_share(sweep, config("acme", visible_devices="ACME_CARDS"), None):  # free again
+        assert os.environ.pop("ACME_CARDS") == "4"
+
+
+@pytest.mark.usefixtures("four_cards")
+def test_one_job_at_a_time_or_a_chosen_card_is_left_alone(sweep: Sweep) -> None:
+    for job, at_once in ((config("acme"), 1), (config("acme", index=2), None)):
+        with own_share(sweep, job, at_once):
+            assert "ACME_VISIBLE_DEVICES" not in os.environ
+
+
+def test_a_job_waits_until_a_share_is_free(sweep: Sweep) -> None:
+    second, order = threading.Event(), []
+
+    def wait_for_it() -> None:
+        second.set()
+        with one_of(sweep, ["0"]) as share:
+            order.append(f"second got {share}")
+
+    thread = threading.Thread(target=wait_for_it)
+    with one_of(sweep, ["0"]) as share:
+        thread.start()
+        assert second.wait(LIMIT_S)
+        order.append(f"first had {share}")
+    thread.join(LIMIT_S)
+    assert order == ["first had 0", "second got 0"]
+
+
+def test_jobs_may_share_a_card(sweep: Sweep) -> None:
+    with one_of(sweep, ["0", "0"]) as first, one_of(sweep, ["0", "0"]) as second:
+        assert (first, second) == ("0", "0")
+
+
+def test_what_is_left_over_is_nobodys() -> None:
+    assert groups(["0", "1", "2", "3", "4"], 2) == ["0,1", "2,3"]
+    assert groups(["0"], 2) == []
+
+
+@contextmanager
+def affinity(cores: set[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], set[int]]]:
+    """A process that may use these cores."""
+    now = [cores]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: now[-1], raising=False)
+        patch.setattr(os, "sched_setaffinity", lambda _, wanted: now.append(set(wanted)), raising=False)
+        yield lambda: now[-1]
+
+
+def test_jobs_on_the_cpu_get_cores_and_threads_of_their_own(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    with affinity({0, 1, 2, 3, 8}, monkeypatch) as mine:
+        with own_share(sweep, config("cpu"), 2):
+            assert (mine(), os.environ["OMP_NUM_THREADS"]) == ({0, 1}, "2")
+        assert (mine(), os.environ["OMP_NUM_THREADS"]) == ({0, 1, 2, 3, 8}, "8")
+        with one_of(sweep, ["0,1", "2,3"]), own_share(sweep, config("cpu"), 2):
+            assert mine() == {2, 3}
+        assert core_groups(None, None) == []  # nobody knows how many there are: all share all
+        assert core_groups(5, None) == ["0,1,2,3,8"]
+        with pytest.raises(UserError, match=r"sweep\.cores_per_job=6: this machine gives 5 cores"):
+            core_groups(6, None)
+
+
+def test_how_many_jobs_run_at_a_time() -> None:
+    basic = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+    assert jobs_at_once(OmegaConf.create(basic)) == 1
+    assert jobs_at_once(OmegaConf.create({"_target_": "cluster.Launcher", "gpus_per_node": 2})) is None
+    pytest.importorskip("joblib")
+    assert jobs_at_once(OmegaConf.create({"_target_": "joblib.Launcher", "n_jobs": 3})) == 3

@@ -1,0 +1,61 @@
+"""What a sweep varies, and whether a command goes on with it."""
+
+from pathlib import Path
+
+import pytest
+
+from pspexp import composition
+from pspexp.errors import UserError
+from pspexp.sweep import study
+
+WORDS = ("dataset=shapes", "optimizer.lr=1e-3,1e-4", "model=pspnet18,pspnet50")
+
+
+def begin(folder: Path, *words: str) -> study.Sweep:
+    return study.begin(folder, words, composition.compose_checked(words, sweep=True))
+
+
+def test_what_varies_is_kept_as_typed(tmp_path: Path) -> None:
+    sweep = begin(tmp_path / "sweep", *WORDS, "crop_size=33")
+    assert sweep.varies == {"optimizer.lr": "1e-3,1e-4", "model": "pspnet18,pspnet50"}
+    assert sweep == study.load(tmp_path / "sweep")
+    assert sweep.id.startswith("sweep-")
+    assert begin(tmp_path / "sweep", *WORDS, "crop_size=33").id == sweep.id
+    assert begin(tmp_path / "other" / "sweep", *WORDS).id != sweep.id
+
+
+def test_the_sweepers_parameters_vary_too_unless_typed(tmp_path: Path) -> None:
+    overlay = ("dataset=shapes", "+sweep=lr_batch")
+    assert begin(tmp_path / "a", *overlay).varies == {"optimizer.lr": "1e-4,5e-5", "loader.batch_size": "4,8"}
+    assert begin(tmp_path / "b", *overlay, "optimizer.lr=1e-3").varies == {"loader.batch_size": "4,8"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("dataset=shapes", "optimizer.lr=1e-3,1e-5", "model=pspnet18,pspnet50"),
+            "optimizer.lr=1e-3,1e-5: was 1e-3,1e-4",
+        ),
+        ((*WORDS, "optimizer.lr=1e-3"), "optimizer.lr=one value: was 1e-3,1e-4"),
+        ((*WORDS, "seed=1,2"), "seed=1,2: was one value"),
+        ((*WORDS, "crop_size=65"), "crop_size=65: was 513"),
+        ((*WORDS, "loss=ohem"), "choices.loss=ohem: was cross_entropy"),
+    ],
+)
+def test_another_sweep_is_refused_with_the_difference(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    begin(tmp_path / "sweep", *WORDS)
+    with pytest.raises(UserError) as refused:
+        begin(tmp_path / "sweep", *words)
+    assert told in str(refused.value)
+
+
+def test_how_and_where_jobs_run_may_change(tmp_path: Path) -> None:
+    first = begin(tmp_path / "sweep", *WORDS)
+    free = ("sweep.retry_failed=true", "launcher=ddp", "tracking=none", "loader.num_workers=7", "output_root=elsewhere")
+    assert begin(tmp_path / "sweep", *WORDS, *free).id == first.id
+
+
+def test_passwords_are_not_kept(tmp_path: Path) -> None:
+    begin(tmp_path / "sweep", *WORDS, "tracking.tracking_uri='http://user:hunter2@localhost'")
+    assert "hunter2" not in (tmp_path / "sweep" / study.FILE).read_text()

@@ -1,0 +1,353 @@
+"""Comparing runs: what a person reads on the terminal and in the files, from folders written by hand."""
+
+import csv
+import json
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.conftest import Cli
+
+Iou = Mapping[str, float | None]
+CLASSES = ("cat", "dog")
+CONFIG: dict[str, Any] = {
+    "mode": "train",
+    "seed": 1,
+    "crop_size": 33,
+    "run_name": None,
+    "output_root": "outputs",
+    "loader": {"batch_size": 4},
+    "checkpoint": {"resume": None, "path": None, "every_steps": None},
+    "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001},
+    "dataset": {"class_names": list(CLASSES), "num_classes": 2},
+    "model": {"num_classes": 2},
+    "inference": {"crop_size": 33},
+    "choices": {"dataset": "shapes", "optimizer": "adam", "experiment": None},
+}
+
+
+def make_run(
+    folder: Path,
+    mean_iou: float | None,
+    iou: Iou | None = None,
+    *,
+    split: str = "val",
+    status: str = "FINISHED",
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """A run folder with what a comparison reads; `config` holds dotted keys that are not as in CONFIG."""
+    (folder / "tables").mkdir(parents=True)
+    whole = OmegaConf.create(CONFIG)
+    for key, value in (config or {}).items():
+        OmegaConf.update(whole, key, value)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(whole))
+    (folder / "overrides.txt").write_text("")
+    scores = {} if mean_iou is None else {f"{split}/mean_iou": mean_iou, f"{split}/mean_acc": mean_iou / 2}
+    best = {"best/mean_iou": mean_iou, "best/epoch": 3.0} if split == "val" and mean_iou is not None else {}
+    (folder / "summary.json").write_text(json.dumps({"status": status, "best": best, "last": scores}))
+    losses = {"step": 1, "epoch": 1, "time": 1.7e9, f"{split}/loss": 0.75}
+    (folder / "metrics.jsonl").write_text(json.dumps(losses) + "\n")
+    rows = [f"{name},{'' if value is None else value},,10\n" for name, value in (iou or {}).items()]
+    (folder / "tables" / f"{split}_iou.csv").write_text("".join(["class,iou,accuracy,pixels\n", *rows]))
+    return folder
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+class Page(HTMLParser):
+    """The texts of a page's cells, table by table and row by row; attributes and scripts for closer looks."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self._cell: list[str] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None:
+            self.tables[-1][-1].append("".join(self._cell))
+            self._cell = None
+
+
+def compared(cli: Cli, *words: str) -> Path:
+    """The folder of a comparison."""
+    assert cli("mode=compare", "hydra.run.dir=out", *words) == 0
+    return Path("out")
+
+
+def test_what_differs_stands_beside_the_metrics_the_best_run_first(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "a", 0.25, {"cat": 0.25})
+    changes = {
+        "optimizer.lr": 0.01,
+        "crop_size": 49,
+        "inference.crop_size": 49,
+        "run_name": "named",
+        "output_root": "x",
+    }
+    make_run(tmp_path / "runs" / "b", 0.5, {"cat": 0.5}, config={**changes, "checkpoint.resume": "auto"})
+    make_run(tmp_path / "runs" / "c", None, status="FAILED", config={"optimizer.lr": 0.1})
+    found = rows(compared(cli, "compare.runs=runs") / "compare.csv")
+    metrics = ["best/mean_iou", "best/epoch", "val/mean_iou", "val/mean_acc", "val/loss"]
+    assert list(found[0]) == ["run", "where", "status", "started", "crop_size", "optimizer.lr", *metrics]
+    columns = ("run", "where", "status", "crop_size", "optimizer.lr", "best/mean_iou", "val/mean_acc", "val/loss")
+    assert [tuple(row[name] for name in columns) for row in found] == [
+        ("named", "runs/b", "FINISHED", "49", "0.01", "0.5", "0.25", "0.75"),
+        ("a", "runs/a", "FINISHED", "33", "0.001", "0.25", "0.125", "0.75"),
+        ("c", "runs/c", "FAILED", "33", "0.1", "", "", ""),
+    ]
+
+
+def test_columns_have_short_names_unless_two_would_collide(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.5, config={"optimizer.lr": 0.1, "loader.size": 1, "model.size": 5})
+    make_run(tmp_path / "b", 0.5, config={"optimizer.lr": 0.2, "loader.size": 2, "model.size": 5.5})
+    text = (compared(cli, "compare.runs=[a,b]") / "compare.md").read_text()
+    assert "\n| run | loader.size | lr | model.size | status |" in text
+
+
+def test_an_option_stands_for_what_it_implies(cli: Cli, tmp_path: Path) -> None:
+    sgd = {"choices.optimizer": "sgd", "optimizer._target_": "torch.optim.SGD", "optimizer.momentum": 0.9}
+    make_run(tmp_path / "a", 0.5)
+    make_run(tmp_path / "b", 0.4, config={**sgd, "optimizer.lr": 0.1})
+    found = rows(compared(cli, "compare.runs=[a,b]") / "compare.csv")
+    assert [key for key in found[0] if "optimizer" in key] == ["choices.optimizer", "optimizer.lr"]
+    # Two momenta are no longer implied.
+    make_run(tmp_path / "c", 0.3, config={**sgd, "optimizer.momentum": 0.8})
+    found = rows(compared(cli, "compare.runs=[a,b,c]") / "compare.csv")
+    assert [row["optimizer.momentum"] for row in found] == ["", "0.9", "0.8"]
+
+
+def test_classes_show_the_largest_differences_to_the_baseline_first(cli: Cli, tmp_path: Path) -> None:
+    names = ("same", "rises", "falls", "gone", "never")
+    make_run(tmp_path / "base", 0.4, dict(zip(names, (0.5, 0.25, 0.75, 0.5, None), strict=True)))
+    make_run(tmp_path / "other", 0.6, dict(zip(names, (0.5, 0.375, 0.25, None, None), strict=True)))
+    folder = compared(cli, "compare.runs=[base,other]")
+    found = [tuple(row.values()) for row in rows(folder / "classes.csv")]
+    assert found == [
+        ("falls", "0.75", "0.25", "-0.5"),
+        ("rises", "0.25", "0.375", "0.125"),
+        ("same", "0.5", "0.5", "0.0"),
+        ("gone", "0.5", "", ""),
+        ("never", "", "", ""),
+    ]
+    assert list(rows(folder / "classes.csv")[0]) == ["class", "base", "other", "other - base"]
+    text = (folder / "compare.md").read_text()
+    assert "| falls | 75.00 | 25.00 (-50.00) |" in text
+    assert "| rises | 25.00 | 37.50 (+12.50) |" in text
+    assert "| gone | 50.00 | – |" in text
+
+
+@pytest.mark.parametrize("baseline", ["other", "runs/other", "unique"])
+def test_the_baseline_can_be_chosen(baseline: str, cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "base", 0.75, {"cat": 0.75})
+    make_run(
+        tmp_path / "runs" / "other", 0.5, {"cat": 0.5}, config={"run_name": "unique"} if baseline == "unique" else {}
+    )
+    (row,) = rows(compared(cli, "compare.runs=runs", f"compare.baseline={baseline}") / "classes.csv")
+    assert list(row.values()) == ["cat", "0.5", "0.75", "0.25"]
+
+
+def test_runs_that_differ_only_in_their_seed_are_averaged(cli: Cli, tmp_path: Path) -> None:
+    for seed, value in enumerate((0.25, 0.5, 0.75), start=1):
+        make_run(
+            tmp_path / f"s{seed}", value, {"cat": value, "dog": None if seed == 3 else value}, config={"seed": seed}
+        )
+    make_run(tmp_path / "other", 0.875, {"cat": 0.875, "dog": 0.5}, config={"optimizer.lr": 0.1})
+    make_run(tmp_path / "s4", None, status="KILLED", config={"seed": 4})
+    folder = compared(cli, "compare.runs=[s1,s2,s3,s4,other]")
+    (group,) = rows(folder / "groups.csv")
+    # (0.25 + 0.5 + 0.75) / 3, and the root of (0.0625 + 0 + 0.0625) / 2
+    assert [group[f"best/mean_iou {what}"] for what in ("mean", "std", "n")] == ["0.5", "0.25", "3"]
+    assert group["group"] == "lr=0.001"
+    classes = rows(folder / "classes.csv")
+    label = "lr=0.001, mean of 3"
+    assert [list(row.values()) for row in classes] == [
+        ["cat", "0.5", "0.875", "0.375"],
+        ["dog", "0.375", "0.5", "0.125"],
+    ]
+    assert list(classes[0]) == ["class", label, "other", f"other - {label}"]
+    assert [row["run"] for row in rows(folder / "compare.csv")] == ["other", "s3", "s2", "s1", "s4"]
+    assert "| 0.001 | 3 | 50.00 ± 25.00 |" in (folder / "compare.md").read_text()
+
+
+def test_one_seed_alone_has_no_deviation(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "s1", 0.25, {"cat": 0.25}, config={"seed": 1})
+    make_run(tmp_path / "s2", None, status="RUNNING", config={"seed": 2})
+    folder = compared(cli, "compare.runs=[s1,s2]")
+    (group,) = rows(folder / "groups.csv")
+    assert [group[f"best/mean_iou {what}"] for what in ("mean", "std", "n")] == ["0.25", "", "1"]
+    assert [row["status"] for row in rows(folder / "compare.csv")] == ["FINISHED", "RUNNING"]
+    assert "25.00 ± –" in (folder / "compare.md").read_text()
+    assert list(rows(folder / "classes.csv")[0]) == ["class", "s1"]
+
+
+def test_values_of_unfinished_runs_are_not_compared(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.25, {"cat": 0.25})
+    make_run(tmp_path / "b", 0.9, {"cat": 0.9}, status="FAILED")
+    folder = compared(cli, "compare.runs=[a,b]")
+    assert [(row["run"], row["best/mean_iou"]) for row in rows(folder / "compare.csv")] == [("a", "0.25"), ("b", "")]
+    assert list(rows(folder / "classes.csv")[0]) == ["class", "a"]
+
+
+def test_without_any_table_the_runs_are_compared_all_the_same(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        make_run(tmp_path / name, None, status="FAILED")
+    folder = compared(cli, "compare.runs=[a,b]")
+    assert sorted(file.name for file in folder.iterdir()) == ["compare.csv", "compare.html", "compare.md"]
+    assert "No run has a table of its classes" in capsys.readouterr().out
+
+
+def test_tables_of_two_splits_are_not_mixed(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "v1", 0.25, {"cat": 0.25})
+    for name, value in (("t1", 0.5), ("t2", 0.75)):
+        changes = {"mode": "test", "checkpoint.path": f"{name}.pt"}
+        make_run(tmp_path / name, value, {"cat": value}, split="test", config=changes)
+    folder = compared(cli, "compare.runs=[v1,t1,t2]")
+    (row,) = rows(folder / "classes.csv")
+    assert row == {"class": "cat", "t1": "0.5", "t2": "0.75", "t2 - t1": "0.25"}
+    assert "Left out of the classes, which are those of test: v1" in capsys.readouterr().out
+    found = rows(folder / "compare.csv")
+    columns = ("run", "mode", "checkpoint.path", "best/mean_iou", "val/mean_iou", "test/mean_iou")
+    assert [tuple(row[name] for name in columns) for row in found] == [
+        ("t2", "test", "t2.pt", "", "", "0.75"),
+        ("t1", "test", "t1.pt", "", "", "0.5"),
+        ("v1", "train", "null", "0.25", "0.25", ""),
+    ]
+
+
+def test_runs_with_other_classes_are_compared_by_those_they_share(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", 0.5, {"cat": 0.5, "dog": 0.5})
+    others = {"choices.dataset": "zoo", "dataset.class_names": ["cat", "emu"]}
+    make_run(tmp_path / "b", 0.25, {"cat": 0.25, "emu": 0.25}, config=others)
+    folder = compared(cli, "compare.runs=[a,b]")
+    assert [row["class"] for row in rows(folder / "classes.csv")] == ["cat"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "compared are the 1 that all share; left out: dog, emu" in told
+    assert "evaluated on different data sets: shapes, zoo" in told
+    assert "class_names" not in (folder / "compare.md").read_text()
+
+
+def test_runs_are_found_at_any_depth_and_once(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = tmp_path / "outputs"
+    for number in (0, 2, 10):
+        make_run(outputs / "sweeps" / "lr" / str(number), 0.5, {"cat": 0.5}, config={"optimizer.lr": number})
+    make_run(outputs / "mlartifacts" / "0" / "artifacts", 0.5)  # MLflow's copy
+    (outputs / "sweeps" / "lr" / "3").mkdir()
+    (outputs / "sweeps" / "lr" / "3" / "run.log").write_text("bad value\n")
+    folder = compared(cli, "compare.runs=[outputs,outputs/sweeps/lr/10]")
+    assert [row["run"] for row in rows(folder / "compare.csv")] == ["0", "2", "10"]
+    assert "ended before its configuration was written: outputs/sweeps/lr/3" in capsys.readouterr().out
+
+
+def test_runs_of_one_name_are_told_apart(cli: Cli, tmp_path: Path) -> None:
+    for parent in "xy":
+        make_run(tmp_path / parent / "0", 0.5, {"cat": 0.5})
+    folder = compared(cli, "compare.runs=[x,y]")
+    assert [row["run"] for row in rows(folder / "compare.csv")] == ["0 (x)", "0 (y)"]
+    assert cli("mode=compare", "compare.runs=[x,y]", "compare.baseline='0'") == 2
+
+
+def test_the_page_is_whole_by_itself_and_escapes_what_runs_are_called(cli: Cli, tmp_path: Path) -> None:
+    name = '<script>alert("1|2")</script>'
+    make_run(tmp_path / "a", 0.25, {"cat": 0.25, "<dog>": 0.5}, config={"run_name": name})
+    make_run(tmp_path / "b=1", 0.5, {"cat": 0.5, "<dog>": 0.5}, config={"optimizer.lr": 0.1})
+    folder = compared(cli, "compare.runs=['a','b=1']")
+    text = (folder / "compare.html").read_text(encoding="utf-8")
+    page = Page(text)
+    runs, classes = page.tables
+    assert [row[:4] for row in runs] == [
+        ["run", "lr", "status", "best mean IoU %"],
+        ["b=1", "0.1", "FINISHED", "50.00"],
+        [name, "0.001", "FINISHED", "25.00"],
+    ]
+    assert classes == [
+        ["class", f"{name} (baseline)", "b=1"],
+        ["cat", "25.00", "50.00 (+25.00)"],
+        ["<dog>", "50.00", "50.00 (+0.00)"],
+    ]
+    assert "<script>alert" not in text
+    assert not [one for one in page.attributes if one[1] == "src"]
+    assert "http" not in text
+    links = [value for tag, key, value in page.attributes if (tag, key) == ("a", "href")]
+    assert links == ["../b%3D1/", "../a/"]
+    assert ("td", "class", "key differs") in page.attributes
+    assert r"&lt;script>alert(" in (folder / "compare.md").read_text()
+    assert r"1\|2" in (folder / "compare.md").read_text()
+
+
+def test_what_is_printed_fits_and_tells_where_the_files_are(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(6):
+        changes = {"optimizer.lr": number, "loader.batch_size": 10 + number, "run_name": f"2030-01-01_00-00-{number}"}
+        make_run(tmp_path / "runs" / str(number), 0.5, {"cat": 0.1 * number}, config=changes)
+    assert cli("mode=compare", "compare.runs=runs") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (folder,) = (tmp_path / "outputs" / "compare").iterdir()
+    assert lines[-1].startswith(f"Written to {folder}: compare.csv")
+    assert max(map(len, lines[:-1])) <= 120
+    assert any("2030-01-01_00-00-5" in line and "15" in line and "50.00" in line for line in lines)
+    assert not (folder / "run.log").exists()
+    assert not (tmp_path / "outputs" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compare.runs=nowhere"], "compare.runs=nowhere: no such folder"),
+        (["compare.runs=empty"], "compare.runs=empty: no run folder there or below"),
+        (["compare.runs=a"], "needs two runs or more, found one (a)"),
+        (["compare.runs=[a,a]"], "needs two runs or more, found one (a)"),
+        (["compare.runs=[a,b]", "compare.baseline=bb"], "compare.baseline=bb: none of the runs; did you mean 'b'?"),
+        (["compare.runs=[a,c]", "compare.baseline=c"], "compare.baseline=c: has no table"),
+        (["compare.runs=[a,broken]"], "broken/summary.json: cannot be read (JSONDecodeError"),
+        (["compare.runs=[nowhere,broken]"], "compare.runs=nowhere"),
+        (["compare.runs=[a,b]", "compare.sweep=x"], "compare.sweep=x: chooses runs from MLflow"),
+        (["compare.run=[a,b]"], "compare.run"),
+        ([], "there are no MLflow records at"),
+        (["compare.runs=runs:/123"], "there are no MLflow records at"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_and_leaves_nothing(
+    words: list[str], said: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "broken"):
+        make_run(tmp_path / name, 0.5, {"cat": 0.5})
+    make_run(tmp_path / "c", None, status="FAILED")
+    (tmp_path / "broken" / "summary.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    assert cli("mode=compare", *words) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Traceback" not in told
+    assert not list(tmp_path.glob("outputs/compare/*"))
+    assert not (tmp_path / "outputs" / "mlflow.db").exists()
+
+
+def test_comparing_is_asked_for(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("compare.runs=[a,b]", "dataset=shapes", "model=pspnet18") == 2
+    assert "compare.runs=['a', 'b']: has no effect on mode=train; add mode=compare" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""Where a run comes from."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pspexp.tracking import LocalTracker, provenance
+from pspexp.tracking.local import read_provenance
+from pspexp.tracking.provenance import Uncommitted, command_line
+from pspexp.tracking.secrets import words_without_secrets
+
+
+def git(folder: Path, *words: str) -> None:
+    names = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(["git", *names, *words], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A repository with one commit, in the place of this package's."""
+    folder = tmp_path / "checkout"
+    (folder / "conf").mkdir(parents=True)
+    (folder / "pspexp").mkdir()
+    (folder / "code.py").write_text("a = 1\nb = 2\n")
+    (folder / "conf" / "c.yaml").write_text("lr: 1\n")
+    git(folder, "init")
+    git(folder, "add", ".")
+    git(folder, "commit", "-m", "first")
+    monkeypatch.setattr(provenance, "CHECKOUT", folder)
+    forget()
+    yield folder
+    forget()
+
+
+def forget() -> None:
+    """What is known of a checkout is asked once a process."""
+    provenance.uncommitted.cache_clear()
+    provenance.git_commit.cache_clear()
+
+
+def changes() -> Uncommitted:
+    forget()
+    found = provenance.uncommitted()
+    assert found is not None
+    return found
+
+
+def test_a_clean_checkout_has_a_commit_and_no_changes(checkout: Path) -> None:
+    assert provenance.uncommitted() is None
+    assert len(str(provenance.git_commit())) == 40
+
+
+def test_without_a_repository_nothing_is_known(tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
+    assert (provenance.git_commit(), provenance.uncommitted()) == (None, None)
+
+
+def test_the_kept_diff_brings_the_changes_back(checkout: Path, tmp_path: Path) -> None:
+    changed = {"code.py": b"a = 1\nb = '\xe9'\n", "conf/c.yaml": b"lr: 2\n"}
+    for name, content in changed.items():
+        (checkout / name).write_bytes(content)
+    (checkout / "pspexp" / "new.py").write_text("c = 3\n")
+    (checkout / "elsewhere.txt").write_text("not of the program\n")
+    found = changes()
+    assert found.file == "uncommitted.diff"
+    assert found.text.startswith("# new, not kept: pspexp/new.py (SHA-256 ")
+    assert "elsewhere" not in found.text
+
+    tracker = LocalTracker(tmp_path / "run")
+    tracker.provenance({"uncommitted": found.fingerprint}, found, None, resume=False)
+    git(checkout, "checkout", ".")
+    git(checkout, "apply", str(tmp_path / "run" / "uncommitted.diff"))
+    assert {name: (checkout / name).read_bytes() for name in changed} == changed
+
+    (checkout / "pspexp" / "new.py").write_text("c = 4\n")
+    assert changes().fingerprint != found.fingerprint
+
+
+def test_a_long_diff_is_kept_as_a_list(checkout: Path) -> None:
+    (checkout / "code.py").write_text("x = 1\n" * 200_000)
+    found = changes()
+    assert found.file == "uncommitted.stat"
+    assert found.text.startswith("# 1.3 MiB of changes are not kept")
+    assert "code.py" in found.text
+    assert len(found.text) < 500
+
+
+def test_a_diff_holds_no_secrets(checkout: Path) -> None:
+    (checkout / "conf" / "c.yaml").write_text("lr: 2\napi_token: hunter2\nuri: http://me:hunter2@host/\ntoken: null\n")
+    (checkout / "code.py").write_text("token: int = 3\n")
+    text = changes().text
+    assert "hunter2" not in text
+    assert "+api_token: ***\n" in text
+    assert "+token: null\n" in text
+    assert "+token: int = 3\n" in text  # not a value but a type
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["/x/pspexp/__main__.py", "-m", "seed=1,2"], "python -m pspexp -m seed=1,2"),
+        (["/usr/bin/pspexp", "run_name=two words"], "pspexp 'run_name=two words'"),
+        (["/usr/bin/pspexp", "tracking.tracking_uri=http://me:pw@host"], "pspexp 'tracking.tracking_uri=http://***@host'"),
+        ([], "pspexp seed=3"),
+    ],
+)  # fmt: skip
+def test_the_command(typed: list[str], said: str) -> None:
+    assert command_line(typed, ["seed=3"]) == said
+
+
+def test_words_hide_secrets_in_values_that_hold_keys() -> None:
+    words = ["++hydra.job.env_set={API_TOKEN: hunter2}", "dataset.class_names=[cat,dog]", "+a.password=hunter2"]
+    expected = ["++hydra.job.env_set=***", "dataset.class_names=[cat,dog]", "+a.password=***"]
+    assert words_without_secrets(words) == expected
+
+
+def test_every_attempt_is_kept(tmp_path: Path) -> None:
+    tracker = LocalTracker(tmp_path)
+
+    def begin(command: str, diff: Uncommitted | None, *, resume: bool) -> None:
+        attempt: dict[str, Any] = {"command": command, "uncommitted": diff.fingerprint if diff else None}
+        tracker.provenance(attempt, diff, "runs:/1" if command == "a" else None, resume=resume)
+
+    one, other = (Uncommitted(text, "uncommitted.diff", text) for text in ("one", "other"))
+    begin("before", one, resume=False)
+    begin("a", one, resume=False)  # another run in this folder
+    begin("b", None, resume=True)
+    begin("c", other, resume=True)
+    begin("d", one, resume=True)
+    found = read_provenance(tmp_path)
+    assert found["rerun_of"] == "runs:/1"
+    kept = [(attempt["command"], attempt["diff"]) for attempt in found["attempts"]]
+    assert kept == [("a", "uncommitted.diff"), ("b", None), ("c", "uncommitted-3.diff"), ("d", "uncommitted.diff")]
+    assert (tmp_path / "uncommitted-3.diff").read_text() == "other"
+
+
+def test_a_record_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "provenance.json").write_text('{"attempts": [')
+    LocalTracker(tmp_path).provenance({"command": "a"}, None, None, resume=True)
+    assert json.loads((tmp_path / "provenance.json").read_text())["attempts"] == [{"command": "a", "diff": None}]
+
+
+def test_the_host_names_what_decides_bits() -> None:
+    host = provenance.host("cpu (2 threads)")
+    assert host["cpu"]
+    assert host["vector"]
+    assert host["cores"] >= 1

@@ -1,0 +1,80 @@
+"""What is said of a run that repeats another."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from pspexp.errors import UserError
+from pspexp.tracking.repeat import differences, read_attempts
+
+NOW: dict[str, Any] = {
+    "git_commit": "b" * 40,
+    "uncommitted": None,
+    "diff": None,
+    "versions": {"torch": "2.4", "timm": "1.0"},
+    "host": {"name": "here", "cpu": "A", "vector": "AVX2", "threads": 2, "device": "cpu (2 threads)"},
+    "processes": 1,
+    "data": {"train": {"images": 5, "fingerprint": "1" * 64}},
+}
+
+
+def nothing(file: str) -> Path:
+    raise UserError(f"no {file}")
+
+
+def changed(**parts: Any) -> dict[str, Any]:
+    then = copy.deepcopy(NOW)
+    for name, part in parts.items():
+        then[name] = {**then[name], **part} if isinstance(part, dict) else part
+    return then
+
+
+def test_nothing_differs() -> None:
+    assert differences([NOW, changed(host={"name": "elsewhere"})], NOW, nothing) == []
+
+
+def test_each_difference_is_one_line_however_many_attempts() -> None:
+    then = changed(versions={"torch": "2.3"}, git_commit="c" * 40 + "-dirty")
+    lines = differences([then, then, changed(versions={"torch": "2.2"})], NOW, nothing)
+    assert lines == [
+        f"code: commit {'c' * 40} then, {'b' * 40} now (git checkout {'c' * 40})",
+        "version: torch 2.3 then, 2.4 now",
+        "version: torch 2.2 then, 2.4 now",
+    ]
+
+
+def test_uncommitted_changes(tmp_path: Path) -> None:
+    dirty = {**NOW, "uncommitted": "x"}
+    assert differences([NOW], dirty, nothing) == ["code: uncommitted changes now, none then"]
+    (lost,) = differences([dirty], NOW, nothing)
+    assert lost == "code: uncommitted changes then, none now; what they were is not known"
+    (kept,) = differences([{**dirty, "diff": "a.diff"}], {**NOW, "uncommitted": "y"}, lambda file: tmp_path / file)
+    assert kept == f"code: uncommitted changes then, others now; git apply {tmp_path / 'a.diff'}"
+    (listed,) = differences([{**dirty, "diff": "a.stat"}], NOW, lambda file: tmp_path / file)
+    assert listed.endswith(f"{tmp_path / 'a.stat'} lists them")
+
+
+def test_any_card_of_a_model_will_do() -> None:
+    card = changed(host={"device": "cuda:0 (NVIDIA H100, 80 GiB)", "threads": 7})
+    assert differences([card], changed(host={"device": "cuda:3 (NVIDIA H100, 80 GiB)"}), nothing) == []
+    (line,) = differences([card], changed(host={"device": "cuda:0 (NVIDIA A100, 40 GiB)"}), nothing)
+    assert line == "machine: device cuda (NVIDIA H100, 80 GiB) then, cuda (NVIDIA A100, 40 GiB) now"
+    assert "machine: device cuda (NVIDIA H100, 80 GiB) then, cpu now" in differences([card], NOW, nothing)
+
+
+def test_processor_and_threads_decide_bits_on_a_cpu() -> None:
+    then = changed(host={"cpu": "B", "threads": 4, "device": "cpu (4 threads)"})
+    assert differences([then], NOW, nothing) == ["machine: cpu B then, A now", "machine: threads 4 then, 2 now"]
+
+
+def test_records_that_are_not_there_or_broken(tmp_path: Path) -> None:
+    attempts, unknown = read_attempts(nothing)
+    assert attempts == []
+    assert unknown == "there is no provenance.json: code, versions, machine and data of then are not known"
+
+    (tmp_path / "provenance.json").write_text('{"attempts"')
+    (tmp_path / "summary.json").write_text(json.dumps({"git_commit": "b" * 40, "versions": {"torch": "2.3"}}))
+    attempts, unknown = read_attempts(lambda file: tmp_path / file)
+    assert unknown == "provenance.json cannot be read: uncommitted changes, machine and data of then are not known"
+    assert differences(attempts, NOW, nothing) == ["version: torch 2.3 then, 2.4 now"]
