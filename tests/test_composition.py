@@ -104,7 +104,7 @@ def test_a_sweep_of_the_users(root: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("engine", "module"), ENGINES.items())
 def test_an_engine_that_is_not_there_is_named_with_what_brings_it(engine: str, module: str, root: str) -> None:
     if find_spec(module) is None:
-        (found,) = problems(root, engine)
+        (found,) = problems(root, engine, f"{engine.partition('=')[0].replace('/', '.')}.n_jobs=2")
         assert re.fullmatch(rf"{engine}: hydra-\w+-\w+ is not installed; pip install 'pspexp\[\w+\]'", found)
     else:
         assert pspexp.compose([root, engine]).seed == 1122

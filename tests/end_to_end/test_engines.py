@@ -1,6 +1,5 @@
 """What starts a sweep's jobs, and what chooses them: each of Hydra's plugins that an extra brings really runs here."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
