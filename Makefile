@@ -4,11 +4,13 @@ PYTHON ?= python3
 PYTHON_MIN ?= $(shell for one in python3.10 python3.11 python3; do $$one -c '' 2>/dev/null && echo $$one && break; done)
 VENV := .venv
 VENV_MIN := .venv-min
+VENV_RAY := .venv-ray
+SITE := import site; print(site.getsitepackages()[0])
 RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports pytest test-min test-wheel test-browser screenshots format hooks clean
+.PHONY: help quickstart test lint types imports pytest test-min test-wheel test-browser test-ray screenshots format hooks clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -69,5 +71,17 @@ test-browser: $(VENV)/.installed-browser ## look at a sweep in MLflow's pages; n
 screenshots: $(VENV)/.installed-browser ## the same, and renew the README's pictures of these pages
 	PSPEXP_SCREENSHOTS=docs/img $(RUN) -m pytest tests/browser
 
+# Ray's plugin wants an older cloudpickle than joblib does. So this environment has packages of its own on top of .venv's,
+# which it sees through a .pth file; pip resolves and checks both together.
+$(VENV_RAY)/.installed: $(VENV)/.installed-dev
+	test -x $(VENV_RAY)/bin/python || $(RUN) -m venv $(VENV_RAY)
+	$(RUN) -c '$(SITE)' > "$$($(VENV_RAY)/bin/python -c '$(SITE)')/beneath.pth"
+	$(VENV_RAY)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	$(VENV_RAY)/bin/python -m pip check
+	touch $@
+
+test-ray: $(VENV_RAY)/.installed ## run a sweep through Ray, whose packages do not go with joblib's
+	$(VENV_RAY)/bin/python -m pytest tests/end_to_end/test_engines.py -k ray
+
 clean: ## remove environments and caches, not outputs/
-	rm -rf $(VENV) $(VENV_MIN) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV_MIN) $(VENV_RAY) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -146,7 +146,10 @@ def good_words(
     problems += [problem for found in wrong for problem in found]
     good = [first_value(one) for one, found in zip(chosen, wrong, strict=True) if not found]
     base = hydra_compose("config", [*before, *good], return_hydra_config=True)
-    for one in [one for one in overrides if one not in chosen]:
+    # Of an engine that is not installed the keys are unknown, but not wrong.
+    absent = [one.key_or_group for one, found in zip(chosen, wrong, strict=True) if found]
+    unknown = tuple(f"{group.replace('/', '.')}." for group in absent if group.startswith("hydra/"))
+    for one in [one for one in overrides if one not in chosen and not one.key_or_group.startswith(unknown)]:
         problem = key_problem(one, base)
         problems += [problem] if problem else []
         good += [] if problem else [first_value(one)]

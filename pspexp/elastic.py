@@ -88,6 +88,7 @@ class Elastic:
             JobFailed: names the process that failed first.
         """
         port, several = self.master_port or 0, self.nnodes > 1
+        forget_unknown_start_method()
         # Kept for the whole job: no other can be given the port.
         store = kept_store(self.master_addr, port, several_machines=several) if self.leads else None
         with TemporaryDirectory() as folder, Keeper(self.nproc_per_node, self.max_restarts) as keeper, quiet_agent():
@@ -124,6 +125,13 @@ class Elastic:
             local_addr=self.master_addr if self.leads else None,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
+
+
+def forget_unknown_start_method() -> None:
+    """Let multiprocessing's default be what a new process knows; joblib's workers name a method of joblib's own."""
+    known = multiprocessing.get_all_start_methods()
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *known):
+        multiprocessing.set_start_method(None, force=True)
 
 
 def cause(error: ChildFailedError, first_dead: int | None, notes: Path) -> Exception:

@@ -104,7 +104,7 @@ def test_a_sweep_of_the_users(root: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("engine", "module"), ENGINES.items())
 def test_an_engine_that_is_not_there_is_named_with_what_brings_it(engine: str, module: str, root: str) -> None:
     if find_spec(module) is None:
-        (found,) = problems(root, engine)
+        (found,) = problems(root, engine, f"{engine.partition('=')[0].replace('/', '.')}.n_jobs=2")
         assert re.fullmatch(rf"{engine}: hydra-\w+-\w+ is not installed; pip install 'pspexp\[\w+\]'", found)
     else:
         assert pspexp.compose([root, engine]).seed == 1122
@@ -123,8 +123,8 @@ def test_an_overlay_of_an_engine_that_is_not_there(root: str, monkeypatch: pytes
     [
         ("++optimizer.lr=1", "++optimizer.lr=1: this sweep varies the key; write optimizer.lr=<value>"),
         (
-            "seed=interval(1,2)",
-            "seed=interval(1,2): only a search takes an interval; add +sweep=optuna, or give values",
+            "model.dropout=interval(0,1)",
+            "model.dropout=interval(0,1): only a search takes an interval; add +sweep=optuna, or give values",
         ),
         (
             "hydra.sweeper.params.optimizer.lr='1,2'",

@@ -1,0 +1,81 @@
+"""What starts a sweep's jobs, and what chooses them: each of Hydra's plugins that an extra brings really runs here."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+from tests.end_to_end.conftest import Start, ends
+from tests.end_to_end.test_sweeps import column
+
+LAUNCHERS = {  # words, module of the plugin, extra that brings it
+    "basic": ((), "hydra", ""),
+    "joblib": (("hydra.launcher.n_jobs=2",), "hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "submitit_local": (("hydra.launcher.timeout_min=5",), "hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "ray": (("+hydra.launcher.ray.init.num_cpus=2",), "hydra_plugins.hydra_ray_launcher", "ray"),
+}
+OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
+
+
+def launcher_words(name: str) -> list[str]:
+    """What chooses a launcher; skips the test where its plugin is not installed."""
+    words, module, extra = LAUNCHERS[name]
+    if find_spec(module) is None:
+        pytest.skip(f"needs the extra '{extra}'")
+    return [f"hydra/launcher={name}", *words]
+
+
+def written(sweep: Path) -> dict[str, int]:
+    """When each job's last save was written."""
+    return {file.parts[-3]: file.stat().st_mtime_ns for file in sweep.glob("*/checkpoints/last.pt")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_one_of_four_jobs_fails_and_is_done_when_typed_again(name: str, start: Start, tmp_path: Path) -> None:
+    grid = ("optimizer.lr=1e-3,1e-4", "loader.batch_size=2,3", "trainer.max_steps=2", "hydra.sweep.dir=sweep")
+    words = ("-m", *TINY, *grid, *launcher_words(name))
+    sweep = tmp_path / "sweep"
+    (sweep / "2").mkdir(parents=True)
+    (sweep / "2" / "checkpoints").touch()  # where job 2 needs a folder
+    codes, _, errors = ends([start(*words)])
+    assert codes == [1], errors
+    assert column(sweep, "status") == ["FINISHED", "FINISHED", "FAILED", "FINISHED"]
+    assert "checkpoints" in (sweep / "2" / "run.log").read_text()
+
+    before = written(sweep)
+    assert sorted(before) == ["0", "1", "3"]
+    (sweep / "2" / "checkpoints").unlink()
+    codes, _, errors = ends([start(*words, "sweep.retry_failed=true")])
+    assert codes == [0], errors
+    assert column(sweep, "status") == ["FINISHED"] * 4
+    after = written(sweep)
+    assert after.pop("2")
+    assert after == before
+    pairs = set(zip(column(sweep, "optimizer.lr"), column(sweep, "loader.batch_size"), strict=True))
+    assert pairs == {("0.001", "2"), ("0.001", "3"), ("0.0001", "2"), ("0.0001", "3")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["basic", "joblib"])
+def test_optuna_goes_on_where_it_was(name: str, start: Start, tmp_path: Path) -> None:
+    """Three trials, then the same search for five: the first three are the same and are not done again."""
+    pytest.importorskip(OPTUNA, reason="needs the extra 'optuna'")
+    at_once = 2 if name == "joblib" else 1
+    few, all_ = (2, 6) if name == "joblib" else (3, 5)
+    words = ("+sweep=optuna", *TINY, "trainer.max_steps=2", "hydra.sweep.dir=sweep", *launcher_words(name))
+    words = (*words, f"hydra.sweeper.n_jobs={at_once}")
+    codes, _, errors = ends([start(*words, f"hydra.sweeper.n_trials={few}")])
+    assert codes == [0], errors
+    sweep = tmp_path / "sweep"
+    first, before = column(sweep, "optimizer.lr"), written(sweep)
+    assert len(set(first)) == few
+    assert all(1e-5 <= float(lr) <= 1e-3 for lr in first)
+
+    codes, _, errors = ends([start(*words, f"hydra.sweeper.n_trials={all_}")])
+    assert codes == [0], errors
+    assert column(sweep, "optimizer.lr")[:few] == first
+    assert len(written(sweep)) == all_
+    assert {job: written(sweep)[job] for job in before} == before
+    assert (sweep / "optimization_results.yaml").is_file()
