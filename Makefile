@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports pytest test-min test-wheel test-browser test-ray screenshots format hooks clean
+.PHONY: help quickstart test lint types imports pytest test-cuda test-min test-wheel test-browser test-ray screenshots format hooks clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ imports: $(VENV)/.installed-dev ## the import contract between the rooms
 
 pytest: $(VENV)/.installed-dev ## the test suite
 	$(RUN) -m pytest -n 2 --dist loadfile
+
+test-cuda: $(VENV)/.installed-dev ## the tests that need a CUDA card; the others hide it
+	$(RUN) -m pytest -m cuda
 
 format: $(VENV)/.installed-dev ## let ruff rewrite what it can
 	$(VENV)/bin/ruff check --fix .

@@ -257,7 +257,7 @@ def headline(split: str, report: "Report", *, step: int, epoch: int, extra: Mapp
     means = [report.mean_iou, report.mean_acc, report.overall_acc, report.freqw_acc]
     lines = []
     if extra and "best/mean_iou" in extra:
-        lines = [f"Best mean IoU **{percent(extra['best/mean_iou'])}** (epoch {extra['best/epoch']:.0f})", ""]
+        lines = [f"Best mean IoU **{percent(extra['best/mean_iou'])} %** (epoch {extra['best/epoch']:.0f})", ""]
     lines += [
         f"**{split}**, epoch {epoch}, step {step} (percent)",
         "",

@@ -25,7 +25,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     begun: list[Process] = []
 
     def type_in(*words: str, command: Sequence[str] = (sys.executable, "-m", "pspexp"), **environment: str) -> Process:
-        own = {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **environment}
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # torch 2.11 warns of something of its own when a process group ends
+        own = {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **quiet, **environment}
         process = subprocess.Popen(
             [*command, *words],
             cwd=tmp_path,
