@@ -1,29 +1,30 @@
 """What starts a sweep's jobs, and what chooses them: each of Hydra's plugins that an extra brings really runs here."""
 
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 
+from pspexp.overrides import ENGINES
 from tests.conftest import TINY
 from tests.end_to_end.conftest import Start, ends
 from tests.end_to_end.test_sweeps import column
 
-LAUNCHERS = {  # words, module of the plugin, extra that brings it
-    "basic": ((), "hydra", ""),
-    "joblib": (("hydra.launcher.n_jobs=2",), "hydra_plugins.hydra_joblib_launcher", "joblib"),
-    "submitit_local": (("hydra.launcher.timeout_min=5",), "hydra_plugins.hydra_submitit_launcher", "slurm"),
-    "ray": (("+hydra.launcher.ray.init.num_cpus=2",), "hydra_plugins.hydra_ray_launcher", "ray"),
+LAUNCHERS = {
+    "basic": (),
+    "joblib": ("hydra.launcher.n_jobs=2",),
+    "submitit_local": ("hydra.launcher.timeout_min=5",),
+    "ray": ("+hydra.launcher.ray.init.num_cpus=2",),
 }
 LONG_S = 400  # four jobs at once on a busy machine
 
 
 def launcher_words(name: str) -> list[str]:
     """What chooses a launcher; skips the test where its plugin is not installed."""
-    words, module, extra = LAUNCHERS[name]
-    if find_spec(module) is None:
+    package, extra = ENGINES.get(f"hydra/launcher/{name}", ("hydra-core", ""))
+    if package not in {one.name for one in distributions()}:
         pytest.skip(f"needs the extra '{extra}'")
-    return [f"hydra/launcher={name}", *words]
+    return [f"hydra/launcher={name}", *LAUNCHERS[name]]
 
 
 def written(sweep: Path) -> dict[str, int]:
