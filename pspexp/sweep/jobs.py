@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.conf import HydraConf
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.assembly import build
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 FILE = "job.json"
 FAILED_MARK = ".failed"  # in the sweep folder: a job of this invocation has failed
+# Of the jobs in MLflow's list and charts, which by itself gives neighbours much the same.
+COLOURS = [to_hex(colormaps["tab20"](index)) for index in (*range(0, 20, 2), *range(1, 20, 2))]
 METRICS = {"train": "best/mean_iou", "test": "test/mean_iou"}
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "NOT STARTED"]
 
@@ -93,8 +97,9 @@ def do(config: DictConfig, settings: HydraConf) -> float | None:
         record = Record(settings.job.num, name_of(values, settings.job.num), values, metric=metric, seconds=seconds)
         again = "status" in read_summary(folder)
         OmegaConf.update(finished, "run_name", " ".join(filter(None, [raw.get("run_name"), record.name])))
+        tags = {"sweep": sweep.id, "mlflow.runColor": COLOURS[settings.job.num % len(COLOURS)]}
         command = command_line((), words)  # which does this job alone
-        job = Job(finished, folder, words, command, again=again, tags={"sweep": sweep.id})
+        job = Job(finished, folder, words, command, again=again, tags=tags)
         return keep(sweep, record, job, problem, jobs_at_once(settings.launcher))
 
 

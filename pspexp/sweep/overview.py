@@ -94,7 +94,8 @@ def as_table(sweep: Sweep, rows: Sequence[Row]) -> Table:
 def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     """The ranking, and how to look at the jobs in MLflow."""
     lines = [
-        f"Sweep over {', '.join(f'`{key}={values}`' for key, values in sweep.varies.items()) or 'nothing'}",
+        f"Show its jobs with the filter `{filter_of(sweep)}`. Varied: "
+        + (", ".join(f"`{key}={values}`" for key, values in sweep.varies.items()) or "nothing"),
         "",
         "| rank | job | mean IoU % | status | time |",
         "| --: | :-- | --: | :-- | --: |",
@@ -103,12 +104,7 @@ def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
         f"| {rank} | {escaped(record.name)} | {percent(record.result)} | {record.state} | {duration(record.seconds)} |"
         for rank, (record, _) in enumerate(ranked(rows), start=1)
     ]
-    lines += [
-        "",
-        "The jobs are runs of their own. To compare them, type into the filter above the list of runs:",
-        "",
-        f"    {filter_of(sweep)}",
-    ]
+    lines += ["", *(f"- job {record.number}: {record.error}" for record, _ in rows if record.error)]
     return "\n".join(lines)
 
 

@@ -158,7 +158,7 @@ class Tracker:
         self.metrics({**(extra or {}), **report.scalars(split)}, step=step, epoch=epoch)
         self._local.report(split, report)
         self._local.curves()
-        text = headline(split, report, step=step, epoch=epoch)
+        text = headline(split, report, step=step, epoch=epoch, extra=extra)
         self._each(lambda view: view.note(text))
         self._files("tables/*.csv", "plots/*.png")
 
@@ -201,7 +201,7 @@ class Tracker:
         """
         self._local.curves()
         self._local.summary(status, best=best, last=last, images_per_second=images_per_second, run_id=self._run_id)
-        self._files("summary.json", "tables/*.csv", "plots/*.png", "plots/samples/*.png")
+        self._files("summary.json", "run.log", "tables/*.csv", "plots/*.png", "plots/samples/*.png")
         if status == "FINISHED":
             self._files("checkpoints/best.pt", "checkpoints/last.pt")
         self._each(lambda view: view.close(status))
@@ -248,19 +248,24 @@ class SilentTracker(Tracker):
     start = rewind = metrics = report = samples = finish = _ignore
 
 
-def headline(split: str, report: "Report", *, step: int, epoch: int) -> str:
-    """A Markdown table of an evaluation: the four means, then the classes; percent, ``–`` where undefined."""
+def headline(split: str, report: "Report", *, step: int, epoch: int, extra: Mapping[str, float] | None = None) -> str:
+    """An evaluation in Markdown: the best so far, the four means, then the classes; percent, ``–`` where undefined."""
 
     def percent(value: float) -> str:
         return f"{100 * value:.2f}" if value == value else "–"
 
     means = [report.mean_iou, report.mean_acc, report.overall_acc, report.freqw_acc]
-    lines = [
+    lines = []
+    if extra and "best/mean_iou" in extra:
+        lines = [f"Best mean IoU **{percent(extra['best/mean_iou'])}** (epoch {extra['best/epoch']:.0f})", ""]
+    lines += [
         f"**{split}**, epoch {epoch}, step {step} (percent)",
         "",
         "| mean IoU | mean accuracy | overall accuracy | frequency-weighted accuracy |",
         "| --: | --: | --: | --: |",
         "| " + " | ".join(percent(value) for value in means) + " |",
+        "",
+        "**Classes**",
         "",
         "| class | IoU | accuracy |",
         "| :-- | --: | --: |",

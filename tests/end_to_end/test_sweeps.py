@@ -111,7 +111,7 @@ def test_jobs_are_flat_runs_that_one_filter_finds(cli: Cli, tmp_path: Path) -> N
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     note = whole.data.tags["mlflow.note.content"]
-    (line,) = [line.strip() for line in note.splitlines() if line.strip().startswith("tags.sweep")]
+    (line,) = re.findall(r"filter `(.*?)`\.", note)
     found = client.search_runs([whole.info.experiment_id], line, order_by=["metrics.`best/mean_iou` DESC"])
     names = {"lr=0.001,batch_size=2", "lr=0.001,batch_size=3", "lr=0.0001,batch_size=2", "lr=0.0001,batch_size=3"}
     assert {run.info.run_name for run in found} == names

@@ -37,7 +37,7 @@ def test_the_sweepers_parameters_vary_too_unless_typed(tmp_path: Path) -> None:
             ("dataset=shapes", "optimizer.lr=1e-3,1e-5", "model=pspnet18,pspnet50"),
             "optimizer.lr=1e-3,1e-5: was 1e-3,1e-4",
         ),
-        ((*WORDS, "optimizer.lr=1e-3"), "optimizer.lr=one value: was 1e-3,1e-4"),
+        (("dataset=shapes", "optimizer.lr=1e-3", WORDS[2]), "optimizer.lr=one value: was 1e-3,1e-4"),
         ((*WORDS, "seed=1,2"), "seed=1,2: was one value"),
         ((*WORDS, "crop_size=65"), "crop_size=65: was 513"),
         ((*WORDS, "loss=ohem"), "choices.loss=ohem: was cross_entropy"),
