@@ -1,7 +1,7 @@
 """The command line's words: what composes, and what is said of what does not."""
 
 import re
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -22,13 +22,6 @@ OPTIONS = sorted(
 )
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 SWEEPS = sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
-ENGINES = {  # and the module of the plugin that brings each
-    "hydra/sweeper=optuna": "hydra_plugins.hydra_optuna_sweeper",
-    "hydra/launcher=joblib": "hydra_plugins.hydra_joblib_launcher",
-    "hydra/launcher=submitit_local": "hydra_plugins.hydra_submitit_launcher",
-    "hydra/launcher=submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
-    "hydra/launcher=ray": "hydra_plugins.hydra_ray_launcher",
-}
 
 
 @pytest.fixture
@@ -101,13 +94,17 @@ def test_a_sweep_of_the_users(root: str, tmp_path: Path) -> None:
     assert problems(*words, "+sweep=bad") == ["optimizer.momentun: unknown key; did you mean 'optimizer.momentum'?"]
 
 
-@pytest.mark.parametrize(("engine", "module"), ENGINES.items())
-def test_an_engine_that_is_not_there_is_named_with_what_brings_it(engine: str, module: str, root: str) -> None:
-    if find_spec(module) is None:
-        (found,) = problems(root, engine, f"{engine.partition('=')[0].replace('/', '.')}.n_jobs=2")
-        assert re.fullmatch(rf"{engine}: hydra-\w+-\w+ is not installed; pip install 'pspexp\[\w+\]'", found)
+@pytest.mark.parametrize(("option", "brought_by"), overrides.ENGINES.items())
+def test_an_engine_that_is_not_there_is_named_with_what_brings_it(
+    option: str, brought_by: tuple[str, str], root: str
+) -> None:
+    group, _, name = option.rpartition("/")
+    package, extra = brought_by
+    if package in {one.name for one in distributions()}:
+        assert pspexp.compose([root, f"{group}={name}"]).seed == 1122
     else:
-        assert pspexp.compose([root, engine]).seed == 1122
+        (found,) = problems(root, f"{group}={name}", f"{group.replace('/', '.')}.n_jobs=2")
+        assert found == f"{group}={name}: {package} is not installed; pip install 'pspexp[{extra}]'"
 
 
 def test_an_overlay_of_an_engine_that_is_not_there(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ assert pspexp.__file__.startswith(sys.argv[1]), pspexp.__file__
 page = pathlib.Path(pspexp.__file__).parent / "compare" / "page.html"
 assert page.is_file(), page
 classes = pspexp.compose(["experiment=quickstart"]).dataset.class_names
+assert pspexp.compose(["experiment=quickstart", "+sweep=lr_batch"]).loader.batch_size == 4
 print(f"installed in {pspexp.__file__}; quickstart has {len(classes)} classes")
 EOF
 "$work/venv/bin/pspexp" experiment=quickstart trainer.max_steps=2 loader.max_eval_images=2

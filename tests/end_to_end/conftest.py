@@ -46,9 +46,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
             process.communicate()
 
 
-def ends(processes: Sequence[Process]) -> tuple[list[int], list[str], list[str]]:
+def ends(processes: Sequence[Process], limit_s: float = LIMIT_S) -> tuple[list[int], list[str], list[str]]:
     """Exit codes, outputs and errors of processes, when all have ended."""
-    said = [process.communicate(timeout=LIMIT_S) for process in processes]
+    said = [process.communicate(timeout=limit_s) for process in processes]
     return [process.returncode for process in processes], [out for out, _ in said], [error for _, error in said]
 
 
