@@ -79,6 +79,7 @@ class Elastic:
         self.master_addr, self.master_port, self.max_restarts = master_addr, master_port, max_restarts
         self.leads, self.world_size = node_rank == 0, nnodes * nproc_per_node
         self.stopped_by: int | None = None  # the signal that came during the job, which may have finished all the same
+        self.stop_asked: Callable[[], int | None] = lambda: None  # another way to ask for a stop than by a signal
 
     def __call__(self, job: Job) -> float | None:
         """The result of ``job``, done by all processes.
@@ -91,13 +92,17 @@ class Elastic:
         forget_unknown_start_method()
         # Kept for the whole job: no other can be given the port.
         store = kept_store(self.master_addr, port, several_machines=several) if self.leads else None
-        with TemporaryDirectory() as folder, Keeper(self.nproc_per_node, self.max_restarts) as keeper, quiet_agent():
+        with (
+            TemporaryDirectory() as folder,
+            Keeper(self.nproc_per_node, self.max_restarts, self.stop_asked) as keeper,
+            quiet_agent(),
+        ):
             settings = self._settings(port if store is None else store.port, folder)
             notes = Path(folder, "notes")
             notes.mkdir()
             try:
                 ends = elastic_launch(settings, work)(
-                    job, notes, log_settings(), self.nproc_per_node, self.max_restarts
+                    job, notes, log_settings(), self.nproc_per_node, self.max_restarts, os.getpid()
                 )
             except ChildFailedError as error:
                 if self.leads:
@@ -163,19 +168,22 @@ def how(failure: ProcessFailure) -> str:
 
 @record
 def work(
-    job: Job, notes: Path, log_config: dict[str, Any], nproc_per_node: int, max_restarts: int
+    job: Job, notes: Path, log_config: dict[str, Any], nproc_per_node: int, max_restarts: int, parent: int
 ) -> float | str | None:
     """Do ``job`` as one of the processes; what the agent runs. A string tells that, and where, it was stopped."""
     place = placed_by_torch()
     prepare_logging(log_config, place.rank)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // nproc_per_node))
-    parent = os.getppid()
+    if os.getppid() != parent:  # which died before this process could have the kernel tell it
+        os._exit(1)
     with stop_requests(parent) as stop_signal:
         try:
             if refused := refusals(notes):  # to start again mends nothing
                 raise UserError(*refused)
-            return job(place, stop_signal)
+            result = job(place, stop_signal)
+            take_leave(parent)
+            return result
         except UserError as error:
             unfinished = notes.parent / f"{place.rank}.{place.restarts}"
             unfinished.write_text(json.dumps(error.problems))
@@ -189,6 +197,18 @@ def work(
             if place.restarts < max_restarts:  # else the parent tells
                 log.exception("process %d failed, all start again from the last save", place.rank)
             raise
+
+
+def take_leave(parent: int) -> None:
+    """Do not wait for a parent that has died, or dies from now on, to take the result."""
+
+    def leave(*_: object) -> None:
+        if os.getppid() != parent:
+            os._exit(0)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+    leave()
 
 
 def log_settings() -> dict[str, Any]:
@@ -245,8 +265,8 @@ class Keeper:
         first_dead: pid of the process that failed first in the last attempt.
     """
 
-    def __init__(self, nproc: int, max_restarts: int) -> None:
-        self._nproc, self._restarts_left = nproc, max_restarts
+    def __init__(self, nproc: int, max_restarts: int, stop_asked: Callable[[], int | None]) -> None:
+        self._nproc, self._restarts_left, self._stop_asked = nproc, max_restarts, stop_asked
         self.stopped_by: int | None = None
         self.first_dead: int | None = None
         self._heeded = heeded()
@@ -287,6 +307,8 @@ class Keeper:
             if len(codes) % self._nproc or all(code is not None for code in codes.values()):
                 self._known = frozenset(self._known.union(multiprocessing.active_children()) - self._others)
             self._see_failures(codes)
+            if self.stopped_by is None:
+                self.stopped_by = self._stop_asked()
             self._pass_on(codes)
 
     def _see_failures(self, codes: dict[BaseProcess, int | None]) -> None:

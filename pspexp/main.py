@@ -6,12 +6,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -24,6 +23,7 @@ from omegaconf import DictConfig
 
 from pspexp import composition, launch
 from pspexp.errors import Interrupted, JobFailed, UserError, essence
+from pspexp.overrides import quoted
 
 if TYPE_CHECKING:
     from pspexp.sweep.study import Sweep
@@ -52,7 +52,11 @@ def main() -> None:
         try:
             command = examine(sys.argv[1:])
             sys.argv[1:] = command.words
-            sys.exit(task_code() if command.sweep is None else sweep_code(*command.sweep))
+            if command.sweep is None:
+                sys.exit(task_code())
+            from pspexp.sweep.conduct import conduct
+
+            sys.exit(conduct(*command.sweep, task_code))
         except UserError as error:
             if follows(sys.argv[1:]):
                 time.sleep(LEADER_TELLS_S)
@@ -75,34 +79,6 @@ def task_code() -> int:
         # 1 before the task began is Hydra's word for wrong input; from within it comes as an error of its own.
         return WRONG_INPUT if end.code == 1 and not started else int(end.code or 0)
     return 0
-
-
-def sweep_code(sweep: "Sweep", config: DictConfig) -> int:
-    """Run a sweep and tell how it ended; returns the exit code."""
-    from pspexp.sweep import overview
-    from pspexp.sweep.jobs import FAILED_MARK
-    from pspexp.tracking import runs
-
-    with runs.claimed(sweep.folder):
-        (sweep.folder / FAILED_MARK).unlink(missing_ok=True)
-        with terminated_as_interrupted():
-            code = task_code()
-        complete = overview.finish(sweep, config, stopped=code > 128)
-    return code or (0 if complete else 1)
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Between two jobs, let SIGTERM end the sweep as Ctrl-C does: with its overview written."""
-
-    def end(number: int, _: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)
@@ -150,7 +126,7 @@ def new_folder_word(
     return [f"hydra.run.dir={quoted(folder)}"]
 
 
-def sweep_command(words: Sequence[str], overrides: Sequence[str], config: DictConfig) -> Command:
+def sweep_command(words: Sequence[str], arguments: Sequence[str], config: DictConfig) -> Command:
     """The command of a sweep, which begins here or goes on.
 
     Raises:
@@ -159,23 +135,16 @@ def sweep_command(words: Sequence[str], overrides: Sequence[str], config: DictCo
     from pspexp.sweep import study
 
     refuse_placed_sweep(config)
-    folder = Path(config.hydra.sweep.dir)
-    added = []
-    if not names(overrides, "hydra.sweep.dir"):
+    composition.expand_home(config)
+    folder = Path(config.hydra.sweep.dir).expanduser().absolute()
+    if not names(arguments, "hydra.sweep.dir") and not (folder / study.FILE).is_file():
         folder = new_folder(folder)
-        added = [f"hydra.sweep.dir={quoted(folder)}"]
-    return Command([*words, *added], (study.begin(folder, overrides, config), config))
+    return Command([*words, f"hydra.sweep.dir={quoted(folder)}"], (study.begin(folder, arguments, config), config))
 
 
 def names(words: Sequence[str], key: str) -> bool:
     """Whether one of the words sets ``key``."""
     return any(word.lstrip("+").startswith(f"{key}=") for word in words)
-
-
-def quoted(folder: Path) -> str:
-    """A path as a value that Hydra reads."""
-    escaped = str(folder).replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def import_torch() -> None:

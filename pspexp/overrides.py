@@ -1,6 +1,7 @@
 """The words of a command line, examined one by one: what cannot be read, what does not exist, what was meant."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -166,3 +167,9 @@ def read(words: Sequence[str]) -> list[Override]:
 def as_typed(override: Override) -> str:
     """The value of an override as it was typed."""
     return str(override.input_line).partition("=")[2]
+
+
+def quoted(path: Path) -> str:
+    """A path as a value that Hydra reads."""
+    escaped = str(path).replace("'", "\\'")
+    return f"'{escaped}'"

@@ -143,7 +143,7 @@ def close_abandoned(job: Request, status: Status) -> None:
 def record_failure(job: Request) -> None:
     """Leave records of a job that failed before it had any: what was asked for, and that it failed."""
     status = read_summary(job.folder).get("status")
-    if status not in (None, "RUNNING"):
+    if status in ("FAILED", "FINISHED"):  # not KILLED: that was an earlier attempt
         return
     job = replace(job, config=resolvable(job.config))
     try:

@@ -1,11 +1,13 @@
 """Devices of its own, or processor cores, for each of the jobs that run at the same time on one machine."""
 
+import getpass
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,7 +15,6 @@ from omegaconf import DictConfig
 
 from pspexp.device import card_names
 from pspexp.errors import UserError
-from pspexp.sweep.study import Sweep
 
 POLL_S = 0.2
 
@@ -21,13 +22,12 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def own_share(sweep: Sweep, config: DictConfig, jobs_at_once: int | None) -> Iterator[None]:
-    """Show the processes that a job starts a share of the machine that no other job of the sweep has; wait for one.
+def own_share(config: DictConfig, jobs_at_once: int | None) -> Iterator[None]:
+    """Show the processes that a job starts a share of the machine that no other sweep's job has; wait for one.
 
     A job that runs alone, or with a card chosen by ``device.index``, is left as it is.
 
     Args:
-        sweep: whose jobs share the machine.
         config: of the job.
         jobs_at_once: how many the sweep's launcher runs at the same time on this machine; None: unknown.
 
@@ -39,26 +39,44 @@ def own_share(sweep: Sweep, config: DictConfig, jobs_at_once: int | None) -> Ite
         return
     variable, cards = card_names(config.device.type, config.device.get("plugin"), config.device.get("visible_devices"))
     if cards:
-        shares = groups(cards, config.launcher.get("nproc_per_node", 1)) * config.sweep.jobs_per_device
-        with one_of(sweep, shares) as mine, environment(variable, mine):
+        shares = card_groups(cards, config.launcher.get("nproc_per_node", 1), variable)
+        with one_of(variable, shares, config.sweep.jobs_per_device) as mine, environment(variable, mine):
             log.info("%s=%s", variable, mine)
             yield
     else:
         shares = core_groups(config.sweep.cores_per_job, jobs_at_once)
-        with one_of(sweep, shares) as mine, cores(mine):
+        with one_of("core", shares) as mine, cores(mine):
             log.info("processor cores: %s", mine or "all")
             yield
 
 
+def is_basic(launcher: DictConfig) -> bool:
+    """Whether Hydra's launcher runs the jobs in the process it was called in, one after another."""
+    return bool(launcher._target_.endswith(".BasicLauncher"))
+
+
 def jobs_at_once(launcher: DictConfig) -> int | None:
     """How many jobs Hydra's launcher runs at the same time on this machine; None: it does not tell."""
-    if launcher._target_.endswith(".BasicLauncher"):
+    if is_basic(launcher):
         return 1
     if (count := launcher.get("n_jobs")) is None:
         return None
     from joblib import effective_n_jobs  # it is there, since this is how its plugin counts
 
     return int(effective_n_jobs(count))
+
+
+def card_groups(cards: Sequence[str], size: int, variable: str) -> list[str]:
+    """Shares of the cards that this process is shown.
+
+    Raises:
+        UserError: there are fewer than ``size``.
+    """
+    if size > len(cards):
+        raise UserError(
+            f"launcher.nproc_per_node={size}: this machine shows {len(cards)} cards ({variable}); try {len(cards)}"
+        )
+    return groups(cards, size)
 
 
 def groups(names: Sequence[str], size: int) -> list[str]:
@@ -87,27 +105,33 @@ def core_groups(size: int | None, jobs_at_once: int | None) -> list[str]:
 
 
 @contextmanager
-def one_of(sweep: Sweep, shares: Sequence[str]) -> Iterator[str | None]:
-    """The first share that no other job holds, waiting for one; None if there are no shares."""
+def one_of(kind: str, shares: Sequence[str], times: int = 1) -> Iterator[str | None]:
+    """The first share of which nobody holds a part, waiting for one; None if there are no shares.
+
+    Args:
+        kind: of the devices; shares of one kind exclude each other, of whatever sweep.
+        shares: names of devices, with commas between.
+        times: how often each device is given away at the same time.
+    """
     if not shares:
         yield None
         return
     # A folder of this machine, since the sweep's may be shared; and of this SLURM job, which sees cards of its own.
     allocation = os.environ.get("SLURM_JOB_ID", "")
-    folder = Path(tempfile.gettempdir()) / f"pspexp-{os.getuid()}" / f"{sweep.id}{allocation}"
+    folder = Path(tempfile.gettempdir()) / f"pspexp-{getpass.getuser()}" / f"{kind}{allocation}"
     folder.mkdir(parents=True, exist_ok=True)
-    locks = [(share, FileLock(folder / f"{number}.{share}.lock")) for number, share in enumerate(shares)]
     while True:
-        for share, lock in locks:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            try:
+        for share, number in product(shares, range(times)):
+            with ExitStack() as held:
+                try:
+                    for name in share.split(","):
+                        lock = FileLock(folder / f"{name}.{number}.lock")
+                        lock.acquire(timeout=0)
+                        held.callback(lock.release)
+                except Timeout:
+                    continue
                 yield share
-            finally:
-                lock.release()
-            return
+                return
         time.sleep(POLL_S)
 
 

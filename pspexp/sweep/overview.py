@@ -4,17 +4,20 @@ import csv
 import io
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from pspexp.assembly import build
-from pspexp.sweep import jobs
-from pspexp.sweep.jobs import Record, short_names, shown
+from pspexp.overrides import quoted
+from pspexp.records import Request, close_abandoned
+from pspexp.sweep.record import FILE, Record, load, short_names, shown
 from pspexp.sweep.study import Sweep
 from pspexp.tracking import figures
 from pspexp.tracking.local import harmless, read_summary, write_atomic
@@ -38,21 +41,34 @@ def finish(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
         stopped: somebody ended the sweep.
     """
     rows = collect(sweep)
+    if not rows:  # Hydra has refused it
+        return False
     write_atomic(sweep.folder / CSV, as_csv(sweep, rows))
     write_atomic(sweep.folder / NOTE, as_markdown(sweep, rows) + "\n")
     draw(sweep, rows)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(as_table(sweep, rows), *failures(rows), *advice(sweep, rows), sep="\n")
-    complete = bool(rows) and all(record.state == "FINISHED" for record, _ in rows)
+    complete = all(record.state == "FINISHED" for record, _ in rows)
     show(sweep, config, "KILLED" if stopped else "FINISHED" if complete else "FAILED")
     return complete
 
 
 def collect(sweep: Sweep) -> list[Row]:
     """The jobs by number."""
-    folders = [file.parent for file in sweep.folder.rglob(jobs.FILE)]
-    found = [(record, folder) for folder in folders if (record := jobs.load(folder)) is not None]
-    return sorted(found, key=lambda row: row[0].number)
+    found = [(load(file.parent), file.parent) for file in sweep.folder.rglob(FILE)]
+    mine = [(record, folder) for record, folder in found if record is not None and record.sweep == sweep.id]
+    for record, folder in mine:
+        if record.state == "KILLED":
+            close_killed(folder)
+    return sorted(mine, key=lambda row: row[0].number)
+
+
+def close_killed(folder: Path) -> None:
+    """End the records of a job that was killed before it could."""
+    if (folder / "config.yaml").is_file():
+        words = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
+        config: Any = OmegaConf.load(folder / "config.yaml")
+        close_abandoned(Request(config, folder, words), "KILLED")
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -116,7 +132,7 @@ def filter_of(sweep: Sweep) -> str:
 def failures(rows: Sequence[Row]) -> list[str]:
     """A line for each job that has not finished."""
     return [
-        f"job {record.number}: {record.error or 'was killed'}; see {folder / 'run.log'}"
+        f"job {record.number}: {record.error or record.state.lower()}; see {folder / 'run.log'}"
         for record, folder in rows
         if record.state != "FINISHED"
     ]
@@ -128,7 +144,8 @@ def advice(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
     states = {record.state for record, _ in rows}
     if states - {"FINISHED"}:
         again = " sweep.retry_failed=true" if "FAILED" in states else ""
-        lines.append(f"to go on, the same command with: hydra.sweep.dir={sweep.folder}{again}")
+        word = shlex.quote(f"hydra.sweep.dir={quoted(sweep.folder)}")
+        lines.append(f"to go on, the same command with: {word}{again}")
     return lines
 
 

@@ -1,6 +1,7 @@
 """A sweep as a whole: where it lies, what it varies, and whether a command goes on with it."""
 
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,16 +14,18 @@ from pspexp.checkpoint import flatten
 from pspexp.composition import without_hydra
 from pspexp.errors import UserError
 from pspexp.overrides import as_typed, read, sweeper_words
+from pspexp.tracking import runs
 from pspexp.tracking.local import write_atomic
 from pspexp.tracking.secrets import without_secrets, words_without_secrets
 
 FILE = "sweep.json"
 # What may change when a sweep goes on: how and where jobs run, not what they compute.
-FREE_NODES = ("launcher", "sweep", "checkpoint", "tracking", "compare", "choices.launcher", "choices.tracking")
+FREE_NODES = ("launcher", "sweep", "tracking", "compare", "choices.launcher", "choices.tracking")
 FREE_KEYS = (
     "output_root",
     "run_name",
-    "rerun",
+    "checkpoint.every_steps",
+    "checkpoint.allow_world_size_change",
     "device.index",
     "dataset.root",
     "loader.num_workers",
@@ -38,15 +41,13 @@ class Sweep:
     Attributes:
         folder: holds a run folder for each job, and the overview.
         id: tag of the jobs' MLflow runs; no two sweeps share one.
-        varies: the values of each key that varies, as typed.
-        words: the command's overrides, without secrets.
+        varies: the values of each key that varies, as typed but without secrets, in the order of Hydra's numbers.
         config: flat and unresolved, with the first value of what varies.
     """
 
     folder: Path
     id: str
     varies: dict[str, str]
-    words: list[str]
     config: dict[str, Any]
 
 
@@ -62,17 +63,30 @@ def begin(folder: Path, words: Sequence[str], config: DictConfig) -> Sweep:
         UserError: the folder holds another sweep; names what differs.
     """
     varies = varied(words, config)
-    raw = OmegaConf.to_container(without_hydra(config), resolve=False)
+    raw: Any = OmegaConf.to_container(without_hydra(config), resolve=False)
     flat = flatten(without_secrets(raw))
-    if (folder / FILE).is_file():
-        known = load(folder)
-        found = [*changed_values(known, varies), *differences(known.config, flat, {**known.varies, **varies})]
-        if found:
-            raise UserError(*(f"{one} (sweep in {folder}); go on with that, or choose another folder" for one in found))
-        return known
-    sweep = Sweep(folder, f"{folder.name}-{secrets.token_hex(2)}", varies, words_without_secrets(words), flat)
-    write_atomic(folder / FILE, json.dumps({**asdict(sweep), "folder": folder.name}, indent=2, default=str) + "\n")
-    return load(folder)  # what JSON makes of it, so that going on compares like with like
+    with runs.claimed(folder, ".begin.lock", wait=True):  # of two that begin at once, one finds the other's
+        if (folder / FILE).is_file():
+            known = load(folder)
+            refuse_another(known, varies, flat)
+            return known
+        readable = re.sub(r"[^\w.-]", "_", folder.name)  # MLflow's filter knows no escaped quotes
+        sweep = Sweep(folder, f"{readable}-{secrets.token_hex(2)}", varies, flat)
+        write_atomic(folder / FILE, json.dumps({**asdict(sweep), "folder": folder.name}, indent=2, default=str) + "\n")
+        return load(folder)  # what JSON makes of it, so that going on compares like with like
+
+
+def refuse_another(known: Sweep, varies: Mapping[str, str], flat: Mapping[str, Any]) -> None:
+    """Raise UserError if a command that varies ``varies`` is not the one that began the sweep."""
+    changed = [key for key in sorted(known.varies.keys() | varies.keys()) if known.varies.get(key) != varies.get(key)]
+    found = [f"{key}={varies.get(key, 'one value')}: was {known.varies.get(key, 'one value')}" for key in changed]
+    found += differences(known.config, flat, changed)  # of what varies as before the first values are compared
+    if not found and list(known.varies) != list(varies):  # by which Hydra numbers the jobs
+        found = [f"the order {', '.join(varies)}: was {', '.join(known.varies)}"]
+    if found:
+        raise UserError(
+            *(f"{one} (sweep in {known.folder}); go on with that, or choose another folder" for one in found)
+        )
 
 
 def load(folder: Path) -> Sweep:
@@ -83,31 +97,31 @@ def load(folder: Path) -> Sweep:
 
 def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
     """The values, as typed, of each key or group that takes several: on the command line or by the sweeper."""
-    typed = read(words)
-    params = read(sweeper_words(config, typed))
+    typed = read(words_without_secrets(words))
+    params = read(words_without_secrets(sweeper_words(config, typed)))
     return {one.key_or_group: as_typed(one) for one in [*params, *typed] if one.is_sweep_override()}
 
 
-def changed_values(known: Sweep, varies: Mapping[str, str]) -> list[str]:
-    """One line for each key that varies otherwise than before."""
-    keys = sorted(known.varies.keys() | varies.keys())
-    return [
-        f"{key}={varies.get(key, 'one value')}: was {known.varies.get(key, 'one value')}"
-        for key in keys
-        if varies.get(key) != known.varies.get(key)
-    ]
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], varies: Mapping[str, str] = {}) -> list[str]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], left_out: Sequence[str] = ()) -> list[str]:
     """One line for each value that makes a job another one than before.
 
     Args:
         then, now: flat configurations.
-        varies: keys that are left out, with what is below them.
+        left_out: keys that are not compared, with what is below them, beside those that may change.
     """
-    left_out = (*FREE_NODES, *FREE_KEYS, *varies, *(f"choices.{key}" for key in varies))
-    return [
+    free = (*FREE_NODES, *FREE_KEYS, *left_out, *(f"choices.{key}" for key in left_out))
+    lines = [
         f"{key}={now.get(key)}: was {then.get(key)}"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not any(key == one or key.startswith(f"{one}.") for one in left_out)
+        if then.get(key) != now.get(key) and not any(key == one or key.startswith(f"{one}.") for one in free)
     ]
+    # Batch sizes are per process.
+    sizes = [processes(flat) for flat in (now, then)]
+    if sizes[0] != sizes[1] and "launcher" not in left_out:
+        lines.append(f"launcher: {sizes[0]} processes, was {sizes[1]}")
+    return lines
+
+
+def processes(flat: Mapping[str, Any]) -> int:
+    """How many compute, by a flat configuration."""
+    return int(flat.get("launcher.nproc_per_node", 1) * flat.get("launcher.nnodes", 1))

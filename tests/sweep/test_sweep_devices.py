@@ -12,15 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from pspexp.errors import UserError
 from pspexp.sweep import devices
 from pspexp.sweep.devices import core_groups, groups, jobs_at_once, one_of, own_share
-from pspexp.sweep.study import Sweep
 
 LIMIT_S = 60
 
 
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+@pytest.fixture(autouse=True)
+def _machine_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return Sweep(tmp_path / "sweep", "sweep-1a2b", {"optimizer.lr": "1,2"}, [], {})
 
 
 def config(device: str, nproc: int = 1, jobs_per_device: int = 1, **node: object) -> DictConfig:
@@ -45,35 +43,35 @@ def four_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("four_cards")
-def test_each_job_at_a_time_is_shown_other_cards(sweep: Sweep) -> None:
+def test_each_job_at_a_time_is_shown_other_cards() -> None:
     seen = []
-    with own_share(sweep, config("acme", 2), None):
+    with own_share(config("acme", 2), None):
         seen.append(os.environ["ACME_VISIBLE_DEVICES"])
-        with own_share(sweep, config("acme", 2), None):
+        with own_share(config("acme", 2), None):
             seen.append(os.environ["ACME_VISIBLE_DEVICES"])
     assert seen == ["4,5", "6,7"]
     assert "ACME_VISIBLE_DEVICES" not in os.environ
-    with own_share(sweep, config("acme", visible_devices="ACME_CARDS"), None):  # free again
+    with own_share(config("acme", visible_devices="ACME_CARDS"), None):  # free again
         assert os.environ.pop("ACME_CARDS") == "4"
 
 
 @pytest.mark.usefixtures("four_cards")
-def test_one_job_at_a_time_or_a_chosen_card_is_left_alone(sweep: Sweep) -> None:
+def test_one_job_at_a_time_or_a_chosen_card_is_left_alone() -> None:
     for job, at_once in ((config("acme"), 1), (config("acme", index=2), None)):
-        with own_share(sweep, job, at_once):
+        with own_share(job, at_once):
             assert "ACME_VISIBLE_DEVICES" not in os.environ
 
 
-def test_a_job_waits_until_a_share_is_free(sweep: Sweep) -> None:
+def test_a_job_waits_until_a_share_is_free() -> None:
     second, order = threading.Event(), []
 
     def wait_for_it() -> None:
         second.set()
-        with one_of(sweep, ["0"]) as share:
+        with one_of("core", ["0"]) as share:
             order.append(f"second got {share}")
 
     thread = threading.Thread(target=wait_for_it)
-    with one_of(sweep, ["0"]) as share:
+    with one_of("core", ["0"]) as share:
         thread.start()
         assert second.wait(LIMIT_S)
         order.append(f"first had {share}")
@@ -81,9 +79,23 @@ def test_a_job_waits_until_a_share_is_free(sweep: Sweep) -> None:
     assert order == ["first had 0", "second got 0"]
 
 
-def test_jobs_may_share_a_card(sweep: Sweep) -> None:
-    with one_of(sweep, ["0", "0"]) as first, one_of(sweep, ["0", "0"]) as second:
+def test_jobs_may_share_a_card() -> None:
+    with one_of("card", ["0"], 2) as first, one_of("card", ["0"], 2) as second:
         assert (first, second) == ("0", "0")
+
+
+def test_shares_that_overlap_are_never_held_together() -> None:
+    with one_of("card", ["0,1"]), one_of("card", ["0", "1", "2"]) as single:
+        assert single == "2"
+
+
+@pytest.mark.usefixtures("four_cards")
+def test_more_processes_than_cards_are_refused() -> None:
+    with (
+        pytest.raises(UserError, match=r"launcher\.nproc_per_node=5: this machine shows 4 cards"),
+        own_share(config("acme", 5), None),
+    ):
+        pass
 
 
 def test_what_is_left_over_is_nobodys() -> None:
@@ -101,13 +113,13 @@ def affinity(cores: set[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         yield lambda: now[-1]
 
 
-def test_jobs_on_the_cpu_get_cores_and_threads_of_their_own(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_on_the_cpu_get_cores_and_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     with affinity({0, 1, 2, 3, 8}, monkeypatch) as mine:
-        with own_share(sweep, config("cpu"), 2):
+        with own_share(config("cpu"), 2):
             assert (mine(), os.environ["OMP_NUM_THREADS"]) == ({0, 1}, "2")
         assert (mine(), os.environ["OMP_NUM_THREADS"]) == ({0, 1, 2, 3, 8}, "8")
-        with one_of(sweep, ["0,1", "2,3"]), own_share(sweep, config("cpu"), 2):
+        with one_of("core", ["0,1", "2,3"]), own_share(config("cpu"), 2):
             assert mine() == {2, 3}
         assert core_groups(None, None) == []  # nobody knows how many there are: all share all
         assert core_groups(5, None) == ["0,1,2,3,8"]
