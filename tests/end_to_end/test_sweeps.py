@@ -181,6 +181,33 @@ def test_a_stopped_sweep_saves_and_tells(number: signal.Signals, code: int, star
 
 
 @pytest.mark.slow
+def test_stopped_parallel_jobs_save_too(start: Start, tmp_path: Path) -> None:
+    """The signal reaches the command alone: its jobs are in joblib's processes."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'joblib'")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    words = ("-m", *TINY, *joblib, "dataset.num_train=400", "seed=1,2,3", "hydra.sweep.dir=sweep")
+    process = start(*words, TMPDIR=str(tmp_path))
+    records = [tmp_path / "sweep" / job / "metrics.jsonl" for job in "01"]
+    until(lambda: all(file.is_file() and '"step": 2,' in file.read_text() for file in records), process)
+    process.terminate()
+    codes, _, errors = ends([process])
+    assert codes == [143], errors
+    assert column(tmp_path / "sweep", "status") == ["KILLED", "KILLED", "NOT STARTED"]
+    for job in "01":
+        assert json.loads((tmp_path / "sweep" / job / "summary.json").read_text())["status"] == "KILLED"
+        assert (tmp_path / "sweep" / job / "checkpoints" / "last.pt").is_file()
+
+
+@pytest.mark.slow
+def test_jobs_that_would_share_a_folder_are_refused(
+    cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*GRID, "trainer.max_steps=1", "seed=1,2", "hydra.sweep.subdir=same") == 1
+    assert "hydra.sweep.subdir: jobs 0 and 1 share" in capfd.readouterr().out
+    assert column(tmp_path / "sweep", "status") == ["FINISHED"]
+
+
+@pytest.mark.slow
 def test_the_first_failure_can_end_a_sweep(cli: Cli, tmp_path: Path) -> None:
     words = (*GRID, "optimizer.lr=1e-3,-1,1e-4,1e-5", "sweep.fail_fast=true")
     assert cli(*words) == 1
@@ -210,46 +237,13 @@ def test_two_sweeps_cannot_share_a_folder(cli: Cli, tmp_path: Path, capsys: pyte
     assert "another process is writing there" in capsys.readouterr().err
 
 
-ENGINES = {
-    "basic": ("",),
-    "joblib": ("hydra_plugins.hydra_joblib_launcher", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
-    "submitit": ("hydra_plugins.hydra_submitit_launcher", "hydra/launcher=submitit_local"),
-    "ray": ("hydra_plugins.hydra_ray_launcher", "hydra/launcher=ray"),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_each_engine_survives_a_failure_and_goes_on(engine: str, start: Start, tmp_path: Path) -> None:
-    """Learning rate × batch size, one job forced to fail; then only that one is run again."""
-    plugin, *launcher = ENGINES[engine]
-    if plugin:
-        pytest.importorskip(plugin, reason=f"needs the extra {engine!r}")
-    words = (*GRID, *launcher, "optimizer.lr=1e-3,1e-4", "loader.batch_size=2,3", "trainer.max_steps=1")
-    sweep = tmp_path / "sweep"
-    obstacle = blocked(sweep / "2")
-    codes, _, errors = ends([start(*words)])
-    assert codes == [1], errors
-    assert column(sweep, "status") == ["FINISHED", "FINISHED", "FAILED", "FINISHED"]
-    assert "FileExistsError" in rows(sweep)[2]["error"]
-    assert "Traceback" in (sweep / "2" / "run.log").read_text()
-    before = {job: (sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "013"}
-
-    obstacle.unlink()
-    codes, _, errors = ends([start(*words, "sweep.retry_failed=true")])
-    assert codes == [0], errors
-    assert column(sweep, "status") == ["FINISHED"] * 4
-    assert {job: (sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "013"} == before
-    assert len({row["best/mean_iou"] for row in rows(sweep)}) > 1
-
-
 @pytest.mark.slow
 def test_parallel_jobs_get_a_card_each(start: Start, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'joblib'")
     pytest.importorskip("torch_sdaa", reason="needs a C++ compiler for the stand-in card")
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.max_steps=1", "device=sdaa")
     path = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests" / "stand_in")])
-    codes, _, errors = ends([start(*GRID, *joblib, "seed=1,2", PYTHONPATH=path)])
+    codes, _, errors = ends([start(*GRID, *joblib, "seed=1,2", PYTHONPATH=path, TMPDIR=str(tmp_path))])
     assert codes == [0], errors
     logs = [(tmp_path / "sweep" / job / "run.log").read_text() for job in "01"]
     assert sorted(re.findall(r"SDAA_VISIBLE_DEVICES=(\d)", "".join(logs))) == ["0", "1"]
@@ -260,7 +254,7 @@ def test_parallel_jobs_get_a_card_each(start: Start, tmp_path: Path) -> None:
 def test_parallel_jobs_get_processor_cores_each(start: Start, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'joblib'")
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep.cores_per_job=1", "trainer.max_steps=1")
-    codes, _, errors = ends([start(*GRID, *joblib, "seed=1,2")])
+    codes, _, errors = ends([start(*GRID, *joblib, "seed=1,2", TMPDIR=str(tmp_path))])
     assert codes == [0], errors
     logs = [(tmp_path / "sweep" / job / "run.log").read_text() for job in "01"]
     assert len(set(re.findall(r"processor cores: (\d+)\n", "".join(logs)))) == min(2, len(os.sched_getaffinity(0)))

@@ -41,6 +41,10 @@ def test_the_sweepers_parameters_vary_too_unless_typed(tmp_path: Path) -> None:
         ((*WORDS, "seed=1,2"), "seed=1,2: was one value"),
         ((*WORDS, "crop_size=65"), "crop_size=65: was 513"),
         ((*WORDS, "loss=ohem"), "choices.loss=ohem: was cross_entropy"),
+        ((*WORDS, "model.pyramid_channels=8"), "model.pyramid_channels=8: was 128"),
+        ((*WORDS, "launcher=ddp", "launcher.nproc_per_node=2"), "launcher: 2 processes, was 1"),
+        ((*WORDS, "checkpoint.resume=elsewhere"), "checkpoint.resume=elsewhere: was None"),
+        ((WORDS[0], WORDS[2], WORDS[1]), "the order model, optimizer.lr: was optimizer.lr, model"),
     ],
 )
 def test_another_sweep_is_refused_with_the_difference(words: tuple[str, ...], told: str, tmp_path: Path) -> None:

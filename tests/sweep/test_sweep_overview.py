@@ -1,0 +1,74 @@
+"""What is told of a sweep's jobs."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from pspexp.sweep import overview
+from pspexp.sweep.record import Record, load, name_of, save
+from pspexp.sweep.study import Sweep
+from pspexp.tracking.local import write_atomic
+
+LR, SIZE = "optimizer.lr", "loader.batch_size"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """Three jobs: the second is the best, the third ran out of memory; and a job of another sweep below."""
+    mine = Sweep(tmp_path, "sweep-1a2b", {LR: "1e-3,1e-4", SIZE: "2"}, {})
+    error = "RuntimeError: [enforce fail at alloc_cpu.cpp:114] can't allocate memory"
+    metric = "best/mean_iou"
+    ends = [("FINISHED", 0.25, None), ("FINISHED", 0.5, None), ("FAILED", None, error)]
+    for number, (state, result, why) in enumerate(ends):
+        values = {LR: 10.0**-number, SIZE: 2}
+        record = Record("sweep-1a2b", number, name_of(values, number), values, state, metric, result, 61, why)  # type: ignore[arg-type]
+        save(tmp_path / str(number), record)
+    save(tmp_path / "other" / "0", Record("other-3c4d", 7, "seed=7", {"seed": 7}, "FINISHED"))
+    return mine
+
+
+@pytest.fixture
+def config() -> DictConfig:
+    return OmegaConf.create({"tracking": {"_target_": "pspexp.tracking.no_views"}})
+
+
+def test_the_table_ranks_and_tells_why(sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not overview.finish(sweep, config, stopped=False)
+    told = capsys.readouterr().out
+    assert "job 2: RuntimeError: [enforce fail at alloc_cpu.cpp:114] can't allocate memory; see " in told
+    assert "sweep.retry_failed=true" in told
+    assert "0:01:01" in told
+    assert "seed=7" not in told
+    rows = (sweep.folder / "sweep.csv").read_text().splitlines()
+    assert rows[0] == f"job,{LR},{SIZE},status,best/mean_iou,seconds,folder,mlflow_run_id,error"
+    assert rows[2] == "1,0.1,2,FINISHED,0.5,61,1,,"
+    ranking = [line for line in (sweep.folder / "sweep.md").read_text().splitlines() if line.startswith("| ")]
+    assert ranking[2].startswith("| 1 | lr=0.1,batch_size=2 | 50.00 | FINISHED |")
+    assert ranking[4].startswith("| 3 | lr=0.01,batch_size=2 | – | FAILED |")
+    assert (sweep.folder / "plots" / "parallel_coordinates.png").stat().st_size > 1000
+
+
+def test_what_is_advised_can_be_typed(tmp_path: Path, config: DictConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "my sweep, the first"
+    save(folder / "0", Record("s", 0, "seed=1", {"seed": 1}, "KILLED"))
+    overview.finish(Sweep(folder, "s", {"seed": "1,2"}, {}), config, stopped=True)
+    assert f"""'hydra.sweep.dir='"'"'{folder}'"'"''""" in capsys.readouterr().out
+
+
+def test_a_job_whose_end_nobody_noted_is_judged_by_its_run(tmp_path: Path) -> None:
+    running = Record("s", 0, "seed=1", {"seed": 1}, metric="best/mean_iou")
+    save(tmp_path, running)
+    assert load(tmp_path).state == "KILLED"  # type: ignore[union-attr]
+    write_atomic(tmp_path / "summary.json", '{"status": "FINISHED", "best": {"best/mean_iou": 0.5}}')
+    found = load(tmp_path, claimed=True)
+    assert found is not None
+    assert (found.state, found.result) == ("FINISHED", 0.5)
+
+
+def test_names_keep_apart_what_ends_alike() -> None:
+    assert name_of({LR: 0.0001, SIZE: 8}, 0) == "lr=0.0001,batch_size=8"
+    assert name_of({"model": "pspnet50", "loss.weight": 1, "optimizer.weight": 2}, 0) == (
+        "model=pspnet50,loss.weight=1,optimizer.weight=2"
+    )
+    assert name_of({}, 3) == "job 3"
