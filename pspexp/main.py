@@ -52,11 +52,8 @@ def main() -> None:
         try:
             command = examine(sys.argv[1:])
             sys.argv[1:] = command.words
-            if command.sweep is None:
-                sys.exit(task_code())
-            from pspexp.sweep.conduct import conduct
-
-            sys.exit(conduct(*command.sweep, task_code))
+            if code := code_of(command):
+                sys.exit(code)
         except UserError as error:
             if follows(sys.argv[1:]):
                 time.sleep(LEADER_TELLS_S)
@@ -67,6 +64,15 @@ def main() -> None:
 
 started: list[bool] = []  # filled when the task begins; Hydra's exit code does not tell
 typed: list[str] = []  # the command, before anything is added; empty in a process that a sweep's launcher started
+
+
+def code_of(command: "Command") -> int:
+    """Run a command; returns the exit code."""
+    if command.sweep is None:
+        return task_code()
+    from pspexp.sweep.conduct import conduct
+
+    return conduct(*command.sweep, task_code)
 
 
 def task_code() -> int:

@@ -1,5 +1,6 @@
 """The words of a command line, examined one by one: what cannot be read, what does not exist, what was meant."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -171,5 +172,7 @@ def as_typed(override: Override) -> str:
 
 def quoted(path: Path) -> str:
     """A path as a value that Hydra reads."""
+    if re.fullmatch(r"[\w./:-]+", str(path), re.ASCII):
+        return str(path)
     escaped = str(path).replace("'", "\\'")
     return f"'{escaped}'"
