@@ -49,7 +49,7 @@ def make_run(
     scores = {} if mean_iou is None else {f"{split}/mean_iou": mean_iou, f"{split}/mean_acc": mean_iou / 2}
     best = {"best/mean_iou": mean_iou, "best/epoch": 3.0} if split == "val" and mean_iou is not None else {}
     (folder / "summary.json").write_text(json.dumps({"status": status, "best": best, "last": scores}))
-    losses = {"step": 1, "epoch": 1, "time": 1.7e9, f"{split}/loss": 0.75}
+    losses = {"step": 1, "epoch": 1, "time": 1.7e9, f"{split}/loss": 0.75, f"{split}/mean_iou": 0.5}
     (folder / "metrics.jsonl").write_text(json.dumps(losses) + "\n")
     rows = [f"{name},{'' if value is None else value},,10\n" for name, value in (iou or {}).items()]
     (folder / "tables" / f"{split}_iou.csv").write_text("".join(["class,iou,accuracy,pixels\n", *rows]))
@@ -269,6 +269,48 @@ def test_runs_of_one_name_are_told_apart(cli: Cli, tmp_path: Path) -> None:
     folder = compared(cli, "compare.runs=[x,y]")
     assert [row["run"] for row in rows(folder / "compare.csv")] == ["0 (x)", "0 (y)"]
     assert cli("mode=compare", "compare.runs=[x,y]", "compare.baseline='0'") == 2
+
+
+def test_a_run_named_twice_keeps_its_first_place(cli: Cli, tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        make_run(tmp_path / "s" / name, 0.5, {"cat": 0.5}, config={"optimizer.lr": number})
+    folder = compared(cli, "compare.runs=[s/c,s]")
+    assert list(rows(folder / "classes.csv")[0]) == ["class", "c", "a", "b", "a - c", "b - c"]
+
+
+def test_where_and_how_a_run_was_computed_is_no_part_of_what_differs(cli: Cli, tmp_path: Path) -> None:
+    machine = {
+        **{"device.index": 1, "dataset.root": "/b", "loader.num_workers": 8, "loader.cache_mib": 10},
+        **{"trainer.log_every": 5, "checkpoint.path": "unused.pt", "optimizer.lr": 1, "optimizer.eps": 1e-08},
+    }
+    same = {"dataset.root": "/a", "optimizer.lr": 1.0, "optimizer.eps": "1.0e-8"}
+    make_run(tmp_path / "s1", 0.25, {"cat": 0.25}, config={"seed": 1, **same})
+    make_run(tmp_path / "s2", 0.75, {"cat": 0.75}, config={"seed": 2, **machine})
+    folder = compared(cli, "compare.runs=[s1,s2]")
+    assert list(rows(folder / "compare.csv")[0])[:6] == ["run", "where", "status", "started", "seed", "best/mean_iou"]
+    (group,) = rows(folder / "groups.csv")
+    assert group["best/mean_iou n"] == "2"
+
+
+def test_one_number_written_in_two_ways_is_not_marked(cli: Cli, tmp_path: Path) -> None:
+    for name, lr in (("a", 1), ("b", 1.0), ("c", 2)):
+        make_run(tmp_path / name, 0.5, {"cat": 0.5}, config={"optimizer.lr": lr})
+    text = (compared(cli, "compare.runs=[a,b,c]") / "compare.html").read_text()
+    assert text.count('class="key differs"') == 1
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_only_finite_values_count(odd: float, cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "s1", odd, {"cat": odd}, config={"seed": 1})
+    make_run(tmp_path / "s2", 0.5, {"cat": 0.5}, config={"seed": 2})
+    make_run(tmp_path / "s3", 0.25, {"cat": 0.25}, config={"seed": 3})
+    make_run(tmp_path / "other", 0.75, {"cat": 0.75}, config={"optimizer.lr": 1})
+    folder = compared(cli, "compare.runs=[s1,s2,s3,other]", "compare.baseline=other")
+    table = [(row["run"], row["best/mean_iou"]) for row in rows(folder / "compare.csv")]
+    assert table == [("other", "0.75"), ("s2", "0.5"), ("s3", "0.25"), ("s1", "")]
+    (group,) = rows(folder / "groups.csv")
+    assert (group["best/mean_iou mean"], group["best/mean_iou n"]) == ("0.375", "2")
+    assert list(rows(folder / "classes.csv")[0].values()) == ["cat", "0.75", "0.375", "-0.375"]
 
 
 def test_the_page_is_whole_by_itself_and_escapes_what_runs_are_called(cli: Cli, tmp_path: Path) -> None:

@@ -88,6 +88,12 @@ def test_folders_and_runs_of_mlflow_together(uri: str, cli: Cli, tmp_path: Path)
     (folder / "summary.json").write_text(summary.replace("{", f'{{"mlflow_run_id": "{ids["alone"]}",', 1))
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", words) == 2
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", f"compare.runs=[local,runs:/{ids['sweep s1']}]") == 2
+    # It keeps the place where it was named first.
+    make_run(tmp_path / "third", 0.5, {"cat": 0.5})
+    _, classes = compared(cli, uri, f"compare.runs=[runs:/{ids['alone']},third,local]")
+    assert list(classes[0]) == ["class", "local", "third", "third - local"]
+    _, classes = compared(cli, uri, f"compare.runs=[third,runs:/{ids['alone']},local]")
+    assert list(classes[0]) == ["class", "third", "local", "local - third"]
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,13 @@ def read(places: Sequence[str], uri: str) -> Found:
 
 
 def each_once(runs: list[Run]) -> list[Run]:
-    """``runs`` without repetitions; a folder rather than what MLflow knows about it, since it can be linked to."""
-    recorded = {run.mlflow_id for run in runs if run.folder is not None}
-    once = {run.folder or run.mlflow_id: run for run in reversed(runs) if run.folder or run.mlflow_id not in recorded}
-    return list(reversed(once.values()))
+    """``runs`` without repetitions, each where it was named first.
+
+    A folder stands in for what MLflow knows about the run, since it can be linked to.
+    """
+    folders = {run.mlflow_id: run for run in runs if run.folder and run.mlflow_id}
+    chosen = [run if run.folder else folders.get(run.mlflow_id, run) for run in runs]
+    return list({run.folder or run.mlflow_id: run for run in chosen}.values())
 
 
 def read_place(place: str, uri: str) -> Found:
