@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pspexp.compare.comparing import Comparison
 from pspexp.compare.found import Run
-from pspexp.compare.keys import SEED
+from pspexp.compare.keys import SEED, comparable
 from pspexp.compare.seeds import Group, Stat
 
 UNDEFINED = "–"
@@ -194,9 +194,8 @@ def key_cell(run: Run, baseline: Run, key: str) -> Cell:
         number: float | None = float(value)
     except ValueError:
         number = None
-    return Cell(
-        shortened(value), number, "differs" if key != SEED and value != baseline.config.get(key) else "", whole=value
-    )
+    is_same = key == SEED or comparable(value) == comparable(baseline.config.get(key, ""))
+    return Cell(shortened(value), number, "" if is_same else "differs", whole=value)
 
 
 def metric_cell(name: str, value: float | None, best: float | None) -> Cell:
