@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pspexp.checkpoint import flatten
+from pspexp.tracking.local import finite
 
 SPLITS = ("val", "test")
 SCORES = ("mean_iou", "mean_acc", "overall_acc", "freqw_acc", "loss")
@@ -53,9 +54,9 @@ class Found:
 
 
 def compared_metrics(values: Mapping[str, Any]) -> dict[str, float]:
-    """Those metrics that a comparison shows."""
+    """Those metrics that a comparison shows; NaN and infinities, which MLflow keeps, are none."""
     names = [*BEST, *(f"{split}/{score}" for split in SPLITS for score in SCORES)]
-    return {name: float(values[name]) for name in names if values.get(name) is not None}
+    return finite({name: float(values[name]) for name in names if values.get(name) is not None})
 
 
 def as_text(config: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from pspexp.compare.found import SPLITS, Found, Run, Table, compared_metrics, text
 from pspexp.compare.reading import read_files, scores
 from pspexp.errors import UserError, did_you_mean
+from pspexp.tracking.local import finite
 from pspexp.tracking.mlflow import Names, reader
 from pspexp.tracking.secrets import mask_logins
 
@@ -157,6 +158,6 @@ def tables_of(config: dict[str, str], metrics: Mapping[str, float]) -> dict[str,
         classes = [str(name) for name in ast.literal_eval(config.get("dataset.class_names", ""))]
     except (ValueError, SyntaxError, TypeError):  # cut, since it was long
         return {}
-    shown = Names()
+    shown, metrics = Names(), finite(metrics)
     found = {split: {name: metrics.get(shown(f"{split}/iou/{name}")) for name in classes} for split in SPLITS}
     return {split: table for split, table in found.items() if any(iou is not None for iou in table.values())}

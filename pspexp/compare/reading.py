@@ -1,6 +1,7 @@
 """Runs from their folders."""
 
 import csv
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -168,7 +169,8 @@ def read_config(file: Path) -> dict[str, str]:
 def read_table(file: Path) -> Table:
     """The IoU of each class; None where undefined."""
     with file.open(encoding="utf-8", newline="") as lines:
-        return {row["class"]: float(row["iou"]) if row["iou"] else None for row in csv.DictReader(lines)}
+        found = {row["class"]: float(row["iou"] or "nan") for row in csv.DictReader(lines)}
+    return {name: iou if math.isfinite(iou) else None for name, iou in found.items()}
 
 
 def known_name(config: dict[str, str]) -> str | None:
