@@ -94,6 +94,24 @@ def test_folders_and_runs_of_mlflow_together(uri: str, cli: Cli, tmp_path: Path)
     assert list(classes[0]) == ["class", "local", "third", "third - local"]
     _, classes = compared(cli, uri, f"compare.runs=[third,runs:/{ids['alone']},local]")
     assert list(classes[0]) == ["class", "third", "local", "local - third"]
+    _, classes = compared(cli, uri, "compare.runs=[third,local]", f"compare.baseline=runs:/{ids['alone']}")
+    assert list(classes[0]) == ["class", "local", "third", "third - local"]
+
+
+def test_what_was_deleted_takes_no_part(
+    uri: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    gone = client.create_experiment("gone", artifact_location=(tmp_path / "artifacts").as_uri())
+    run = client.create_run(gone).info.run_id
+    client.delete_run(run)
+    assert cli("mode=compare", f"tracking.tracking_uri={uri}", f"compare.runs=[runs:/{run}]") == 2
+    assert f"compare.runs=runs:/{run}: was deleted" in capsys.readouterr().err
+    client.delete_experiment(gone)
+    assert cli("mode=compare", f"tracking.tracking_uri={uri}", "compare.experiment=gone") == 2
+    assert "compare.experiment=gone: was deleted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -126,7 +144,7 @@ def test_what_is_not_found_is_said_with_what_is_there(
 
 def test_a_name_with_a_quote_is_told_as_one(uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", 'compare.sweep="it\'s"') == 2
-    assert "compare.sweep=it's" in capsys.readouterr().err
+    assert "compare.sweep=it's: no such run among 4" in capsys.readouterr().err
 
 
 def test_records_far_away_that_do_not_answer_are_wrong_input(
