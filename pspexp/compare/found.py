@@ -31,6 +31,7 @@ class Run:
         started_s: seconds since 1970.
         folder: its folder, if that is known.
         mlflow_id: its MLflow run, if there is one.
+        typed: dotted keys that were set on its command line.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Run:
     started_s: float = 0.0
     folder: Path | None = None
     mlflow_id: str | None = None
+    typed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

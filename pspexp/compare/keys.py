@@ -21,16 +21,18 @@ OWNERS = ("dataset", "model")  # of values that others repeat
 def differing(runs: Sequence[Run]) -> dict[str, tuple[str | None, ...]]:
     """Configuration keys whose values are not all the same, with the value of each run that has a configuration.
 
-    Chosen options come first, the seed last. Keys that only repeat another one are left out.
+    Chosen options come first, the seed last. Left out are keys that only repeat another one, and what a chosen
+    option implies unless somebody typed it.
     """
     configs = [parts(run.config) for run in runs if run.config]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     values = {key: tuple(config.get(key) for config in configs) for key in keys}
     found = {key: row for key, row in values.items() if len(set(row)) > 1}
+    typed = frozenset[str]().union(*(run.typed for run in runs))
     kept: list[str] = []
     for key in sorted(found, key=lambda key: (key.count("."), *(not key.startswith(f"{owner}.") for owner in OWNERS))):
         echoed = any(found[key] == found[other] and is_named_after(key, other) for other in kept)
-        if not echoed and not is_implied(key, found):
+        if not echoed and (key in typed or not is_implied(key, found)):
             kept.append(key)
     ordered = sorted(kept, key=lambda key: (key == SEED, not key.startswith("choices."), list(found).index(key)))
     return {key: found[key] for key in ordered}

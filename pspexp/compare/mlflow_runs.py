@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pspexp.compare.found import SPLITS, Found, Run, Table, compared_metrics, text
-from pspexp.compare.reading import read_files, scores
+from pspexp.compare.reading import read_files, read_typed, scores
 from pspexp.errors import UserError, did_you_mean
 from pspexp.tracking.local import finite
 from pspexp.tracking.mlflow import Names, reader
@@ -118,15 +118,15 @@ def read(client: Any, runs: list[Any], source: str) -> Found:
 
 
 def download(client: Any, run_id: str, copies: Path) -> list[str]:
-    """Copy a run's small files; returns those it does not have."""
+    """Copy a run's small files; returns those it does not have and that would tell metrics or configuration."""
     copies.mkdir()
     missing = []
-    for name in ("config.yaml", "summary.json", "tables"):
+    for name in ("overrides.txt", "config.yaml", "summary.json", "tables"):
         try:
             client.download_artifacts(run_id, name, str(copies))
         except Exception:  # MLflow raises half a dozen kinds, and params and metrics tell nearly the same
             missing.append(name)
-    return missing
+    return [name for name in missing if name != "overrides.txt"]
 
 
 def read_run(run: Any, copies: Path) -> Run:
@@ -149,6 +149,7 @@ def read_run(run: Any, copies: Path) -> Run:
         tables=(tables or tables_of(config, metrics)) if finished else {},
         started_s=run.info.start_time / 1000,
         mlflow_id=run.info.run_id,
+        typed=read_typed(copies),
     )
 
 

@@ -122,6 +122,7 @@ def read_folder(folder: Path) -> Run:
         started_s=records[0]["time"] if records else folder.stat().st_mtime,
         folder=folder.resolve(),
         mlflow_id=summary.get("mlflow_run_id"),
+        typed=read_typed(folder),
     )
 
 
@@ -156,6 +157,16 @@ def checked_summary(file: Path) -> dict[str, Any]:
     summary = read_summary(file.parent)
     compared_metrics(scores(summary))
     return summary
+
+
+def read_typed(folder: Path) -> frozenset[str]:
+    """The dotted keys in ``overrides.txt``.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    words = parsed(folder / "overrides.txt", lambda file: file.read_text(encoding="utf-8", errors="replace")) or ""
+    return frozenset(word.lstrip("+~").partition("=")[0] for word in words.splitlines())
 
 
 def read_config(file: Path) -> dict[str, str]:
