@@ -27,6 +27,8 @@ def get(uri: str, run_id: str) -> Found:
     """
     with reader(uri, f"compare.runs=runs:/{run_id}") as client:
         run = client.get_run(run_id)
+        if run.info.lifecycle_stage == "deleted":
+            raise UserError(f"compare.runs=runs:/{run_id}: was deleted from MLflow; restore it there or leave it out")
         if is_overview(run):
             sweep = run.data.tags.get("sweep")
             raise UserError(
@@ -58,6 +60,11 @@ def search(uri: str, experiment: str, sweep: str | None, words: str | None) -> F
             raise UserError(
                 f"compare.experiment={experiment}: unknown to MLflow at {mask_logins(uri)}"
                 f"{did_you_mean(experiment, names)}; it has {', '.join(names)}; or name run folders in compare.runs"
+            )
+        if found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"compare.experiment={experiment}: was deleted from MLflow at {mask_logins(uri)}; restore it there, or "
+                "name run folders in compare.runs"
             )
         try:
             runs = list(paged(client, found.experiment_id, asked))
