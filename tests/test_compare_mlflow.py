@@ -98,9 +98,7 @@ def test_folders_and_runs_of_mlflow_together(uri: str, cli: Cli, tmp_path: Path)
     assert list(classes[0]) == ["class", "local", "third", "third - local"]
 
 
-def test_what_was_deleted_takes_no_part(
-    uri: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_deleted_takes_no_part(uri: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -145,6 +143,28 @@ def test_what_is_not_found_is_said_with_what_is_there(
 def test_a_name_with_a_quote_is_told_as_one(uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", 'compare.sweep="it\'s"') == 2
     assert "compare.sweep=it's: no such run among 4" in capsys.readouterr().err
+
+
+def test_a_sweep_whose_id_has_a_quote(uri: str, cli: Cli) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("quotes", artifact_location=f"{uri.partition(':///')[2]}.artifacts")
+    for name in ("one", "two"):
+        client.set_terminated(client.create_run(experiment, run_name=name, tags={"sweep": "it's"}).info.run_id)
+    assert (
+        cli(
+            "mode=compare",
+            "hydra.run.dir=out",
+            f"tracking.tracking_uri={uri}",
+            "compare.experiment=quotes",
+            'compare.sweep="it\'s"',
+        )
+        == 0
+    )
+    with Path("out/compare.csv").open(encoding="utf-8", newline="") as lines:
+        runs = list(csv.DictReader(lines))
+    assert [row["run"] for row in runs] == ["one", "two"]
 
 
 def test_records_far_away_that_do_not_answer_are_wrong_input(

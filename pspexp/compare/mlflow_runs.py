@@ -51,7 +51,11 @@ def search(uri: str, experiment: str, sweep: str | None, words: str | None) -> F
     """
     given = {"experiment": experiment, "sweep": sweep, "filter": words}
     typed = ", ".join(f"compare.{key}={value}" for key, value in given.items() if value is not None)
-    clauses = [*([f"tags.sweep = '{sweep}'"] if sweep is not None else []), *([words] if words is not None else [])]
+    mark = '"' if "'" in str(sweep) else "'"
+    clauses = [
+        *([f"tags.sweep = {mark}{sweep}{mark}"] if sweep is not None else []),
+        *([words] if words is not None else []),
+    ]
     asked = " and ".join(clauses)
     with reader(uri, typed) as client:
         found = client.get_experiment_by_name(experiment)

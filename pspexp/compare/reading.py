@@ -42,7 +42,7 @@ def read(places: Sequence[str], uri: str) -> Found:
         notes += found.notes
     if problems:
         raise UserError(*problems)
-    return Found(each_once(runs), notes, ", ".join(places))
+    return Found(each_once(runs), notes, ", ".join(map(readable, places)))
 
 
 def each_once(runs: list[Run]) -> list[Run]:
@@ -80,15 +80,24 @@ def read_place(place: str, uri: str) -> Found:
             problems += error.problems
     if problems:
         raise UserError(*problems)
-    notes = [f"Left out, since it ended before its configuration was written: {folder}" for folder in ended_early]
+    notes = [
+        f"Left out, since it ended before its configuration was written: {readable(folder)}" for folder in ended_early
+    ]
     return Found(runs, notes, place)
 
 
 def run_folders(root: Path) -> tuple[list[Path], list[Path]]:
     """The run folders at or below ``root`` in order of their names, and folders of jobs that ended before that."""
     runs, ended_early = [], []
-    for place, names, files in os.walk(root):
+    seen: set[Path] = set()  # links may lead to one folder twice, or round in circles
+    for place, names, files in os.walk(root, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
         names[:] = [name for name in names if name not in PASSED_BY and not name.startswith(".")]
+        names.sort(key=lambda name, place=place: os.path.islink(os.path.join(place, name)))  # type: ignore[misc]
         if "summary.json" in files or {"config.yaml", "overrides.txt"} <= set(files):
             runs.append(Path(place))
         elif "run.log" in files and not names:
@@ -113,8 +122,8 @@ def read_folder(folder: Path) -> Run:
     status = summary.get("status", "UNKNOWN")
     finished = status == "FINISHED"
     return Run(
-        name=known_name(config) or folder.resolve().name,
-        where=str(folder),
+        name=known_name(config) or readable(folder.resolve().name),
+        where=readable(folder),
         status=status,
         config=config,
         metrics=compared_metrics(last_losses(records) | scores(summary)) if finished else {},
@@ -124,6 +133,11 @@ def read_folder(folder: Path) -> Run:
         mlflow_id=summary.get("mlflow_run_id"),
         typed=read_typed(folder),
     )
+
+
+def readable(path: str | Path) -> str:
+    """A path as text that can be printed, whatever its bytes are."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def read_files(folder: Path) -> tuple[dict[str, str], dict[str, Any], dict[str, Table]]:
@@ -197,6 +211,10 @@ def scores(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def last_losses(records: list[dict[str, Any]]) -> dict[str, float]:
-    """The losses of the last evaluations, which ``summary.json`` does not tell."""
-    names = [f"{split}/loss" for split in SPLITS]
-    return {name: record[name] for record in records for name in names if name in record}
+    """The losses of the last evaluations, which ``summary.json`` does not tell; none if they were not finite."""
+    found = {}
+    for split in SPLITS:
+        last = next((record for record in reversed(records) if f"{split}/mean_iou" in record), {})
+        if f"{split}/loss" in last:
+            found[f"{split}/loss"] = last[f"{split}/loss"]
+    return found
