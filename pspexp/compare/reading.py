@@ -51,7 +51,7 @@ def each_once(runs: list[Run]) -> list[Run]:
     A folder stands in for what MLflow knows about the run, since it can be linked to.
     """
     folders = {run.mlflow_id: run for run in runs if run.folder and run.mlflow_id}
-    chosen = [run if run.folder else folders.get(run.mlflow_id, run) for run in runs]
+    chosen = [run if run.folder else folders.get(run.mlflow_id or "", run) for run in runs]
     return list({run.folder or run.mlflow_id: run for run in chosen}.values())
 
 
@@ -96,8 +96,9 @@ def run_folders(root: Path) -> tuple[list[Path], list[Path]]:
             names.clear()
             continue
         seen.add(real)
-        names[:] = [name for name in names if name not in PASSED_BY and not name.startswith(".")]
-        names.sort(key=lambda name, place=place: os.path.islink(os.path.join(place, name)))  # type: ignore[misc]
+        wanted = [name for name in names if name not in PASSED_BY and not name.startswith(".")]
+        links = {name for name in wanted if (Path(place) / name).is_symlink()}
+        names[:] = sorted(wanted, key=links.__contains__)  # the folder itself goes before a link to it
         if "summary.json" in files or {"config.yaml", "overrides.txt"} <= set(files):
             runs.append(Path(place))
         elif "run.log" in files and not names:
@@ -214,7 +215,7 @@ def last_losses(records: list[dict[str, Any]]) -> dict[str, float]:
     """The losses of the last evaluations, which ``summary.json`` does not tell; none if they were not finite."""
     found = {}
     for split in SPLITS:
-        last = next((record for record in reversed(records) if f"{split}/mean_iou" in record), {})
-        if f"{split}/loss" in last:
-            found[f"{split}/loss"] = last[f"{split}/loss"]
+        evaluations = [record for record in records if f"{split}/mean_iou" in record]
+        if evaluations and f"{split}/loss" in evaluations[-1]:
+            found[f"{split}/loss"] = evaluations[-1][f"{split}/loss"]
     return found
