@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -49,7 +50,7 @@ def make_run(
     scores = {} if mean_iou is None else {f"{split}/mean_iou": mean_iou, f"{split}/mean_acc": mean_iou / 2}
     best = {"best/mean_iou": mean_iou, "best/epoch": 3.0} if split == "val" and mean_iou is not None else {}
     (folder / "summary.json").write_text(json.dumps({"status": status, "best": best, "last": scores}))
-    losses = {"step": 1, "epoch": 1, "time": 1.7e9, f"{split}/loss": 0.75}
+    losses = {"step": 1, "epoch": 1, "time": 1.7e9, f"{split}/loss": 0.75, f"{split}/mean_iou": 0.5}
     (folder / "metrics.jsonl").write_text(json.dumps(losses) + "\n")
     rows = [f"{name},{'' if value is None else value},,10\n" for name, value in (iou or {}).items()]
     (folder / "tables" / f"{split}_iou.csv").write_text("".join(["class,iou,accuracy,pixels\n", *rows]))
@@ -271,6 +272,130 @@ def test_runs_of_one_name_are_told_apart(cli: Cli, tmp_path: Path) -> None:
     assert cli("mode=compare", "compare.runs=[x,y]", "compare.baseline='0'") == 2
 
 
+def test_a_run_named_twice_keeps_its_first_place(cli: Cli, tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        make_run(tmp_path / "s" / name, 0.5, {"cat": 0.5}, config={"optimizer.lr": number})
+    folder = compared(cli, "compare.runs=[s/c,s]")
+    assert list(rows(folder / "classes.csv")[0]) == ["class", "c", "a", "b", "a - c", "b - c"]
+
+
+def test_where_and_how_a_run_was_computed_is_no_part_of_what_differs(cli: Cli, tmp_path: Path) -> None:
+    machine = {
+        **{"device.index": 1, "dataset.root": "/b", "loader.num_workers": 8, "loader.cache_mib": 10},
+        **{"trainer.log_every": 5, "checkpoint.path": "unused.pt", "optimizer.lr": 1, "optimizer.eps": 1e-08},
+    }
+    same = {"dataset.root": "/a", "optimizer.lr": 1.0, "optimizer.eps": "1.0e-8"}
+    make_run(tmp_path / "s1", 0.25, {"cat": 0.25}, config={"seed": 1, **same})
+    make_run(tmp_path / "s2", 0.75, {"cat": 0.75}, config={"seed": 2, **machine})
+    folder = compared(cli, "compare.runs=[s1,s2]")
+    assert list(rows(folder / "compare.csv")[0])[:6] == ["run", "where", "status", "started", "seed", "best/mean_iou"]
+    (group,) = rows(folder / "groups.csv")
+    assert group["best/mean_iou n"] == "2"
+
+
+def test_one_number_written_in_two_ways_is_not_marked(cli: Cli, tmp_path: Path) -> None:
+    for name, lr in (("a", 1), ("b", 1.0), ("c", 2)):
+        make_run(tmp_path / name, 0.5, {"cat": 0.5}, config={"optimizer.lr": lr})
+    text = (compared(cli, "compare.runs=[a,b,c]") / "compare.html").read_text()
+    assert text.count('class="key differs"') == 1
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_only_finite_values_count(odd: float, cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "s1", odd, {"cat": odd}, config={"seed": 1})
+    make_run(tmp_path / "s2", 0.5, {"cat": 0.5}, config={"seed": 2})
+    make_run(tmp_path / "s3", 0.25, {"cat": 0.25}, config={"seed": 3})
+    make_run(tmp_path / "other", 0.75, {"cat": 0.75}, config={"optimizer.lr": 1})
+    folder = compared(cli, "compare.runs=[s1,s2,s3,other]", "compare.baseline=other")
+    table = [(row["run"], row["best/mean_iou"]) for row in rows(folder / "compare.csv")]
+    assert table == [("other", "0.75"), ("s2", "0.5"), ("s3", "0.25"), ("s1", "")]
+    (group,) = rows(folder / "groups.csv")
+    assert (group["best/mean_iou mean"], group["best/mean_iou n"]) == ("0.375", "2")
+    assert list(rows(folder / "classes.csv")[0].values()) == ["cat", "0.75", "0.375", "-0.375"]
+
+
+@pytest.mark.parametrize(("words", "shown"), [([], ["s1", "s2"]), (["compare.baseline=s2"], ["s2", "s1"])])
+def test_seeds_are_not_averaged_where_nothing_else_is_left(
+    words: list[str], shown: list[str], cli: Cli, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        make_run(tmp_path / f"s{seed}", seed / 4, {"cat": seed / 4}, config={"seed": seed})
+    folder = compared(cli, "compare.runs=[s1,s2]", *words)
+    assert list(rows(folder / "classes.csv")[0]) == ["class", *shown, f"{shown[1]} - {shown[0]}"]
+
+
+@pytest.mark.parametrize("baseline", ["s2", "named", "lr=0.001, mean of 2"])
+def test_a_baseline_that_is_one_of_several_seeds_stays_one(baseline: str, cli: Cli, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        config = {"seed": seed, "run_name": "named"} if baseline == "named" else {"seed": seed}
+        make_run(tmp_path / f"s{seed}", seed / 4, {"cat": seed / 4}, config=config)
+        make_run(tmp_path / f"o{seed}", 0.5, {"cat": 0.5}, config={"seed": seed, "optimizer.lr": 0.1})
+    folder = compared(cli, "compare.runs=[s1,s2,o1,o2]", f"compare.baseline='{baseline}'")
+    found = [name for name in rows(folder / "classes.csv")[0] if " - " not in name]
+    of_others = "lr=0.1, mean of 2"
+    shown = ["s2", of_others, "s1"] if baseline == "s2" else ["lr=0.001, mean of 2", of_others]
+    assert found == ["class", *shown]
+
+
+def test_what_somebody_typed_is_not_implied(cli: Cli, tmp_path: Path) -> None:
+    sgd = {"choices.optimizer": "sgd", "optimizer._target_": "torch.optim.SGD", "optimizer.momentum": 0.5}
+    make_run(tmp_path / "a", 0.5)
+    make_run(tmp_path / "b", 0.4, config=sgd)
+    (tmp_path / "b" / "overrides.txt").write_text("optimizer=sgd\n++optimizer.momentum=0.5\n")
+    found = rows(compared(cli, "compare.runs=[a,b]") / "compare.csv")
+    assert [row["optimizer.momentum"] for row in found] == ["", "0.5"]
+
+
+def test_a_broken_line_of_records_is_left_out(cli: Cli, tmp_path: Path) -> None:
+    for name in "ab":
+        make_run(tmp_path / name, 0.5, {"cat": 0.5})
+    with (tmp_path / "a" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "val/lo\xff\n5\n[1]\n')
+    assert [row["val/loss"] for row in rows(compared(cli, "compare.runs=[a,b]") / "compare.csv")] == ["0.75", "0.75"]
+
+
+def test_a_loss_is_that_of_the_last_evaluation(cli: Cli, tmp_path: Path) -> None:
+    for name in "ab":
+        make_run(tmp_path / name, 0.5, {"cat": 0.5})
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:  # its loss was infinite
+        file.write('{"step": 2, "epoch": 2, "time": 1.7e9, "val/mean_iou": 0.5}\n')
+    assert [row["val/loss"] for row in rows(compared(cli, "compare.runs=[a,b]") / "compare.csv")] == ["", "0.75"]
+
+
+def test_folders_that_are_linked_to_are_found_once(cli: Cli, tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        make_run(tmp_path / "elsewhere" / name, 0.5, {"cat": 0.5}, config={"optimizer.lr": number})
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    (tmp_path / "runs" / "all").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "round").symlink_to(tmp_path / "runs")
+    assert [row["run"] for row in rows(compared(cli, "compare.runs=runs") / "compare.csv")] == ["a", "b"]
+
+
+def test_a_folder_whose_name_is_not_utf8_is_linked_to(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "a", 0.75, {"cat": 0.75})
+    make_run(tmp_path / "runs" / os.fsdecode(b"caf\xe9"), 0.5, {"cat": 0.5})
+    folder = compared(cli, "compare.runs=runs")
+    assert [row["where"] for row in rows(folder / "compare.csv")] == ["runs/a", "runs/caf\ufffd"]
+    page = Page((folder / "compare.html").read_text(encoding="utf-8"))
+    links = [value for tag, key, value in page.attributes if (tag, key) == ("a", "href")]
+    assert links == ["../runs/a/", "../runs/caf%E9/"]
+
+
+def test_a_long_name_does_not_empty_the_printed_table(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "begins" + "-" * 123 + "ends"
+    make_run(tmp_path / "a", 0.75, {"cat": 0.75, long: 0.5}, config={"run_name": long, "optimizer.lr": 0.125})
+    make_run(tmp_path / "b", 0.5, {"cat": 0.5, long: 0.5})
+    folder = compared(cli, "compare.runs=[a,b]")
+    lines = capsys.readouterr().out.splitlines()
+    assert any("begins" in line and "ends" in line and "0.125" in line and "75.00" in line for line in lines)
+    assert max(map(len, lines[:-1])) <= 120
+    assert rows(folder / "compare.csv")[0]["run"] == long
+    assert f"| {long} | 0.125" in (folder / "compare.md").read_text()
+
+
 def test_the_page_is_whole_by_itself_and_escapes_what_runs_are_called(cli: Cli, tmp_path: Path) -> None:
     name = '<script>alert("1|2")</script>'
     make_run(tmp_path / "a", 0.25, {"cat": 0.25, "<dog>": 0.5}, config={"run_name": name})
@@ -324,6 +449,7 @@ def test_what_is_printed_fits_and_tells_where_the_files_are(
         (["compare.runs=[a,a]"], "needs two runs or more, found one (a)"),
         (["compare.runs=[a,b]", "compare.baseline=bb"], "compare.baseline=bb: none of the runs; did you mean 'b'?"),
         (["compare.runs=[a,c]", "compare.baseline=c"], "compare.baseline=c: has no table"),
+        (["compare.runs=[c,d]", "compare.baseline=dd"], "compare.baseline=dd: none of the runs; did you mean 'd'?"),
         (["compare.runs=[a,broken]"], "broken/summary.json: cannot be read (JSONDecodeError"),
         (["compare.runs=[nowhere,broken]"], "compare.runs=nowhere"),
         (["compare.runs=[a,b]", "compare.sweep=x"], "compare.sweep=x: chooses runs from MLflow"),
@@ -337,7 +463,8 @@ def test_what_cannot_be_compared_is_said_and_leaves_nothing(
 ) -> None:
     for name in ("a", "b", "broken"):
         make_run(tmp_path / name, 0.5, {"cat": 0.5})
-    make_run(tmp_path / "c", None, status="FAILED")
+    for name in ("c", "d"):
+        make_run(tmp_path / name, None, status="FAILED")
     (tmp_path / "broken" / "summary.json").write_text("{")
     (tmp_path / "empty").mkdir()
     assert cli("mode=compare", *words) == 2

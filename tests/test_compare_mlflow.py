@@ -88,6 +88,28 @@ def test_folders_and_runs_of_mlflow_together(uri: str, cli: Cli, tmp_path: Path)
     (folder / "summary.json").write_text(summary.replace("{", f'{{"mlflow_run_id": "{ids["alone"]}",', 1))
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", words) == 2
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", f"compare.runs=[local,runs:/{ids['sweep s1']}]") == 2
+    # It keeps the place where it was named first.
+    make_run(tmp_path / "third", 0.5, {"cat": 0.5})
+    _, classes = compared(cli, uri, f"compare.runs=[runs:/{ids['alone']},third,local]")
+    assert list(classes[0]) == ["class", "local", "third", "third - local"]
+    _, classes = compared(cli, uri, f"compare.runs=[third,runs:/{ids['alone']},local]")
+    assert list(classes[0]) == ["class", "third", "local", "local - third"]
+    _, classes = compared(cli, uri, "compare.runs=[third,local]", f"compare.baseline=runs:/{ids['alone']}")
+    assert list(classes[0]) == ["class", "local", "third", "third - local"]
+
+
+def test_what_was_deleted_takes_no_part(uri: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    gone = client.create_experiment("gone", artifact_location=(tmp_path / "artifacts").as_uri())
+    run = client.create_run(gone).info.run_id
+    client.delete_run(run)
+    assert cli("mode=compare", f"tracking.tracking_uri={uri}", f"compare.runs=[runs:/{run}]") == 2
+    assert f"compare.runs=runs:/{run}: was deleted" in capsys.readouterr().err
+    client.delete_experiment(gone)
+    assert cli("mode=compare", f"tracking.tracking_uri={uri}", "compare.experiment=gone") == 2
+    assert "compare.experiment=gone: was deleted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -120,7 +142,29 @@ def test_what_is_not_found_is_said_with_what_is_there(
 
 def test_a_name_with_a_quote_is_told_as_one(uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", 'compare.sweep="it\'s"') == 2
-    assert "compare.sweep=it's" in capsys.readouterr().err
+    assert "compare.sweep=it's: no such run among 4" in capsys.readouterr().err
+
+
+def test_a_sweep_whose_id_has_a_quote(uri: str, cli: Cli) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("quotes", artifact_location=f"{uri.partition(':///')[2]}.artifacts")
+    for name in ("one", "two"):
+        client.set_terminated(client.create_run(experiment, run_name=name, tags={"sweep": "it's"}).info.run_id)
+    assert (
+        cli(
+            "mode=compare",
+            "hydra.run.dir=out",
+            f"tracking.tracking_uri={uri}",
+            "compare.experiment=quotes",
+            'compare.sweep="it\'s"',
+        )
+        == 0
+    )
+    with Path("out/compare.csv").open(encoding="utf-8", newline="") as lines:
+        runs = list(csv.DictReader(lines))
+    assert [row["run"] for row in runs] == ["one", "two"]
 
 
 def test_records_far_away_that_do_not_answer_are_wrong_input(

@@ -34,11 +34,32 @@ def rank(value: float | None) -> tuple[bool, float]:
 
 
 def as_units(
-    runs: Sequence[Run], labels: dict[int, str], groups: Sequence[Group], split: str | None
+    runs: Sequence[Run], labels: dict[int, str], groups: Sequence[Group], split: str | None, baseline: str | None
 ) -> tuple[list[Unit], list[str]]:
-    """The columns of the table of classes, and what is left out of it."""
+    """The columns of the table of classes, and what is left out of it.
+
+    Seeds are not averaged where ``baseline`` is one of them, nor where nothing would be left to compare with.
+    """
     if split is None:
         return [], []
+    averaged = [group for group in groups if not is_one_of(group, labels, baseline)]
+    units = units_of(runs, labels, averaged, split)
+    if len(units) < 2:
+        units = units_of(runs, labels, [], split)
+    others = [labels[id(run)] for run in runs if run.tables and split not in run.tables]
+    left_out = [f"Left out of the classes, which are those of {split}: {', '.join(others)}"] if others else []
+    return units, left_out
+
+
+def is_one_of(group: Group, labels: dict[int, str], baseline: str | None) -> bool:
+    """Whether ``baseline`` means some runs of a group, but not all."""
+    if baseline is None:
+        return False
+    return len({is_meant(run, labels, baseline) for run in group.runs}) > 1
+
+
+def units_of(runs: Sequence[Run], labels: dict[int, str], groups: Sequence[Group], split: str) -> list[Unit]:
+    """The mean of each of ``groups``, and all other runs that have a table."""
     in_group = {id(run): group for group in groups for run in group.runs}
     units: dict[int, Unit] = {}
     for run in runs:
@@ -48,9 +69,7 @@ def as_units(
             units[id(group)] = Unit(f"{group.label}, mean of {len(members)}", members, mean_table(members, split))
         elif split in run.tables:
             units[id(run)] = Unit(labels[id(run)], [run], run.tables[split])
-    others = [labels[id(run)] for run in runs if run.tables and split not in run.tables]
-    left_out = [f"Left out of the classes, which are those of {split}: {', '.join(others)}"] if others else []
-    return list(units.values()), left_out
+    return list(units.values())
 
 
 def mean_table(runs: list[Run], split: str) -> Table:
@@ -78,25 +97,42 @@ def baseline_first(units: list[Unit], runs: Sequence[Run], labels: dict[int, str
 
 def named_unit(units: list[Unit], runs: Sequence[Run], labels: dict[int, str], baseline: str) -> Unit:
     """The unit that a user means: by label, or by name, folder or id of a run in it."""
-    folder = Path(baseline).expanduser().resolve()
-
-    def is_meant(run: Run) -> bool:
-        names = {run.name, labels[id(run)], run.where, run.mlflow_id}
-        return baseline in names or (run.folder is not None and run.folder == folder)
-
-    meant = [unit for unit in units if baseline == unit.label or any(map(is_meant, unit.runs))]
+    meant = [
+        unit for unit in units if baseline == unit.label or any(is_meant(run, labels, baseline) for run in unit.runs)
+    ]
     if len(meant) == 1:
         return meant[0]
-    known = [*(unit.label for unit in units), *(labels[id(run)] for unit in units for run in unit.runs)]
     if meant:
-        places = ", ".join(run.where for unit in meant for run in unit.runs if is_meant(run))
+        places = ", ".join(run.where for unit in meant for run in unit.runs if is_meant(run, labels, baseline))
         raise UserError(f"compare.baseline={baseline}: {len(meant)} runs are called so; give one of {places}")
-    if any(map(is_meant, runs)):
-        raise UserError(f"compare.baseline={baseline}: has no table to compare with; choose one of {', '.join(known)}")
+    labelled = [unit.label for unit in units]
+    check_baseline(runs, labels, baseline, labelled)
+    known = [*labelled, *(labels[id(run)] for unit in units for run in unit.runs if len(unit.runs) > 1)]
+    raise UserError(f"compare.baseline={baseline}: has no table to compare with; choose one of {', '.join(known)}")
+
+
+def check_baseline(
+    runs: Sequence[Run], labels: dict[int, str], baseline: str | None, others: Sequence[str] = ()
+) -> None:
+    """Check that a baseline means a run; with ``others``, labels that it could mean too.
+
+    Raises:
+        UserError: it means none.
+    """
+    if baseline is None or any(is_meant(run, labels, baseline) for run in runs):
+        return
     raise UserError(
-        f"compare.baseline={baseline}: none of the runs{did_you_mean(baseline, known)}; give a name or folder, such as "
-        f"{runs[0].where}"
+        f"compare.baseline={baseline}: none of the runs{did_you_mean(baseline, [*others, *labels.values()])}; give a "
+        f"name or folder, such as {runs[0].where}"
     )
+
+
+def is_meant(run: Run, labels: dict[int, str], baseline: str) -> bool:
+    """Whether ``baseline`` is a run's name, folder, MLflow id or ``runs:/<MLflow id>``."""
+    ids = set() if run.mlflow_id is None else {run.mlflow_id, f"runs:/{run.mlflow_id}"}
+    if baseline in {run.name, labels[id(run)], run.where} | ids:
+        return True
+    return run.folder is not None and run.folder == Path(baseline).expanduser().resolve()
 
 
 def compare_classes(units: Sequence[Unit]) -> tuple[list[ClassRow], list[str]]:

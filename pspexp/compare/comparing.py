@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pspexp.compare.classes import ClassRow, Unit, as_units, baseline_first, compare_classes, rank
+from pspexp.compare.classes import ClassRow, Unit, as_units, baseline_first, check_baseline, compare_classes, rank
 from pspexp.compare.found import BEST, SCORES, SPLITS, Run
 from pspexp.compare.keys import SEED, differing, short_names
 from pspexp.compare.seeds import Group, label, seed_groups, stats
@@ -57,11 +57,12 @@ def compare(runs: Sequence[Run], baseline: str | None) -> Comparison:
     groups = [Group(label(one, keys), one, stats(one, metrics)) for one in seed_groups(ordered)]
     groups.sort(key=lambda group: rank(score(group.means(), split)))
     labels = dict(zip(map(id, ordered), unique_names(ordered), strict=True))
-    units, notes = as_units(ordered, labels, groups, split)
+    units, notes = as_units(ordered, labels, groups, split, baseline)
     if units:
         units = baseline_first(units, runs, labels, baseline)
         classes, told = compare_classes(units)
     else:
+        check_baseline(runs, labels, baseline)
         classes, told = [], ["No run has a table of its classes: only finished runs have one"]
     notes += [*told, *cautions(runs, groups)]
     return Comparison(ordered, list(labels.values()), keys, metrics, groups, split, units, classes, notes)

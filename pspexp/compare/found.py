@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pspexp.checkpoint import flatten
+from pspexp.tracking.local import finite
 
 SPLITS = ("val", "test")
 SCORES = ("mean_iou", "mean_acc", "overall_acc", "freqw_acc", "loss")
@@ -30,6 +31,7 @@ class Run:
         started_s: seconds since 1970.
         folder: its folder, if that is known.
         mlflow_id: its MLflow run, if there is one.
+        typed: dotted keys that were set on its command line.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Run:
     started_s: float = 0.0
     folder: Path | None = None
     mlflow_id: str | None = None
+    typed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ class Found:
 
 
 def compared_metrics(values: Mapping[str, Any]) -> dict[str, float]:
-    """Those metrics that a comparison shows."""
+    """Those metrics that a comparison shows; NaN and infinities, which MLflow keeps, are none."""
     names = [*BEST, *(f"{split}/{score}" for split in SPLITS for score in SCORES)]
-    return {name: float(values[name]) for name in names if values.get(name) is not None}
+    return finite({name: float(values[name]) for name in names if values.get(name) is not None})
 
 
 def as_text(config: Mapping[str, Any]) -> dict[str, str]:

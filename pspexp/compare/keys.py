@@ -1,15 +1,17 @@
 """Which configuration keys differ between runs, and what to call them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pspexp.compare.found import Run
 
-# Where records go, how a run was asked for or resumed, and where its processes met: no part of an experiment.
+# Where records and data lie, how a run was asked for, watched or resumed, and what its machine was like: no part of an
+# experiment.
 NO_PART = {
     *("run_name", "output_root", "rerun", "choices.experiment", "choices.sweep", "choices.tracking"),
     *("checkpoint.resume", "checkpoint.allow_world_size_change", "checkpoint.every_steps"),
     *("launcher.master_addr", "launcher.master_port", "launcher.node_rank", "launcher.meeting_folder"),
+    *("device.index", "dataset.root", "loader.num_workers", "loader.cache_mib", "trainer.log_every"),
 }
 NO_PART_NODES = {"tracking", "sweep", "compare"}
 SEED = "seed"
@@ -19,16 +21,18 @@ OWNERS = ("dataset", "model")  # of values that others repeat
 def differing(runs: Sequence[Run]) -> dict[str, tuple[str | None, ...]]:
     """Configuration keys whose values are not all the same, with the value of each run that has a configuration.
 
-    Chosen options come first, the seed last. Keys that only repeat another one are left out.
+    Chosen options come first, the seed last. Left out are keys that only repeat another one, and what a chosen
+    option implies unless somebody typed it.
     """
-    configs = [run.config for run in runs if run.config]
-    keys = list(dict.fromkeys(key for config in configs for key in config if is_part(key)))
+    configs = [parts(run.config) for run in runs if run.config]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
     values = {key: tuple(config.get(key) for config in configs) for key in keys}
     found = {key: row for key, row in values.items() if len(set(row)) > 1}
+    typed = frozenset[str]().union(*(run.typed for run in runs))
     kept: list[str] = []
     for key in sorted(found, key=lambda key: (key.count("."), *(not key.startswith(f"{owner}.") for owner in OWNERS))):
         echoed = any(found[key] == found[other] and is_named_after(key, other) for other in kept)
-        if not echoed and not is_implied(key, found):
+        if not echoed and (key in typed or not is_implied(key, found)):
             kept.append(key)
     ordered = sorted(kept, key=lambda key: (key == SEED, not key.startswith("choices."), list(found).index(key)))
     return {key: found[key] for key in ordered}
@@ -40,9 +44,23 @@ def is_named_after(key: str, other: str) -> bool:
     return f"_{owner}".endswith(f"_{name}")
 
 
-def is_part(key: str) -> bool:
-    """Whether a configuration key is a part of the experiment."""
-    return key not in NO_PART and key.partition(".")[0] not in NO_PART_NODES
+def parts(config: Mapping[str, str]) -> dict[str, str]:
+    """The keys of a configuration that are a part of the experiment; equal values are equal texts."""
+    unused = {"checkpoint.path"} if config.get("mode") == "train" else set()
+    left_out = NO_PART | unused
+    return {
+        key: comparable(value)
+        for key, value in config.items()
+        if key not in left_out and key.partition(".")[0] not in NO_PART_NODES
+    }
+
+
+def comparable(value: str) -> str:
+    """A value's text, by which ``1`` is ``1.0`` and ``1e-3`` is ``0.001``."""
+    try:
+        return repr(float(value))
+    except ValueError:
+        return value
 
 
 def is_implied(key: str, found: dict[str, tuple[str | None, ...]]) -> bool:

@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pspexp.compare.found import SPLITS, Found, Run, Table, compared_metrics, text
-from pspexp.compare.reading import read_files, scores
+from pspexp.compare.reading import read_files, read_typed, scores
 from pspexp.errors import UserError, did_you_mean
+from pspexp.tracking.local import finite
 from pspexp.tracking.mlflow import Names, reader
 from pspexp.tracking.secrets import mask_logins
 
@@ -26,6 +27,8 @@ def get(uri: str, run_id: str) -> Found:
     """
     with reader(uri, f"compare.runs=runs:/{run_id}") as client:
         run = client.get_run(run_id)
+        if run.info.lifecycle_stage == "deleted":
+            raise UserError(f"compare.runs=runs:/{run_id}: was deleted from MLflow; restore it there or leave it out")
         if is_overview(run):
             sweep = run.data.tags.get("sweep")
             raise UserError(
@@ -48,7 +51,11 @@ def search(uri: str, experiment: str, sweep: str | None, words: str | None) -> F
     """
     given = {"experiment": experiment, "sweep": sweep, "filter": words}
     typed = ", ".join(f"compare.{key}={value}" for key, value in given.items() if value is not None)
-    clauses = [*([f"tags.sweep = '{sweep}'"] if sweep is not None else []), *([words] if words is not None else [])]
+    mark = '"' if "'" in str(sweep) else "'"
+    clauses = [
+        *([f"tags.sweep = {mark}{sweep}{mark}"] if sweep is not None else []),
+        *([words] if words is not None else []),
+    ]
     asked = " and ".join(clauses)
     with reader(uri, typed) as client:
         found = client.get_experiment_by_name(experiment)
@@ -57,6 +64,11 @@ def search(uri: str, experiment: str, sweep: str | None, words: str | None) -> F
             raise UserError(
                 f"compare.experiment={experiment}: unknown to MLflow at {mask_logins(uri)}"
                 f"{did_you_mean(experiment, names)}; it has {', '.join(names)}; or name run folders in compare.runs"
+            )
+        if found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"compare.experiment={experiment}: was deleted from MLflow at {mask_logins(uri)}; restore it there, or "
+                "name run folders in compare.runs"
             )
         try:
             runs = list(paged(client, found.experiment_id, asked))
@@ -117,15 +129,15 @@ def read(client: Any, runs: list[Any], source: str) -> Found:
 
 
 def download(client: Any, run_id: str, copies: Path) -> list[str]:
-    """Copy a run's small files; returns those it does not have."""
+    """Copy a run's small files; returns those it does not have and that would tell metrics or configuration."""
     copies.mkdir()
     missing = []
-    for name in ("config.yaml", "summary.json", "tables"):
+    for name in ("overrides.txt", "config.yaml", "summary.json", "tables"):
         try:
             client.download_artifacts(run_id, name, str(copies))
         except Exception:  # MLflow raises half a dozen kinds, and params and metrics tell nearly the same
             missing.append(name)
-    return missing
+    return [name for name in missing if name != "overrides.txt"]
 
 
 def read_run(run: Any, copies: Path) -> Run:
@@ -148,6 +160,7 @@ def read_run(run: Any, copies: Path) -> Run:
         tables=(tables or tables_of(config, metrics)) if finished else {},
         started_s=run.info.start_time / 1000,
         mlflow_id=run.info.run_id,
+        typed=read_typed(copies),
     )
 
 
@@ -157,6 +170,6 @@ def tables_of(config: dict[str, str], metrics: Mapping[str, float]) -> dict[str,
         classes = [str(name) for name in ast.literal_eval(config.get("dataset.class_names", ""))]
     except (ValueError, SyntaxError, TypeError):  # cut, since it was long
         return {}
-    shown = Names()
+    shown, metrics = Names(), finite(metrics)
     found = {split: {name: metrics.get(shown(f"{split}/iou/{name}")) for name in classes} for split in SPLITS}
     return {split: table for split, table in found.items() if any(iou is not None for iou in table.values())}

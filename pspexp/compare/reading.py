@@ -1,6 +1,7 @@
 """Runs from their folders."""
 
 import csv
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -41,14 +42,17 @@ def read(places: Sequence[str], uri: str) -> Found:
         notes += found.notes
     if problems:
         raise UserError(*problems)
-    return Found(each_once(runs), notes, ", ".join(places))
+    return Found(each_once(runs), notes, ", ".join(map(readable, places)))
 
 
 def each_once(runs: list[Run]) -> list[Run]:
-    """``runs`` without repetitions; a folder rather than what MLflow knows about it, since it can be linked to."""
-    recorded = {run.mlflow_id for run in runs if run.folder is not None}
-    once = {run.folder or run.mlflow_id: run for run in reversed(runs) if run.folder or run.mlflow_id not in recorded}
-    return list(reversed(once.values()))
+    """``runs`` without repetitions, each where it was named first.
+
+    A folder stands in for what MLflow knows about the run, since it can be linked to.
+    """
+    folders = {run.mlflow_id: run for run in runs if run.folder and run.mlflow_id}
+    chosen = [run if run.folder else folders.get(run.mlflow_id or "", run) for run in runs]
+    return list({run.folder or run.mlflow_id: run for run in chosen}.values())
 
 
 def read_place(place: str, uri: str) -> Found:
@@ -76,15 +80,25 @@ def read_place(place: str, uri: str) -> Found:
             problems += error.problems
     if problems:
         raise UserError(*problems)
-    notes = [f"Left out, since it ended before its configuration was written: {folder}" for folder in ended_early]
+    notes = [
+        f"Left out, since it ended before its configuration was written: {readable(folder)}" for folder in ended_early
+    ]
     return Found(runs, notes, place)
 
 
 def run_folders(root: Path) -> tuple[list[Path], list[Path]]:
     """The run folders at or below ``root`` in order of their names, and folders of jobs that ended before that."""
     runs, ended_early = [], []
-    for place, names, files in os.walk(root):
-        names[:] = [name for name in names if name not in PASSED_BY and not name.startswith(".")]
+    seen: set[Path] = set()  # links may lead to one folder twice, or round in circles
+    for place, names, files in os.walk(root, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        wanted = [name for name in names if name not in PASSED_BY and not name.startswith(".")]
+        links = {name for name in wanted if (Path(place) / name).is_symlink()}
+        names[:] = sorted(wanted, key=links.__contains__)  # the folder itself goes before a link to it
         if "summary.json" in files or {"config.yaml", "overrides.txt"} <= set(files):
             runs.append(Path(place))
         elif "run.log" in files and not names:
@@ -109,8 +123,8 @@ def read_folder(folder: Path) -> Run:
     status = summary.get("status", "UNKNOWN")
     finished = status == "FINISHED"
     return Run(
-        name=known_name(config) or folder.resolve().name,
-        where=str(folder),
+        name=known_name(config) or readable(folder.resolve().name),
+        where=readable(folder),
         status=status,
         config=config,
         metrics=compared_metrics(last_losses(records) | scores(summary)) if finished else {},
@@ -118,7 +132,13 @@ def read_folder(folder: Path) -> Run:
         started_s=records[0]["time"] if records else folder.stat().st_mtime,
         folder=folder.resolve(),
         mlflow_id=summary.get("mlflow_run_id"),
+        typed=read_typed(folder),
     )
+
+
+def readable(path: str | Path) -> str:
+    """A path as text that can be printed, whatever its bytes are."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def read_files(folder: Path) -> tuple[dict[str, str], dict[str, Any], dict[str, Table]]:
@@ -154,6 +174,16 @@ def checked_summary(file: Path) -> dict[str, Any]:
     return summary
 
 
+def read_typed(folder: Path) -> frozenset[str]:
+    """The dotted keys in ``overrides.txt``.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    words = parsed(folder / "overrides.txt", lambda file: file.read_text(encoding="utf-8", errors="replace")) or ""
+    return frozenset(word.lstrip("+~").partition("=")[0] for word in words.splitlines())
+
+
 def read_config(file: Path) -> dict[str, str]:
     """``config.yaml`` as dotted keys and texts."""
     content = OmegaConf.to_container(OmegaConf.load(file))
@@ -165,7 +195,8 @@ def read_config(file: Path) -> dict[str, str]:
 def read_table(file: Path) -> Table:
     """The IoU of each class; None where undefined."""
     with file.open(encoding="utf-8", newline="") as lines:
-        return {row["class"]: float(row["iou"]) if row["iou"] else None for row in csv.DictReader(lines)}
+        found = {row["class"]: float(row["iou"] or "nan") for row in csv.DictReader(lines)}
+    return {name: iou if math.isfinite(iou) else None for name, iou in found.items()}
 
 
 def known_name(config: dict[str, str]) -> str | None:
@@ -181,6 +212,10 @@ def scores(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def last_losses(records: list[dict[str, Any]]) -> dict[str, float]:
-    """The losses of the last evaluations, which ``summary.json`` does not tell."""
-    names = [f"{split}/loss" for split in SPLITS]
-    return {name: record[name] for record in records for name in names if name in record}
+    """The losses of the last evaluations, which ``summary.json`` does not tell; none if they were not finite."""
+    found = {}
+    for split in SPLITS:
+        evaluations = [record for record in records if f"{split}/mean_iou" in record]
+        if evaluations and f"{split}/loss" in evaluations[-1]:
+            found[f"{split}/loss"] = evaluations[-1][f"{split}/loss"]
+    return found

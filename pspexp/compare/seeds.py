@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pspexp.compare.found import Run
-from pspexp.compare.keys import SEED, is_part
+from pspexp.compare.keys import SEED, parts
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def seed_groups(runs: Sequence[Run]) -> list[list[Run]]:
     groups: dict[frozenset[tuple[str, str]], list[Run]] = {}
     for run in runs:
         if run.config:
-            same = frozenset((key, value) for key, value in run.config.items() if is_part(key) and key != SEED)
+            same = frozenset((key, value) for key, value in parts(run.config).items() if key != SEED)
             groups.setdefault(same, []).append(run)
     return [group for group in groups.values() if len({run.config.get(SEED) for run in group}) > 1]
 

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from pspexp.compare.comparing import Comparison
 from pspexp.compare.found import Run
-from pspexp.compare.keys import SEED
+from pspexp.compare.keys import SEED, comparable
 from pspexp.compare.seeds import Group, Stat
 
 UNDEFINED = "–"
-LONGEST = 40  # characters of a configuration value
+LONGEST = 40  # characters of a configuration value, and of a name on the terminal
 HEADERS = {
     "best/mean_iou": "best mean IoU %",
     "best/epoch": "best epoch",
@@ -35,7 +36,7 @@ class Cell:
         value: to sort by, if it is a number.
         mark: a CSS class: ``best`` of a column, ``differs`` from the baseline.
         share: of the largest difference, -1 to 1; colours the cell.
-        link: a relative path.
+        link: a relative URL of a folder.
         whole: the text that ``text`` shortens.
     """
 
@@ -103,9 +104,7 @@ def runs_sheet(result: Comparison, folder: Path) -> Sheet:
     ]
     rows = [
         [
-            Cell(
-                name, link="" if run.folder is None else os.path.relpath(run.folder, folder.resolve()), whole=run.where
-            ),
+            Cell(name, link="" if run.folder is None else link(run.folder, folder), whole=run.where),
             *(key_cell(run, baseline, key) for key in result.keys),
             Cell(run.status, mark="" if run.status == "FINISHED" else "unfinished"),
             *(metric_cell(name, run.metrics.get(name), best[name]) for name in result.metrics),
@@ -118,6 +117,11 @@ def runs_sheet(result: Comparison, folder: Path) -> Sheet:
         f"{result.labels[result.runs.index(baseline)]}. Only finished runs have metrics."
     )
     return Sheet("Runs", about, columns, rows)
+
+
+def link(target: Path, folder: Path) -> str:
+    """A relative URL of one folder, seen from another."""
+    return quote(os.fsencode(os.path.relpath(target, folder.resolve())))
 
 
 def seeds_sheet(result: Comparison) -> Sheet:
@@ -194,9 +198,8 @@ def key_cell(run: Run, baseline: Run, key: str) -> Cell:
         number: float | None = float(value)
     except ValueError:
         number = None
-    return Cell(
-        shortened(value), number, "differs" if key != SEED and value != baseline.config.get(key) else "", whole=value
-    )
+    is_same = key == SEED or comparable(value) == comparable(baseline.config.get(key, ""))
+    return Cell(shortened(value), number, "" if is_same else "differs", whole=value)
 
 
 def metric_cell(name: str, value: float | None, best: float | None) -> Cell:

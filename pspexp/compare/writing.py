@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pspexp.compare.comparing import Comparison
-from pspexp.compare.sheets import Cell, Sheet, sheets
+from pspexp.compare.sheets import LONGEST, Cell, Sheet, sheets
 from pspexp.tracking.local import write_atomic
 
 Rows = list[list[object]]
@@ -162,8 +162,14 @@ def as_table(sheet: Sheet, chosen: Sequence[int]) -> Table:
         title = header_lines(column.header)
         table.add_column(Text(title), justify="right" if column.is_number else "left", no_wrap=True, vertical="bottom")
     for row in sheet.rows[:MAX_ROWS]:
-        table.add_row(*(Text(row[index].text, style=STYLES.get(row[index].mark, "")) for index in chosen))
+        table.add_row(*(Text(fitted(row[index].text), style=STYLES.get(row[index].mark, "")) for index in chosen))
     return table
+
+
+def fitted(text: str) -> str:
+    """A cell's text, with its middle left out where it is long: names tend to differ at their ends."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def header_lines(header: str) -> str:

@@ -171,7 +171,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     file = folder / "metrics.jsonl"
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()  # a crash of the disk leaves any bytes
     found = [_parse(line) for line in lines]
     if None in found:
         logger.warning("%s: %d unfinished line(s) left out", file, found.count(None))
@@ -181,7 +181,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         return dict(json.loads(line))
-    except ValueError:
+    except (ValueError, TypeError):  # not JSON, or no record
         return None
 
 

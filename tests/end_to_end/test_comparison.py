@@ -23,7 +23,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         for words in (["seed=1"], ["seed=2"], ["seed=1", "optimizer=sgd", "run_name=with-sgd"]):
             patch.setattr("sys.argv", ["pspexp", *TINY, "tracking=mlflow", *words])
-            main.main()
+            with pytest.raises(SystemExit, match="^0$"):
+                main.main()
     return home
 
 
