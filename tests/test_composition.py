@@ -1,6 +1,5 @@
 """The command line's words: what composes, and what is said of what does not."""
 
-import re
 from importlib.metadata import distributions
 from pathlib import Path
 
