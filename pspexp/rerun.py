@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pspexp import schema
 from pspexp.errors import UserError
+from pspexp.overrides import ADDED_GROUPS
 from pspexp.saved import Plain, explicit_keys, read_config
 
 # What a rerun does not take: where records go, how it was asked for, and the study that the run was part of.
@@ -53,7 +54,8 @@ def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
     for key, value in merged.items():
         OmegaConf.update(config, key, value, merge=False)
     chosen = {group: option for group, option in today["choices"].items() if group in explicit}
-    config.choices = {**today["choices"], **saved["choices"], **chosen}
+    then = {group: option for group, option in saved["choices"].items() if group not in ADDED_GROUPS}
+    config.choices = {**today["choices"], **then, **chosen}
     if config.mode == "test":
         config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", *where))
 

@@ -9,6 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import pspexp
+from pspexp.composition import compose_checked, saved_choices
 from pspexp.errors import UserError
 from tests.conftest import TINY
 
@@ -157,3 +158,22 @@ def test_home_folders_are_understood(saved: Saved, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HOME", str(tmp_path))
     config = pspexp.compose(["rerun='~/run'", "optimizer.momentum=0.1"])
     assert (config.rerun, config.optimizer.momentum) == (str(run), 0.1)
+
+
+@pytest.mark.parametrize("overlay", ["lr_batch", "optuna"])
+def test_a_job_of_a_sweep_is_done_again_alone(saved: Saved, overlay: str) -> None:
+    if overlay == "optuna":
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    run = saved(f"+sweep={overlay}", "optimizer.weight_decay=0.5")
+    then = recorded(run)
+    assert then["choices"]["sweep"] == overlay
+    choices = {group: option for group, option in then["choices"].items() if group != "sweep"}
+    assert again(run) == {**then, "rerun": str(run), "choices": choices}
+    words = [f"rerun={run}"]
+    assert str(compose_checked([*words, *saved_choices(words)]).hydra.mode) != "RunMode.MULTIRUN"
+
+
+def test_a_quoted_folder(tmp_path: Path, saved: Saved) -> None:
+    run = saved("optimizer=sgd").rename(tmp_path / "it's")
+    folder = str(run).replace("'", "\\'")
+    assert pspexp.compose([f"rerun='{folder}'", "optimizer.momentum=0.1"]).optimizer.momentum == 0.1
