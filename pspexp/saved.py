@@ -78,8 +78,8 @@ def typed_values(overrides: Sequence[str]) -> dict[str, str | None]:
 
 def default_groups(places: Sequence[Path]) -> set[str]:
     """The groups that a bare word may choose an option of: those in the defaults, without whole recipes."""
-    files = [place / "config.yaml" for place in places]
-    defaults = [entry for file in files if file.is_file() for entry in OmegaConf.load(file).get("defaults", [])]
+    files = [file for place in places if (file := place / "config.yaml").is_file()]
+    defaults = [entry for file in files for entry in OmegaConf.select(OmegaConf.load(file), "defaults") or []]
     groups = {str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry}
     return groups - {*OPTIONAL_GROUPS, *ADDED_GROUPS}
 

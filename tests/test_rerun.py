@@ -1,6 +1,7 @@
 """What a rerun takes from the run it repeats, and what not."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ Saved = Callable[..., Path]
 def saved(tmp_path: Path) -> Saved:
     """Records a configuration as a run does; ``change`` may then alter the record."""
 
-    def record(*words: str, change: Callable[[dict[str, Any]], object] = lambda config: None) -> Path:
-        config: Any = OmegaConf.to_container(pspexp.compose([*TINY, *words]))
+    def record(
+        *words: str, change: Callable[[dict[str, Any]], object] = lambda config: None, tiny: Sequence[str] = TINY
+    ) -> Path:
+        config: Any = OmegaConf.to_container(pspexp.compose([*tiny, *words]))
         change(config)
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -151,6 +154,36 @@ def test_data_that_is_gone_is_named(saved: Saved, voc: Path) -> None:
     voc.rename(voc.with_name("moved"))
     assert f"dataset.root={voc}: no such file or folder" in refusal(f"rerun={run}")
     assert again(run, f"dataset.root={voc.with_name('moved')}")["dataset"]["class_names"] == ["a", "b", "c"]
+
+
+def test_a_moved_data_set_brings_the_classes_its_folder_names(saved: Saved, voc: Path) -> None:
+    (voc / "classes.txt").write_text("a\nb\nc\n")
+    run = saved("dataset=voc_folder", f"dataset.root={voc}", tiny=("model=pspnet18", "inference=whole"))
+    assert again(run)["dataset"]["class_names"] == ["a", "b", "c"]
+    other = shutil.copytree(voc, voc.with_name("other"))
+    (other / "classes.txt").write_text("w\nx\ny\nz\n")
+    config = again(run, f"dataset.root={other}")
+    assert config["dataset"]["class_names"] == ["w", "x", "y", "z"]
+    assert (config["dataset"]["num_classes"], config["model"]["num_classes"]) == (4, 4)
+    assert "dataset.root=5: " in refusal(f"rerun={run}", "dataset.root=5")
+    typed = again(run, f"dataset.root={other}", "dataset.class_names=[a,b]", "dataset.num_classes=2")
+    assert typed["dataset"]["class_names"] == ["a", "b"]
+
+
+def test_a_rerun_from_another_folder_finds_the_files(
+    saved: Saved, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").touch()
+    words = ("model.weights=w.pt", "model.backbone_weights=timm", "checkpoint.resume=auto", "output_root=here")
+    run = saved(*words)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = again(Path("..") / "run")
+    assert (config["model"]["weights"], Path(config["rerun"]).resolve()) == (str(tmp_path / "w.pt"), run.resolve())
+    assert config["model"]["backbone_weights"] == "timm"
+    then = recorded(run)
+    assert (then["checkpoint"]["resume"], then["output_root"]) == ("auto", "here")
 
 
 def test_home_folders_are_understood(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

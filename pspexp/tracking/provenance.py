@@ -79,7 +79,7 @@ def uncommitted() -> Uncommitted | None:
     """What this package's checkout holds beyond its commit; None if that is nothing, or not known."""
     diff = git(*_DIFF, "HEAD") or ""
     names = (git("ls-files", "--others", "--exclude-standard", "-z", "--", "pspexp", "conf") or "").split("\0")
-    room, lines, patches = MAX_DIFF - len(diff), [], []
+    room, lines, patches = MAX_DIFF - len(diff), list[str](), list[str]()
     for name in filter(None, names):
         patch = new_file(name, room)
         room -= len(patch)
