@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -113,6 +114,20 @@ def file_hash(path: Path) -> str:
         return str(error.strerror)
 
 
+def weights_hashes(model: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the files that a model's weights start from, by key; ``model`` is that node of the configuration."""
+    files = {f"model.{key}": Path(str(model.get(key))) for key in ("weights", "backbone_weights")}
+    return {key: _whole_hash(file) for key, file in files.items() if file.is_file()}
+
+
+def _whole_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:  # may be large
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide a result; those not installed are left out."""
     own = {"python": platform.python_version(), "pspexp": __version__}
@@ -172,7 +187,13 @@ def command_line(typed: Sequence[str], overrides: Sequence[str]) -> str:
 
 
 def attempt(
-    *, command: str, device: str, plugin: str | None, processes: int, data: Mapping[str, Mapping[str, Any]]
+    *,
+    command: str,
+    device: str,
+    plugin: str | None,
+    processes: int,
+    data: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The record of a run that begins, or goes on, now and in this process.
 
@@ -182,6 +203,7 @@ def attempt(
         plugin: module of the device, for its version.
         processes: how many compute.
         data: number of images and fingerprint of each split.
+        weights: of `weights_hashes`; none where a saved state is gone on with.
     """
     commit, changes = git_commit(), uncommitted()
     return {
@@ -194,6 +216,7 @@ def attempt(
         "host": host(device),
         "processes": processes,
         "data": {name: dict(split) for name, split in data.items()},
+        "weights": dict(weights),
     }
 
 

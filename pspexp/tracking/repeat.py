@@ -46,6 +46,7 @@ def differences(attempts: list[Attempt], now: Attempt, find: Find) -> list[str]:
             *version_differences(then, now),
             *machine_differences(then, now),
             *data_differences(then.get("data"), now["data"]),
+            *weights_differences(then.get("weights", {}), now.get("weights", {})),
         )
     ]
     return list(dict.fromkeys(lines))
@@ -125,3 +126,10 @@ def data_differences(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> 
             same = f"{here['images']} images as then, but not the same: names, sizes or order differ"
             marks = f"{before['fingerprint'][:12]} then, {here['fingerprint'][:12]} now"
             yield f"data: {name}: {same if before['images'] == here['images'] else counts} ({marks})"
+
+
+def weights_differences(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """Files that weights start from, and that are not what they were."""
+    for key in sorted(then.keys() & now.keys()):
+        if then[key] != now[key]:
+            yield f"weights: {key} is another file than then (SHA-256 {then[key][:12]} then, {now[key][:12]} now)"

@@ -1,6 +1,7 @@
 """What is said of a run that repeats another."""
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from pspexp.errors import UserError
+from pspexp.tracking.provenance import weights_hashes
 from pspexp.tracking.repeat import differences, read_attempts
 from pspexp.tracking.secrets import MASKED_DIFF
 
@@ -108,3 +110,16 @@ def test_records_that_are_not_there_or_broken(tmp_path: Path) -> None:
     attempts, unknown = read_attempts(lambda file: tmp_path / file)
     assert unknown == "provenance.json cannot be read: uncommitted changes, machine and data of then are not known"
     assert differences(attempts, NOW, nothing) == ["version: torch 2.3 then, 2.4 now"]
+
+
+def test_other_weights_to_start_from(tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    found = []
+    for content in (b"a", b"b"):
+        file.write_bytes(content)
+        found.append(weights_hashes({"weights": str(file), "backbone_weights": "timm"}))
+    then, now = ({**NOW, "weights": one} for one in found)
+    assert found[0] == {"model.weights": hashlib.sha256(b"a").hexdigest()}
+    assert differences([then], then, nothing) == differences([NOW], now, nothing) == []
+    (line,) = differences([then], now, nothing)
+    assert line == "weights: model.weights is another file than then (SHA-256 ca978112ca1b then, 3e23e8160039 now)"
