@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 import pspexp
 from pspexp.composition import compose_checked, saved_choices
 from pspexp.errors import UserError
+from pspexp.records import Request, tell_differences
 from tests.conftest import TINY
 
 Saved = Callable[..., Path]
@@ -184,6 +185,16 @@ def test_a_rerun_from_another_folder_finds_the_files(
     assert config["model"]["backbone_weights"] == "timm"
     then = recorded(run)
     assert (then["checkpoint"]["resume"], then["output_root"]) == ("auto", "here")
+
+
+def test_a_run_that_is_out_of_reach_by_now_is_a_warning(
+    saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = saved()
+    config = pspexp.compose([f"rerun={run}"])
+    run.rename(tmp_path / "gone")
+    tell_differences(Request(config, tmp_path / "new", []), {})
+    assert "rerun: what differs is not known: " in caplog.text
 
 
 def test_home_folders_are_understood(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
