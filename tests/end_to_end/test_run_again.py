@@ -192,7 +192,7 @@ def test_everything_that_differs_is_told(copy: Path, cli: Cli, tmp_path: Path) -
     then["data"]["train"] = {"images": 4, "fingerprint": "2" * 64}
     then["data"]["val"]["fingerprint"] = "3" * 64
     (copy / "provenance.json").write_text(json.dumps(content))
-    (copy / "uncommitted.diff").write_text("")
+    (copy / "uncommitted.diff").write_text("diff --git a/x b/x\n")
 
     assert cli(f"rerun={copy}", "trainer.max_steps=1", "tracking=none", "hydra.run.dir=again") == 0
     lines = "\n".join(told(tmp_path / "again"))
