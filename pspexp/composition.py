@@ -45,6 +45,8 @@ PATH_KEYS = (
     "rerun",
 )
 
+PATH_WORDS = ("auto", "timm")  # in the place of a path
+
 
 def conf_dir() -> str:
     """Absolute path of the YAML folder: inside the package when installed from a wheel, beside it in a checkout."""
@@ -202,8 +204,7 @@ def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     schema.check(OmegaConf.to_container(config))  # type: ignore[arg-type]
-    if config.dataset.get("root") is not None:  # a checkpoint may be tested from another folder
-        config.dataset.root = str(Path(config.dataset.root).absolute())
+    make_absolute(config)
     OmegaConf.set_struct(config, True)
     return config
 
@@ -214,6 +215,14 @@ def expand_home(config: DictConfig) -> None:
         path = OmegaConf.select(config, key)
         if isinstance(path, str) and path.startswith("~"):
             OmegaConf.update(config, key, str(Path(path).expanduser()))
+
+
+def make_absolute(config: DictConfig) -> None:
+    """Let paths mean the same from another folder, where a run may be tested, resumed or done again."""
+    for key in set(PATH_KEYS) - {"output_root"}:  # this is where the work is now
+        path = OmegaConf.select(config, key)
+        if isinstance(path, str) and path not in PATH_WORDS and not path.startswith("runs:/"):
+            OmegaConf.update(config, key, str(Path(path).absolute()))
 
 
 def name_classes(config: DictConfig) -> None:

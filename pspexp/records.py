@@ -73,6 +73,7 @@ def start_tracker(job: Request, parts: Parts, splits: dict[str, Split], *, resum
         plugin=job.config.device.get("plugin"),
         processes=parts.world.size,
         data={name: {"images": len(split), "fingerprint": split.fingerprint()} for name, split in splits.items()},
+        weights={} if resume or job.config.mode == "test" else provenance.weights_hashes(job.config.model),
     )
     tell_differences(job, attempt)
     views = build(job.config.tracking)
@@ -91,7 +92,11 @@ def tell_differences(job: Request, attempt: dict[str, Any]) -> None:
     def find(file: str) -> Path:
         return runs.find_file(config.rerun, file, config.output_root, config.tracking.get("tracking_uri"))
 
-    then: Any = OmegaConf.to_container(OmegaConf.load(find("config.yaml")))
+    try:
+        then: Any = OmegaConf.to_container(OmegaConf.load(find("config.yaml")))
+    except (UserError, OSError) as error:  # it could be read a moment ago; this run does not need it any more
+        log.warning("rerun: what differs is not known: %s", error)
+        return
     now = public(config)
     attempts, unknown = repeat.read_attempts(find)
     unasked, asked = config_changes(checkpoint.flatten(then), checkpoint.flatten(now), job.overrides)

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pspexp import schema
 from pspexp.errors import UserError
+from pspexp.overrides import ADDED_GROUPS
 from pspexp.saved import Plain, explicit_keys, read_config
 
 # What a rerun does not take: where records go, how it was asked for, and the study that the run was part of.
@@ -49,11 +50,13 @@ def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
     if problems:
         raise UserError(*problems)
     today: Any = OmegaConf.to_container(config, resolve=False)
-    merged = Repeated(saved, today["choices"], explicit)(today, saved)
+    root = config.dataset.get("root") if "dataset.root" in explicit else None
+    merged = Repeated(saved, today["choices"], explicit, root)(today, saved)
     for key, value in merged.items():
         OmegaConf.update(config, key, value, merge=False)
     chosen = {group: option for group, option in today["choices"].items() if group in explicit}
-    config.choices = {**today["choices"], **saved["choices"], **chosen}
+    then = {group: option for group, option in saved["choices"].items() if group not in ADDED_GROUPS}
+    config.choices = {**today["choices"], **then, **chosen}
     if config.mode == "test":
         config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", *where))
 
@@ -66,11 +69,13 @@ class Repeated:
         saved: the run's configuration, resolved.
         choices: the options in today's composition.
         explicit: the keys that were typed.
+        root: the data set's folder, if that was typed; of any type.
     """
 
     saved: Plain
     choices: Plain
     explicit: set[str]
+    root: object = None
 
     def __call__(self, today: Plain, then: Plain, path: str = "") -> Plain:
         """One node of the result; interpolations in it are not resolved.
@@ -90,7 +95,7 @@ class Repeated:
         """The value of a key, or ABSENT."""
         from pspexp.tracking.secrets import is_masked
 
-        if self.left_alone(key) or self.given(key):
+        if self.left_alone(key) or self.given(key) or self.in_new_folder(key, today):
             return today
         if then is ABSENT or is_masked(then):  # today's default, unless it is another option's
             return today if self.same_option(key) else ABSENT
@@ -111,6 +116,11 @@ class Repeated:
     def given(self, key: str) -> bool:
         """Whether a key, or one above it, was typed."""
         return any(key == one or key.startswith(f"{one}.") for one in self.explicit)
+
+    def in_new_folder(self, key: str, today: Any) -> bool:
+        """Whether the classes are left to another data set's folder, which names them."""
+        left = key in ("dataset.class_names", "dataset.num_classes") and today is None
+        return left and isinstance(self.root, str) and (Path(self.root).expanduser() / "classes.txt").is_file()
 
     def same_option(self, key: str) -> bool:
         """Whether today's composition has the option of the run in the key's group."""

@@ -1,13 +1,16 @@
 """What a configuration takes from what was saved: a test from its checkpoint, a rerun (`pspexp.rerun`) from its run."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.errors import UserError
-from pspexp.overrides import has_key, one_line
+from pspexp.overrides import ADDED_GROUPS, OPTIONAL_GROUPS, has_key, one_line
 
 Plain = dict[str, Any]
 
@@ -41,25 +44,44 @@ def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
         overrides: the words typed.
         folders: of options; those that none of them has are left out.
     """
-    words = {key.lstrip("+"): value.strip("'\"") for key, _, value in (word.partition("=") for word in overrides)}
-    where = words.get("output_root", "outputs"), words.get("tracking.tracking_uri")
+    words = typed_values(overrides)
+    where = words.get("output_root") or "outputs", words.get("tracking.tracking_uri")
+    places = [Path(folder.removeprefix("file://")) for folder in folders]
     try:
-        if "rerun" in words:
-            chosen = read_config(home(words["rerun"]), *where)["choices"]
-            groups: Collection[str] = {group for group in chosen if group != "experiment"}
-        elif words.get("mode") == "test" and "checkpoint.path" in words:
-            chosen, groups = checkpoint_choices(home(words["checkpoint.path"]), *where), FROM_CHECKPOINT
+        if words.get("rerun"):
+            chosen = read_config(home(str(words["rerun"])), *where)["choices"]
+            groups: Collection[str] = default_groups(places)
+        elif words.get("mode") == "test" and words.get("checkpoint.path"):
+            chosen, groups = checkpoint_choices(home(str(words["checkpoint.path"])), *where), FROM_CHECKPOINT
         else:
             return []
     except UserError:
         return []
-    places = [Path(folder.removeprefix("file://")) for folder in folders]
 
     def exists(group: str, option: str | None) -> bool:
         return any((place / group / f"{option}.yaml").is_file() for place in places)
 
     wanted = {group: option for group, option in chosen.items() if group in groups and group not in words}
     return [f"{group}={option}" for group, option in wanted.items() if exists(group, option)]
+
+
+def typed_values(overrides: Sequence[str]) -> dict[str, str | None]:
+    """What each key or group is set to, as Hydra reads it; None where that is not one text."""
+    parser, found = OverridesParser.create(), {}
+    for word in overrides:
+        with suppress(HydraException):  # said by `pspexp.overrides.parse`
+            one = parser.parse_override(word)
+            value = None if one.is_delete() else one.value()
+            found[one.key_or_group] = value if isinstance(value, str) else None
+    return found
+
+
+def default_groups(places: Sequence[Path]) -> set[str]:
+    """The groups that a bare word may choose an option of: those in the defaults, without whole recipes."""
+    files = [file for place in places if (file := place / "config.yaml").is_file()]
+    defaults = [entry for file in files for entry in OmegaConf.select(OmegaConf.load(file), "defaults") or []]
+    groups = {str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry}
+    return groups - {*OPTIONAL_GROUPS, *ADDED_GROUPS}
 
 
 def home(path: str) -> str:

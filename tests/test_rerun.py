@@ -1,6 +1,7 @@
 """What a rerun takes from the run it repeats, and what not."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import yaml
 from omegaconf import OmegaConf
 
 import pspexp
+from pspexp.composition import compose_checked, saved_choices
 from pspexp.errors import UserError
+from pspexp.records import Request, tell_differences
 from tests.conftest import TINY
 
 Saved = Callable[..., Path]
@@ -19,8 +22,10 @@ Saved = Callable[..., Path]
 def saved(tmp_path: Path) -> Saved:
     """Records a configuration as a run does; ``change`` may then alter the record."""
 
-    def record(*words: str, change: Callable[[dict[str, Any]], object] = lambda config: None) -> Path:
-        config: Any = OmegaConf.to_container(pspexp.compose([*TINY, *words]))
+    def record(
+        *words: str, change: Callable[[dict[str, Any]], object] = lambda config: None, tiny: Sequence[str] = TINY
+    ) -> Path:
+        config: Any = OmegaConf.to_container(pspexp.compose([*tiny, *words]))
         change(config)
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -152,8 +157,67 @@ def test_data_that_is_gone_is_named(saved: Saved, voc: Path) -> None:
     assert again(run, f"dataset.root={voc.with_name('moved')}")["dataset"]["class_names"] == ["a", "b", "c"]
 
 
+def test_a_moved_data_set_brings_the_classes_its_folder_names(saved: Saved, voc: Path) -> None:
+    (voc / "classes.txt").write_text("a\nb\nc\n")
+    run = saved("dataset=voc_folder", f"dataset.root={voc}", tiny=("model=pspnet18", "inference=whole"))
+    assert again(run)["dataset"]["class_names"] == ["a", "b", "c"]
+    other = shutil.copytree(voc, voc.with_name("other"))
+    (other / "classes.txt").write_text("w\nx\ny\nz\n")
+    config = again(run, f"dataset.root={other}")
+    assert config["dataset"]["class_names"] == ["w", "x", "y", "z"]
+    assert (config["dataset"]["num_classes"], config["model"]["num_classes"]) == (4, 4)
+    assert "dataset.root=5: " in refusal(f"rerun={run}", "dataset.root=5")
+    typed = again(run, f"dataset.root={other}", "dataset.class_names=[a,b]", "dataset.num_classes=2")
+    assert typed["dataset"]["class_names"] == ["a", "b"]
+
+
+def test_a_rerun_from_another_folder_finds_the_files(
+    saved: Saved, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").touch()
+    words = ("model.weights=w.pt", "model.backbone_weights=timm", "checkpoint.resume=auto", "output_root=here")
+    run = saved(*words)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = again(Path("..") / "run")
+    assert (config["model"]["weights"], Path(config["rerun"]).resolve()) == (str(tmp_path / "w.pt"), run.resolve())
+    assert config["model"]["backbone_weights"] == "timm"
+    then = recorded(run)
+    assert (then["checkpoint"]["resume"], then["output_root"]) == ("auto", "here")
+
+
+def test_a_run_that_is_out_of_reach_by_now_is_a_warning(
+    saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = saved()
+    config = pspexp.compose([f"rerun={run}"])
+    run.rename(tmp_path / "gone")
+    tell_differences(Request(config, tmp_path / "new", []), {})
+    assert "rerun: what differs is not known: " in caplog.text
+
+
 def test_home_folders_are_understood(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved("optimizer=sgd")
     monkeypatch.setenv("HOME", str(tmp_path))
     config = pspexp.compose(["rerun='~/run'", "optimizer.momentum=0.1"])
     assert (config.rerun, config.optimizer.momentum) == (str(run), 0.1)
+
+
+@pytest.mark.parametrize("overlay", ["lr_batch", "optuna"])
+def test_a_job_of_a_sweep_is_done_again_alone(saved: Saved, overlay: str) -> None:
+    if overlay == "optuna":
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    run = saved(f"+sweep={overlay}", "optimizer.weight_decay=0.5")
+    then = recorded(run)
+    assert then["choices"]["sweep"] == overlay
+    choices = {group: option for group, option in then["choices"].items() if group != "sweep"}
+    assert again(run) == {**then, "rerun": str(run), "choices": choices}
+    words = [f"rerun={run}"]
+    assert str(compose_checked([*words, *saved_choices(words)]).hydra.mode) != "RunMode.MULTIRUN"
+
+
+def test_a_quoted_folder(tmp_path: Path, saved: Saved) -> None:
+    run = saved("optimizer=sgd").rename(tmp_path / "it's")
+    folder = str(run).replace("'", "\\'")
+    assert pspexp.compose([f"rerun='{folder}'", "optimizer.momentum=0.1"]).optimizer.momentum == 0.1

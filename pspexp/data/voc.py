@@ -1,6 +1,7 @@
 """Data sets in the VOC layout: ``JPEGImages``, ``SegmentationClass[Gray]``, ``ImageSets/Segmentation``."""
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -56,8 +57,11 @@ class VocSplit:
 
     def fingerprint(self) -> str:
         """Of names, and of each file's folder, name and size."""
-        samples = zip(self.names, self._pictures, self._labels, strict=True)
-        return fingerprint((name, *identity(picture), *identity(label)) for name, picture, label in samples)
+        with ThreadPoolExecutor(16) as pool:  # on network drives each file takes its time
+            samples = zip(
+                self.names, pool.map(identity, self._pictures), pool.map(identity, self._labels), strict=True
+            )  # fmt: skip
+            return fingerprint((name, *picture, *label) for name, picture, label in samples)
 
 
 class VocSource:

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pspexp.errors import UserError
+from pspexp.tracking.provenance import NOT_KEPT
+from pspexp.tracking.secrets import MASKED_DIFF
 
 Find = Callable[[str], Path]  # a file of the repeated run, by its path in the run folder; raises UserError
 Attempt = Mapping[str, Any]
@@ -43,6 +46,7 @@ def differences(attempts: list[Attempt], now: Attempt, find: Find) -> list[str]:
             *version_differences(then, now),
             *machine_differences(then, now),
             *data_differences(then.get("data"), now["data"]),
+            *weights_differences(then.get("weights", {}), now.get("weights", {})),
         )
     ]
     return list(dict.fromkeys(lines))
@@ -54,22 +58,33 @@ def code_differences(then: Attempt, now: Attempt, find: Find) -> Iterator[str]:
     if before != here:
         hint = f" (git checkout {before})" if "unknown" not in (before, here) else ""
         yield f"code: commit {before} then, {here} now{hint}"
-    if "uncommitted" not in then or then["uncommitted"] == now["uncommitted"]:
+    elif before == "unknown":
+        yield "code: no commit is known of then or now: whether the code is the same is not known"
+    if "uncommitted" not in then:
         return
-    if then["uncommitted"] is None:
+    unseen = [when for when, one in (("then", then), ("now", now)) if one.get("dirty") and one["uncommitted"] is None]
+    if unseen:
+        yield f"code: uncommitted changes {' and '.join(unseen)} that git could not show: what they are is not known"
+    elif then["uncommitted"] is None and now["uncommitted"]:
         yield "code: uncommitted changes now, none then"
-        return
-    state = "others" if now["uncommitted"] else "none"
-    yield f"code: uncommitted changes then, {state} now; {kept_changes(then.get('diff'), find)}"
+    if then["uncommitted"] not in (None, now["uncommitted"]):
+        state = "others" if now["uncommitted"] or "now" in unseen else "none"
+        yield f"code: uncommitted changes then, {state} now; {kept_changes(then.get('diff'), find)}"
 
 
 def kept_changes(name: Any, find: Find) -> str:
-    """Where the changes of then are."""
+    """Where the changes of then are, and what brings them back."""
     try:
         file = find(str(name)).absolute()
-    except UserError:
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+    except (UserError, OSError):
         return "what they were is not known"
-    return f"git apply {file}" if file.suffix == ".diff" else f"{file} lists them"
+    if file.suffix != ".diff" or "\ndiff --git " not in f"\n{text}":
+        return f"{file} lists them"
+    if text.startswith(MASKED_DIFF):
+        return f"{file} shows them, but secrets in it are masked: git apply cannot bring them back"
+    missing = ", but for the new files that its first lines name" if text.startswith(NOT_KEPT) else ""
+    return f"git apply {shlex.quote(str(file))}{missing}"
 
 
 def version_differences(then: Attempt, now: Attempt) -> Iterator[str]:
@@ -111,3 +126,10 @@ def data_differences(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> 
             same = f"{here['images']} images as then, but not the same: names, sizes or order differ"
             marks = f"{before['fingerprint'][:12]} then, {here['fingerprint'][:12]} now"
             yield f"data: {name}: {same if before['images'] == here['images'] else counts} ({marks})"
+
+
+def weights_differences(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """Files that weights start from, and that are not what they were."""
+    for key in sorted(then.keys() & now.keys()):
+        if then[key] != now[key]:
+            yield f"weights: {key} is another file than then (SHA-256 {then[key][:12]} then, {now[key][:12]} now)"

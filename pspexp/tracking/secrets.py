@@ -7,8 +7,16 @@ from typing import Any
 SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential", re.IGNORECASE)
 LOGIN = re.compile(r"(?<=//)[^@\s]+@")
 MASK = "***"
-_YAML_DIFF = re.compile(r"(?ms)^diff --git [^\n]*\.ya?ml\"?\n.*?(?=^diff --git |\Z)")
-_YAML_SECRET = re.compile(rf"(?mi)^([-+ ]\s*[\w.]*(?:{SECRET.pattern})[\w.]*\s*:[ \t]*)(?!null\b)\S.*$")
+MASKED_DIFF = "# secrets in this diff are masked: it cannot be applied as it is\n"
+_FILE_DIFF = re.compile(r"(?m)^(?=diff --git )")
+# In a line of a diff or in the head of a hunk, which may show one: YAML, JSON, Python, .env, with or without quotes.
+_KEY = rf"""^[-+ @].*?(?:{SECRET.pattern})[\w.-]*["'\]]*[ \t]*"""
+_VALUE = re.compile(rf"(?mi)({_KEY}[:=][ \t]*)(?!(?:null|None)[ \t]*,?$)\S.*$")
+# What follows on further lines cannot be told from other lines.
+_LONG = re.compile(
+    rf"""(?mi){_KEY}(?::.{{0,80}}?)??(?::[ \t]*[|>]\S*|=[ \t]*(?:[(\[{{\\]|[rbf]*(?:\"{{3}}|'{{3}}).*)?)[ \t]*$"""
+)
+_LONG_YAML = re.compile(rf"(?mi){_KEY}:[ \t]*[\[{{]?[ \t]*(?:#.*)?$")
 
 
 def mask_logins(text: str) -> str:
@@ -34,9 +42,25 @@ def is_masked(value: Any) -> bool:
     return isinstance(value, str) and MASK in value
 
 
-def mask_yaml(diff: str) -> str:
-    """A diff with the values of secret-looking keys masked in its YAML files."""
-    return _YAML_DIFF.sub(lambda part: _YAML_SECRET.sub(rf"\g<1>{MASK}", part[0]), diff)
+def mask_diff(diff: str) -> str:
+    """A diff with logins and the values of secret-looking keys masked, in files of every kind.
+
+    Of a file with such a value over several lines only the name is kept. Where anything is masked, the first line is
+    `MASKED_DIFF`.
+    """
+    masked = mask_logins("".join(map(_mask_file, _FILE_DIFF.split(diff))))
+    return masked if masked == diff else MASKED_DIFF + masked
+
+
+def _mask_file(part: str) -> str:
+    head = part.partition("\n")[0]
+    if not head.startswith("diff --git "):
+        return part
+    data = re.search(r"\.(ya?ml|json)\"?$", head)
+    if _LONG.search(part) or (data and _LONG_YAML.search(part)):
+        changed = sum(line[:1] in "+-" and line[:3] not in ("+++", "---") for line in part.splitlines() if line)
+        return f"# not kept, a secret over several lines: {head.removeprefix('diff --git ')}, {changed} lines\n"
+    return _VALUE.sub(rf"\g<1>{MASK}", part)
 
 
 def words_without_secrets(words: Sequence[str]) -> list[str]:

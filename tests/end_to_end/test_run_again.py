@@ -1,7 +1,10 @@
 """Doing a run again: the same bits, and a word about everything that is not as it was."""
 
+import hashlib
 import json
 import re
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +63,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         words = ["optimizer=sgd", "optimizer.momentum=0.8", "trainer.ema=0.9", "seed=7", "run_name=first"]
         patch.setattr("sys.argv", ["/bin/pspexp", *TINY, "tracking=mlflow", *words, "hydra.run.dir=outputs/shapes/run"])
-        main.main()
+        with suppress(SystemExit):  # what it has made tells
+            main.main()
     return home / "outputs" / "shapes" / "run"
 
 
@@ -101,6 +105,17 @@ def test_a_run_done_again_is_bitwise_the_same(trained: Path, cli: Cli, tmp_path:
     changed = {"rerun", "run_name"}
     assert {key for key in config if config[key] != before[key]} == changed
     assert config["run_name"] is None
+
+
+def test_weights_to_start_from_are_recorded(trained: Path, cli: Cli, tmp_path: Path) -> None:
+    weights = tmp_path / "w.pt"
+    shutil.copy(trained / "checkpoints" / "best.pt", weights)
+    assert cli(*TINY, "model.weights=w.pt", "trainer.max_steps=1", "hydra.run.dir=first") == 0
+    (attempt,) = provenance(tmp_path / "first")["attempts"]
+    assert attempt["weights"] == {"model.weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    shutil.copy(trained / "checkpoints" / "last.pt", weights)
+    assert cli("rerun=first", "hydra.run.dir=again") == 0
+    assert any("weights: model.weights is another file than then" in line for line in told(tmp_path / "again"))
 
 
 def test_an_mlflow_run_is_done_again(trained: Path, cli: Cli, tmp_path: Path) -> None:
@@ -177,7 +192,7 @@ def test_everything_that_differs_is_told(copy: Path, cli: Cli, tmp_path: Path) -
     then["data"]["train"] = {"images": 4, "fingerprint": "2" * 64}
     then["data"]["val"]["fingerprint"] = "3" * 64
     (copy / "provenance.json").write_text(json.dumps(content))
-    (copy / "uncommitted.diff").write_text("")
+    (copy / "uncommitted.diff").write_text("diff --git a/x b/x\n")
 
     assert cli(f"rerun={copy}", "trainer.max_steps=1", "tracking=none", "hydra.run.dir=again") == 0
     lines = "\n".join(told(tmp_path / "again"))

@@ -63,20 +63,26 @@ def test_the_kept_diff_brings_the_changes_back(checkout: Path, tmp_path: Path) -
     changed = {"code.py": b"a = 1\nb = '\xe9'\n", "conf/c.yaml": b"lr: 2\n"}
     for name, content in changed.items():
         (checkout / name).write_bytes(content)
-    (checkout / "pspexp" / "new.py").write_text("c = 3\n")
+    new = checkout / "pspexp" / "new é.py"
+    new.write_text("c = 3\n")
+    (checkout / "pspexp" / "empty.py").touch()
+    (checkout / "pspexp" / "new.bin").write_bytes(b"\0\1")
     (checkout / "elsewhere.txt").write_text("not of the program\n")
     found = changes()
     assert found.file == "uncommitted.diff"
-    assert found.text.startswith("# new, not kept: pspexp/new.py (SHA-256 ")
+    assert found.text.startswith("# new, not kept: pspexp/new.bin (SHA-256 ")
     assert "elsewhere" not in found.text
 
     tracker = LocalTracker(tmp_path / "run")
     tracker.provenance({"uncommitted": found.fingerprint}, found, None, resume=False)
     git(checkout, "checkout", ".")
+    git(checkout, "clean", "-fd")
     git(checkout, "apply", str(tmp_path / "run" / "uncommitted.diff"))
     assert {name: (checkout / name).read_bytes() for name in changed} == changed
 
-    (checkout / "pspexp" / "new.py").write_text("c = 4\n")
+    assert (new.read_text(), (checkout / "pspexp" / "empty.py").read_bytes()) == ("c = 3\n", b"")
+
+    new.write_text("c = 4\n")
     assert changes().fingerprint != found.fingerprint
 
 
@@ -89,14 +95,64 @@ def test_a_long_diff_is_kept_as_a_list(checkout: Path) -> None:
     assert len(found.text) < 500
 
 
+def test_new_files_do_not_push_out_the_changes(checkout: Path) -> None:
+    (checkout / "code.py").write_text("a = 7\n")
+    (checkout / "pspexp" / "long.py").write_text("x = 1\n" * 200_000)
+    text = changes().text
+    assert text.startswith("# new, not kept: pspexp/long.py (SHA-256 ")
+    assert "+a = 7\n" in text
+
+
+def test_another_repository_in_the_environment(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = provenance.git_commit()
+    (tmp_path / "other").mkdir()
+    git(tmp_path / "other", "init")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "other" / ".git"))
+    forget()
+    assert (provenance.git_commit(), provenance.uncommitted()) == (commit, None)
+
+
 def test_a_diff_holds_no_secrets(checkout: Path) -> None:
-    (checkout / "conf" / "c.yaml").write_text("lr: 2\napi_token: hunter2\nuri: http://me:hunter2@host/\ntoken: null\n")
-    (checkout / "code.py").write_text("token: int = 3\n")
+    yaml = "lr: 2\napi_token: hunter2\nuri: http://me:hunter2@host/\ntoken: null\nall: {a: 1, password: hunter2}\n"
+    (checkout / "conf" / "c.yaml").write_text(yaml + "list:\n  - password: hunter2\n")
+    (checkout / "code.py").write_text("API_KEY = 'hunter2'\nenv['my-secret'] = 'hunter2'\nf(a, token='hunter2')\n")
+    (checkout / "conf" / "d.json").write_text('{"a": {"password": "hunter2"}}\n')
+    (checkout / "conf" / ".env").write_text("export MY_TOKEN=hunter2\n")
     text = changes().text
     assert "hunter2" not in text
+    assert text.startswith("# secrets in this diff are masked")
     assert "+api_token: ***\n" in text
     assert "+token: null\n" in text
-    assert "+token: int = 3\n" in text  # not a value but a type
+    assert "+lr: 2\n" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("conf/c.yaml", "token: |\n  hunter2\n"),
+        ("conf/c.yaml", "a:\n  - api_key: >-  \n      hunter2\n"),
+        ("conf/c.yaml", "tokens:\n  - hunter2\n"),
+        ("conf/c.yaml", "password:  # of mine\n  hunter2\n"),
+        ("conf/d.json", '{"tokens": [\n"hunter2"\n]}\n'),
+        ("pspexp/k.py", 'TOKEN = """\nhunter2\n"""\n'),
+        ("pspexp/k.py", 'TOKEN: str = (\n    "hunter2"\n)\n'),
+        ("pspexp/k.py", "PASSWORD = \\\n    'hunter2'\n"),
+    ],
+)  # fmt: skip
+def test_of_a_secret_over_several_lines_only_the_name_is_kept(checkout: Path, name: str, content: str) -> None:
+    (checkout / "code.py").write_text("a = 7\n")
+    (checkout / name).write_text(content)
+    text = changes().text
+    assert "hunter2" not in text
+    assert name in text
+    assert "+a = 7\n" in text
+
+
+def test_a_diff_without_secrets_stays_as_it_is(checkout: Path) -> None:
+    (checkout / "code.py").write_text("class Token:\n    pass\nfor token in tokens:\n    use(token)\n")
+    assert not changes().text.startswith("#")
+    assert "+for token in tokens:\n" in changes().text
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """What is said of a run that repeats another."""
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pspexp.errors import UserError
+from pspexp.tracking.provenance import weights_hashes
 from pspexp.tracking.repeat import differences, read_attempts
+from pspexp.tracking.secrets import MASKED_DIFF
 
 NOW: dict[str, Any] = {
     "git_commit": "b" * 40,
@@ -49,10 +54,37 @@ def test_uncommitted_changes(tmp_path: Path) -> None:
     assert differences([NOW], dirty, nothing) == ["code: uncommitted changes now, none then"]
     (lost,) = differences([dirty], NOW, nothing)
     assert lost == "code: uncommitted changes then, none now; what they were is not known"
-    (kept,) = differences([{**dirty, "diff": "a.diff"}], {**NOW, "uncommitted": "y"}, lambda file: tmp_path / file)
-    assert kept == f"code: uncommitted changes then, others now; git apply {tmp_path / 'a.diff'}"
+    (tmp_path / "a b.diff").write_text("diff --git a/x b/x\n")
+    (kept,) = differences([{**dirty, "diff": "a b.diff"}], {**NOW, "uncommitted": "y"}, lambda file: tmp_path / file)
+    assert kept == f"code: uncommitted changes then, others now; git apply '{tmp_path / 'a b.diff'}'"
+    (tmp_path / "a.stat").touch()
     (listed,) = differences([{**dirty, "diff": "a.stat"}], NOW, lambda file: tmp_path / file)
     assert listed.endswith(f"{tmp_path / 'a.stat'} lists them")
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("# new, not kept: a.py (SHA-256 1)\n", "/a.diff lists them"),
+        ("# new, not kept: a.py 1)\ndiff --git a/x b/x\n", ", but for the new files that its first lines name"),
+        (f"{MASKED_DIFF}diff --git a/x b/x\n", "secrets in it are masked: git apply cannot bring them back"),
+    ],
+)  # fmt: skip
+def test_what_a_diff_cannot_bring_back_is_told(tmp_path: Path, text: str, advice: str) -> None:
+    (tmp_path / "a.diff").write_text(text)
+    (line,) = differences([{**NOW, "uncommitted": "x", "diff": "a.diff"}], NOW, lambda file: tmp_path / file)
+    assert line.endswith(advice)
+
+
+def test_code_that_is_not_known_is_not_called_the_same() -> None:
+    none = {**NOW, "git_commit": None}
+    (line,) = differences([none], none, nothing)
+    assert line == "code: no commit is known of then or now: whether the code is the same is not known"
+    dirty = {**NOW, "git_commit": "b" * 40 + "-dirty", "dirty": True}
+    (line,) = differences([dirty], dirty, nothing)
+    assert line == "code: uncommitted changes then and now that git could not show: what they are is not known"
+    (line,) = differences([NOW], dirty, nothing)
+    assert line.startswith("code: uncommitted changes now that git could not show")
 
 
 def test_any_card_of_a_model_will_do() -> None:
@@ -78,3 +110,16 @@ def test_records_that_are_not_there_or_broken(tmp_path: Path) -> None:
     attempts, unknown = read_attempts(lambda file: tmp_path / file)
     assert unknown == "provenance.json cannot be read: uncommitted changes, machine and data of then are not known"
     assert differences(attempts, NOW, nothing) == ["version: torch 2.3 then, 2.4 now"]
+
+
+def test_other_weights_to_start_from(tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    found = []
+    for content in (b"a", b"b"):
+        file.write_bytes(content)
+        found.append(weights_hashes({"weights": str(file), "backbone_weights": "timm"}))
+    then, now = ({**NOW, "weights": one} for one in found)
+    assert found[0] == {"model.weights": hashlib.sha256(b"a").hexdigest()}
+    assert differences([then], then, nothing) == differences([NOW], now, nothing) == []
+    (line,) = differences([then], now, nothing)
+    assert line == "weights: model.weights is another file than then (SHA-256 ca978112ca1b then, 3e23e8160039 now)"
