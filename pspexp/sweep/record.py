@@ -60,8 +60,8 @@ def name_of(values: dict[str, Any], number: int) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for people; of what an optimiser chooses four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A value for people; of the many digits that an optimiser chooses four."""
+    return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > 8 else str(value)
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         words = ["optimizer=sgd", "optimizer.momentum=0.8", "trainer.ema=0.9", "seed=7", "run_name=first"]
         patch.setattr("sys.argv", ["/bin/pspexp", *TINY, "tracking=mlflow", *words, "hydra.run.dir=outputs/shapes/run"])
-        with suppress(SystemExit):  # what it has made tells
-            main.main()
+        main.main()
     return home / "outputs" / "shapes" / "run"
 
 
