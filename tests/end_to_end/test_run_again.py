@@ -250,7 +250,11 @@ def test_several_processes_do_it_again(cli: Cli, tmp_path: Path) -> None:
     assert told(tmp_path / "again")[-1].endswith("as they were")
 
 
-def test_a_sweep_over_seeds_of_one_run(trained: Path, cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_sweep_over_seeds_of_one_run(
+    trained: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # on which the last bits depend
     words = ("-m", f"rerun={trained}", "seed=7,8", "tracking=none", "hydra.sweep.dir=sweep")
     assert cli(*words) == 0
     assert_same_run(tmp_path / "sweep" / "0", trained)

@@ -141,7 +141,7 @@ def test_a_job_is_the_run_it_would_be_alone(cli: Cli, tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 def test_a_killed_sweep_comes_to_the_same_end(start: Start, tmp_path: Path) -> None:
-    words = ("-m", *TINY, "dataset.num_train=30", "optimizer.lr=1e-3,1e-4", "seed=1,2")
+    words = ("-m", *TINY, "dataset.num_train=30", "seed=1,2,3")
     whole = start(*words, "hydra.sweep.dir=whole")
     assert ends([whole])[0] == [0]
     killed = start(*words, "hydra.sweep.dir=killed")
@@ -153,7 +153,7 @@ def test_a_killed_sweep_comes_to_the_same_end(start: Start, tmp_path: Path) -> N
     again = start(*words, "hydra.sweep.dir=killed")
     codes, outs, errors = ends([again])
     assert codes == [0], errors
-    assert "job 0 (lr=0.001,seed=1) was finished before" in outs[0]
+    assert "job 0 (seed=1) was finished before" in outs[0]
     assert "going on after step" in outs[0]
 
     def table(sweep: str) -> list[Row]:
@@ -161,7 +161,7 @@ def test_a_killed_sweep_comes_to_the_same_end(start: Start, tmp_path: Path) -> N
 
     assert table("killed") == table("whole")
     assert (tmp_path / "killed" / "0" / "checkpoints" / "last.pt").stat().st_mtime_ns == kept
-    for job in "0123":
+    for job in "012":
         assert_same(weights(tmp_path / "killed" / job), weights(tmp_path / "whole" / job), job)
 
 
