@@ -62,8 +62,10 @@ $(VENV_MIN)/.installed: setup.cfg constraints-min.txt
 		--editable . pytest pytest-xdist scikit-learn torchmetrics
 	touch $@
 
+# Of sweeps test_engines.py is enough here: the rest is minutes of the same calls.
 test-min: $(VENV_MIN)/.installed ## the test suite on the oldest supported versions (torch 2.4)
-	$(VENV_MIN)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV_MIN)/bin/python -m pytest -n 2 --dist loadfile \
+		--ignore tests/end_to_end/test_sweeps.py --ignore tests/tracking/test_tracking_parallel.py
 
 test-wheel: $(VENV)/.installed-dev ## build a wheel, install it elsewhere, run it from another folder
 	tests/wheel.sh $(RUN)

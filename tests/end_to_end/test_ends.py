@@ -77,11 +77,6 @@ def test_a_crash_is_in_the_log_and_the_run_is_marked(cli: Cli, tmp_path: Path, m
     assert summary(tmp_path / "run")["status"] == "FAILED"
 
 
-def test_a_sweep_of_two_jobs(cli: Cli, tmp_path: Path) -> None:
-    assert cli("-m", *TINY, "trainer.max_steps=1", "optimizer.lr=1e-3,1e-4", "hydra.sweep.dir=sweep") == 0
-    assert [summary(tmp_path / "sweep" / job)["status"] for job in "01"] == ["FINISHED", "FINISHED"]
-
-
 def test_another_configuration_is_not_resumed(cli: Cli, tmp_path: Path) -> None:
     words = (*TINY, "hydra.run.dir=run")
     assert cli(*words, "trainer.max_steps=1") == 0
