@@ -69,8 +69,9 @@ def do(config: DictConfig, settings: HydraConf) -> float | None:
                 return before.result
             record = begin(sweep, settings.job.num, words, before)
             job = request(sweep, record, finished, folder, words)
-            if problem is None:
-                job.config.run_name = " ".join(filter(None, [job.config.run_name, record.name]))
+            given = OmegaConf.select(finished, "run_name", throw_on_resolution_failure=False)
+            if isinstance(given, str | None):  # else that is one of the problems
+                job.config.run_name = " ".join(filter(None, [given, record.name]))
             return keep(sweep, record, job, problem, settings.launcher)
     except Exception as error:
         if not isinstance(error, Interrupted):

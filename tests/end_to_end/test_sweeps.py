@@ -48,7 +48,7 @@ def test_failing_jobs_leave_the_others_and_are_told(
     cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A value that cannot be, one that only building refuses, a loss that is no number, and a job that is fine."""
-    values = ["optimizer.lr=-1,1e30,1e-3", "loader.batch_size=1,2"]
+    values = ["optimizer.lr=-1,1e30,1e-3", "loader.batch_size=1,2", "run_name=trial"]
     assert cli(*GRID, *values, "trainer.max_steps=3", "trainer.log_every=1") == 1
     told = capfd.readouterr()
     assert "HYDRA_FULL_ERROR" not in told.err
@@ -62,6 +62,7 @@ def test_failing_jobs_leave_the_others_and_are_told(
     for job in "01234":
         assert "Traceback" in (tmp_path / "sweep" / job / "run.log").read_text()
         assert json.loads((tmp_path / "sweep" / job / "summary.json").read_text())["status"] == "FAILED"
+        assert "run_name: trial lr=" in (tmp_path / "sweep" / job / "config.yaml").read_text()
 
 
 @pytest.mark.slow
