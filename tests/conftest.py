@@ -65,6 +65,16 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _no_checkpoints_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Checkpoints of a test go when it ends: all together they are over twenty GB. Its folder stays, see setup.cfg."""
+    folder: Path | None = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    for file in folder.rglob("*.pt") if folder else ():
+        with suppress(OSError):
+            file.unlink()
+
+
 Cli = Callable[..., int]
 
 
