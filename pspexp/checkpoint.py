@@ -112,6 +112,8 @@ FIXED_KEYS = (
 )
 SHARED_OUT = ("loader.batch_size", "trainer.accumulate")  # with more processes each takes less
 FREE_KEYS = ("dataset.root", "model.weights", "model.backbone_weights")
+# Where and how fast a run computes and how often it tells: no part of what it computes.
+MACHINE_KEYS = ("device.index", "dataset.root", "loader.num_workers", "loader.cache_mib", "trainer.log_every")
 
 
 def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: int) -> list[str]:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+WRONG_INPUT = 2  # the command's exit code
+
 
 class UserError(ValueError):
     """The user's input is wrong; the command line turns it into exit code 2 without a traceback.

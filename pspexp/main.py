@@ -22,7 +22,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from pspexp import composition, launch
-from pspexp.errors import Interrupted, JobFailed, UserError, essence
+from pspexp.errors import WRONG_INPUT, Interrupted, JobFailed, UserError, essence
 from pspexp.overrides import quoted
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 traceback_log = logging.getLogger("pspexp.traceback")  # of a job's log file alone
 
 ASKS_HYDRA = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
-WRONG_INPUT = 2
 STAMP = "%Y-%m-%d_%H-%M-%S"
 # How long a process beside the first one keeps what is wrong to itself. If all find the same, the first one tells,
 # and the others are ended with it.
@@ -273,8 +272,10 @@ def task(config: DictConfig) -> float | None:
 
 def end_of_job(error: Exception, code: int, settings: HydraConf) -> None:
     """Tell the sweep that a job did not finish."""
+    from pspexp.sweep.devices import is_basic
+
     if isinstance(error, Interrupted):
-        if settings.launcher._target_.endswith(".BasicLauncher"):
+        if is_basic(settings.launcher):
             sys.exit(code)  # ends the sweep; in another launcher's process it would be taken for a crash
     else:
         traceback_log.error("job %s failed", settings.job.num, exc_info=error)

@@ -57,12 +57,12 @@ class Report:
     def table(self) -> str:
         """Plain-text table in percent, to be pasted into a report; ``–`` where undefined."""
         rows = [
-            (name, _percent(iou), _percent(accuracy), f"{pixels:,}")
+            (name, percent(iou), percent(accuracy), f"{pixels:,}")
             for name, iou, accuracy, pixels in zip(self.class_names, self.iou, self.accuracy, self.pixels, strict=True)
         ]
-        mean = ("mean", _percent(self.mean_iou), _percent(self.mean_acc), f"{sum(self.pixels):,}")
-        overall = ("overall", "", _percent(self.overall_acc), "")
-        weighted = ("frequency-weighted", _percent(self.freqw_acc), "", "")
+        mean = ("mean", percent(self.mean_iou), percent(self.mean_acc), f"{sum(self.pixels):,}")
+        overall = ("overall", "", percent(self.overall_acc), "")
+        weighted = ("frequency-weighted", percent(self.freqw_acc), "", "")
         return _text_table(("class", "IoU %", "accuracy %", "pixels"), rows, [mean, overall, weighted])
 
 
@@ -150,8 +150,9 @@ def _mean(values: Iterable[float]) -> float:
     return _ratio(math.fsum(defined), len(defined))
 
 
-def _percent(fraction: float) -> str:
-    return "–" if math.isnan(fraction) else f"{100 * fraction:.2f}"
+def percent(fraction: float | None) -> str:
+    """A fraction for people, without the sign; ``–`` where it is None or NaN."""
+    return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f}"
 
 
 def _text_table(header: Sequence[str], *blocks: Sequence[Sequence[str]]) -> str:

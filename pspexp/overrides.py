@@ -1,7 +1,8 @@
 """The words of a command line, examined one by one: what cannot be read, what does not exist, what was meant."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
@@ -176,3 +177,10 @@ def quoted(path: Path) -> str:
         return str(path)
     escaped = str(path).replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The last part of each dotted key; the whole key where two would be called the same, or by Hydra's own word."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    counts = Counter(last.values())
+    return {key: name if counts[name] == 1 and not name.startswith("_") else key for key, name in last.items()}

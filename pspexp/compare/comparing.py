@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from pspexp.compare.classes import ClassRow, Unit, as_units, baseline_first, check_baseline, compare_classes, rank
 from pspexp.compare.found import BEST, SCORES, SPLITS, Run
-from pspexp.compare.keys import SEED, differing, short_names
+from pspexp.compare.keys import SEED, differing
 from pspexp.compare.seeds import Group, label, seed_groups, stats
 from pspexp.errors import UserError
+from pspexp.overrides import short_names
 
 
 @dataclass(frozen=True)

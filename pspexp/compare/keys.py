@@ -1,8 +1,8 @@
 """Which configuration keys differ between runs, and what to call them."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from pspexp.checkpoint import MACHINE_KEYS
 from pspexp.compare.found import Run
 
 # Where records and data lie, how a run was asked for, watched or resumed, and what its machine was like: no part of an
@@ -11,7 +11,7 @@ NO_PART = {
     *("run_name", "output_root", "rerun", "choices.experiment", "choices.sweep", "choices.tracking"),
     *("checkpoint.resume", "checkpoint.allow_world_size_change", "checkpoint.every_steps"),
     *("launcher.master_addr", "launcher.master_port", "launcher.node_rank", "launcher.meeting_folder"),
-    *("device.index", "dataset.root", "loader.num_workers", "loader.cache_mib", "trainer.log_every"),
+    *MACHINE_KEYS,
 }
 NO_PART_NODES = {"tracking", "sweep", "compare"}
 SEED = "seed"
@@ -70,10 +70,3 @@ def is_implied(key: str, found: dict[str, tuple[str | None, ...]]) -> bool:
         return False
     is_list = any(value is not None and value.startswith("[") for value in row)
     return key.rpartition(".")[2].startswith("_") or is_list or None in row
-
-
-def short_names(keys: dict[str, tuple[str | None, ...]]) -> dict[str, str]:
-    """The last part of each key; the whole key where two would be called the same."""
-    last = {key: key.rpartition(".")[2] for key in keys}
-    counts = Counter(last.values())
-    return {key: name if counts[name] == 1 and not name.startswith("_") else key for key, name in last.items()}

@@ -11,7 +11,7 @@ from pspexp.compare.found import SPLITS, Found, Run, Table, compared_metrics, te
 from pspexp.compare.reading import read_files, read_typed, scores
 from pspexp.errors import UserError, did_you_mean
 from pspexp.tracking.local import finite
-from pspexp.tracking.mlflow import Names, reader
+from pspexp.tracking.mlflow import Names, reader, sweep_filter
 from pspexp.tracking.secrets import mask_logins
 
 PAGE = 200  # runs a call
@@ -51,9 +51,8 @@ def search(uri: str, experiment: str, sweep: str | None, words: str | None) -> F
     """
     given = {"experiment": experiment, "sweep": sweep, "filter": words}
     typed = ", ".join(f"compare.{key}={value}" for key, value in given.items() if value is not None)
-    mark = '"' if "'" in str(sweep) else "'"
     clauses = [
-        *([f"tags.sweep = {mark}{sweep}{mark}"] if sweep is not None else []),
+        *([sweep_filter(sweep)] if sweep is not None else []),
         *([words] if words is not None else []),
     ]
     asked = " and ".join(clauses)

@@ -11,6 +11,7 @@ from pspexp.compare.comparing import Comparison
 from pspexp.compare.found import Run
 from pspexp.compare.keys import SEED, comparable
 from pspexp.compare.seeds import Group, Stat
+from pspexp.metrics import percent
 
 UNDEFINED = "–"
 LONGEST = 40  # characters of a configuration value, and of a name on the terminal
@@ -225,11 +226,6 @@ def shown(name: str, value: float | None) -> str:
     if name == "best/epoch":
         return f"{value:.0f}"
     return f"{value:.4f}" if name.endswith("/loss") else percent(value)
-
-
-def percent(value: float | None) -> str:
-    """A fraction in percent."""
-    return UNDEFINED if value is None else f"{100 * value:.2f}"
 
 
 def points(difference: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from pspexp.errors import WRONG_INPUT
 from pspexp.sweep import overview
 from pspexp.sweep.devices import is_basic
 from pspexp.sweep.jobs import FAILED_MARK, STOPPED_MARK
@@ -39,7 +40,7 @@ def conduct(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> in
                 code = 1
         code = 128 + came[0] if came else code
         complete = overview.finish(sweep, config, stopped=code > 128)
-    if code == 2 and overview.collect(sweep):  # the launcher failed, not the command
+    if code == WRONG_INPUT and overview.collect(sweep):  # the launcher failed, not the command
         return 1
     return code or (0 if complete and not failed.exists() else 1)
 

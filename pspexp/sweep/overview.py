@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pspexp.assembly import build
-from pspexp.overrides import quoted
+from pspexp.metrics import percent
+from pspexp.overrides import quoted, short_names
 from pspexp.records import Request, close_abandoned
-from pspexp.sweep.record import FILE, Record, load, short_names, shown
+from pspexp.sweep.record import FILE, Record, load, shown
 from pspexp.sweep.study import Sweep
 from pspexp.tracking import figures
 from pspexp.tracking.local import harmless, read_summary, write_atomic
+from pspexp.tracking.mlflow import sweep_filter
 from pspexp.tracking.provenance import git_commit
 from pspexp.tracking.sweep_figures import heat_map, parallel_coordinates
 from pspexp.tracking.tracker import Status, View
@@ -98,7 +100,7 @@ def as_table(sweep: Sweep, rows: Sequence[Row]) -> Table:
     for name in ("job", *names.values(), "status", "mean IoU %", "time"):
         table.add_column(name, justify="right" if name in ("job", "mean IoU %", "time") else "left")
     table.add_column("folder", overflow="fold")
-    best = ranked(rows)[0] if rows else None
+    best = ranked(rows)[0]
     for row in rows:
         record, folder = row
         values = [shown(record.values.get(key)) for key in names]
@@ -110,7 +112,7 @@ def as_table(sweep: Sweep, rows: Sequence[Row]) -> Table:
 def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     """The ranking, and how to look at the jobs in MLflow."""
     lines = [
-        f"Show its jobs with the filter `{filter_of(sweep)}`. Varied: "
+        f"Show its jobs with the filter `{sweep_filter(sweep.id)}`. Varied: "
         + (", ".join(f"`{key}={values}`" for key, values in sweep.varies.items()) or "nothing"),
         "",
         "| rank | job | mean IoU % | status | time |",
@@ -124,11 +126,6 @@ def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def filter_of(sweep: Sweep) -> str:
-    """What finds the jobs in MLflow."""
-    return f"tags.sweep = '{sweep.id}'"
-
-
 def failures(rows: Sequence[Row]) -> list[str]:
     """A line for each job that has not finished."""
     return [
@@ -140,7 +137,7 @@ def failures(rows: Sequence[Row]) -> list[str]:
 
 def advice(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
     """How to go on, and where to look."""
-    lines = [f"table, pictures: {sweep.folder}; in MLflow: {filter_of(sweep)}"]
+    lines = [f"table, pictures: {sweep.folder}; in MLflow: {sweep_filter(sweep.id)}"]
     states = {record.state for record, _ in rows}
     if states - {"FINISHED"}:
         again = " sweep.retry_failed=true" if "FAILED" in states else ""
@@ -151,7 +148,7 @@ def advice(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
 
 def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
     """Pictures of how the result depends on what varies."""
-    if not sweep.varies or not rows:
+    if not sweep.varies:
         return
     names = short_names(sweep.varies)
     axes = {name: [record.values.get(key) for record, _ in rows] for key, name in names.items()}
@@ -180,11 +177,6 @@ def show(sweep: Sweep, config: DictConfig, status: Status) -> None:
             view.close(status)
     except Exception as error:
         log.warning("the overview is not in MLflow: %s: %s", type(error).__name__, error)
-
-
-def percent(fraction: float | None) -> str:
-    """For people; ``–`` where there is none."""
-    return "–" if fraction is None else f"{100 * fraction:.2f}"
 
 
 def duration(seconds: float) -> str:

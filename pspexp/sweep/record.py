@@ -1,12 +1,12 @@
 """What a sweep keeps of each job, in the job's run folder."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pspexp.overrides import read
+from pspexp.overrides import read, short_names
 from pspexp.sweep.study import Sweep
 from pspexp.tracking import runs
 from pspexp.tracking.local import read_summary, write_atomic
@@ -62,13 +62,6 @@ def name_of(values: dict[str, Any], number: int) -> str:
 def shown(value: Any) -> str:
     """A value for people; of the many digits that an optimiser chooses four."""
     return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > 8 else str(value)
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last part of each dotted key; the whole key where two would become one."""
-    keys = list(keys)
-    last = [key.rpartition(".")[2] for key in keys]
-    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 
 
 def save(folder: Path, record: Record) -> None:

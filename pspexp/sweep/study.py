@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pspexp.checkpoint import flatten
+from pspexp.checkpoint import MACHINE_KEYS, flatten
 from pspexp.composition import without_hydra
 from pspexp.errors import UserError
 from pspexp.overrides import as_typed, read, sweeper_words
@@ -26,11 +26,7 @@ FREE_KEYS = (
     "run_name",
     "checkpoint.every_steps",
     "checkpoint.allow_world_size_change",
-    "device.index",
-    "dataset.root",
-    "loader.num_workers",
-    "loader.cache_mib",
-    "trainer.log_every",
+    *MACHINE_KEYS,
 )
 
 

@@ -193,17 +193,22 @@ def download_file(run_id: str, file: str, tracking_uri: str | None, output_root:
         UserError: it could not be had.
     """
     uri = resolve_uri(tracking_uri, output_root)
-    database = sqlite_file(uri)
-    if database is not None and not database.exists():  # MLflow would create it
-        raise UserError(f"runs:/{run_id}: there are no MLflow records at {database}; set tracking.tracking_uri")
-    try:
-        with _limits(_UPLOAD_LIMITS), _quiet():
-            from mlflow import MlflowClient
+    with reader(uri, f"runs:/{run_id}") as client:
+        try:
+            return Path(client.download_artifacts(run_id, file))
+        except Exception as error:  # MLflow raises half a dozen kinds for the same reasons
+            raise UserError(mask_logins(f"runs:/{run_id}: no {file} from {uri}: {one_line(error)}")) from error
 
-            return Path(MlflowClient(tracking_uri=uri).download_artifacts(run_id, file))
-    except Exception as error:  # MLflow raises half a dozen kinds for the same reasons
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(mask_logins(f"runs:/{run_id}: no {file} from {uri}: {reason}")) from error
+
+def sweep_filter(sweep_id: str) -> str:
+    """What finds the jobs of a sweep, in MLflow's filter language; that knows no escaped quotes."""
+    mark = '"' if "'" in sweep_id else "'"
+    return f"tags.sweep = {mark}{sweep_id}{mark}"
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of an error's message."""
+    return " ".join(str(error).split())[:300]
 
 
 @contextmanager
@@ -228,8 +233,7 @@ def reader(uri: str, what: str) -> Iterator[Any]:
     except UserError:
         raise
     except Exception as error:  # as above
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(mask_logins(f"{what}: MLflow at {uri} says: {reason}")) from error
+        raise UserError(mask_logins(f"{what}: MLflow at {uri} says: {one_line(error)}")) from error
 
 
 def cut(text: str, length: int, end: str = "…") -> str:

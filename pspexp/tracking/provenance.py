@@ -109,7 +109,7 @@ def new_file(name: str, room: int) -> str:
 def file_hash(path: Path) -> str:
     """The first 16 hexadecimal digits of a file's SHA-256; what went wrong if it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return _whole_hash(path)[:16]
     except OSError as error:
         return str(error.strerror)
 

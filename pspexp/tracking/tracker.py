@@ -4,19 +4,17 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pspexp.checkpoint import flatten
+from pspexp.metrics import Report, percent
 from pspexp.tracking.figures import Picture
 from pspexp.tracking.local import LocalTracker, finite
 from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
 from pspexp.tracking.secrets import mask_logins
-
-if TYPE_CHECKING:
-    from pspexp.metrics import Report
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +138,7 @@ class Tracker:
     def report(
         self,
         split: str,
-        report: "Report",
+        report: Report,
         *,
         step: int,
         epoch: int,
@@ -248,11 +246,8 @@ class SilentTracker(Tracker):
     start = rewind = metrics = report = samples = finish = _ignore
 
 
-def headline(split: str, report: "Report", *, step: int, epoch: int, extra: Mapping[str, float] | None = None) -> str:
+def headline(split: str, report: Report, *, step: int, epoch: int, extra: Mapping[str, float] | None = None) -> str:
     """An evaluation in Markdown: the best so far, the four means, then the classes; percent, ``–`` where undefined."""
-
-    def percent(value: float) -> str:
-        return f"{100 * value:.2f}" if value == value else "–"
 
     means = [report.mean_iou, report.mean_acc, report.overall_acc, report.freqw_acc]
     lines = []
