@@ -1,10 +1,12 @@
 """What several rooms' tests share."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +75,31 @@ def _no_checkpoints_left(request: pytest.FixtureRequest) -> Iterator[None]:
     for file in folder.rglob("*.pt") if folder else ():
         with suppress(OSError):
             file.unlink()
+
+
+def type_in(home: Path, *commands: tuple[str, ...]) -> None:
+    """Types command lines in this process, one after another, with ``home`` as the working folder: for fixtures."""
+    from pspexp import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for words in commands:
+            patch.setattr("sys.argv", ["/bin/pspexp", *words])
+            main.main()
+
+
+def last(run: Path) -> dict[str, Any]:
+    """What a run has saved to go on from, without the times in it."""
+    saved: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    saved["training"].pop("interval")
+    return saved
+
+
+def losses(run: Path) -> list[float]:
+    """The losses in a run's records."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines for key in ("train/loss", "val/loss") if key in line]
 
 
 Cli = Callable[..., int]

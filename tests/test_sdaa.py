@@ -6,12 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY, Cli, last, losses
 from tests.test_trainer import assert_same
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -26,17 +25,6 @@ def _plug_in() -> Iterator[None]:
     yield
     torch.sdaa.set_device(0)  # type: ignore[attr-defined]
     sys.path.remove(str(STAND_IN))
-
-
-def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines for key in ("train/loss", "val/loss") if key in line]
-
-
-def last(run: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    saved["training"].pop("interval")
-    return saved
 
 
 def type_in(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,16 +2,13 @@
 
 import csv
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.conftest import TINY
+from tests.conftest import TINY, type_in
 
 # Four jobs learn; the fifth is refused, with too small a batch, and the sixth not begun.
 GRID = ("optimizer.lr=0.01,0.001", "loader.batch_size=2,4,1", "sweep.fail_fast=true")
@@ -107,8 +104,8 @@ class Study:
 def make_study(home: Path) -> Study:
     """Run the sweep in `home`, tracked in MLflow there."""
     folder = home / "outputs" / "sweeps" / "learning"
-    with _typing_in(home) as type_in:
-        type_in("-m", *TINY, *LEARNS, *GRID, f"hydra.sweep.dir={folder}")
+    with suppress(SystemExit):  # since a job fails
+        type_in(home, ("-m", *TINY, *LEARNS, *GRID, f"hydra.sweep.dir={folder}"))
     with (folder / "sweep.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["status"] != "NOT STARTED"]
     jobs = [
@@ -117,24 +114,3 @@ def make_study(home: Path) -> Study:
     ]
     sweep_id: str = json.loads((folder / "sweep.json").read_text())["id"]
     return Study(sweep_id, f"sqlite:///{home / 'outputs' / 'mlflow.db'}", jobs)
-
-
-@contextmanager
-def _typing_in(home: Path) -> Iterator[Any]:
-    """A function that types a command line in this process, with `home` as the working folder."""
-    import torch
-
-    from pspexp import main
-
-    def type_in(*words: str) -> None:
-        patch.setattr(sys, "argv", ["pspexp", *words])
-        with suppress(SystemExit):  # the job that fails
-            main.main()
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a network gains nothing by more, and loses where others compute as well
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield type_in
-    torch.set_num_threads(threads)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY, Cli, type_in
 
 Rows = list[dict[str, str]]
 
@@ -16,14 +16,8 @@ Rows = list[dict[str, str]]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with three finished runs: two seeds of one configuration, and another optimizer."""
     home = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        from pspexp import main
-
-        for words in (["seed=1"], ["seed=2"], ["seed=1", "optimizer=sgd", "run_name=with-sgd"]):
-            patch.setattr("sys.argv", ["pspexp", *TINY, "tracking=mlflow", *words])
-            main.main()
+    all_words = (["seed=1"], ["seed=2"], ["seed=1", "optimizer=sgd", "run_name=with-sgd"])
+    type_in(home, *((*TINY, "tracking=mlflow", *words) for words in all_words))
     return home
 
 

@@ -5,12 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY, Cli, last, losses
 from tests.test_trainer import assert_same
 
 pytestmark = [pytest.mark.cuda, pytest.mark.slow]
@@ -19,17 +17,6 @@ CHECKOUT = Path(__file__).parents[2]
 CUDA = (*TINY, "device=cuda", "model.dropout=0")
 # NCCL takes two processes on one card for two machines if each names a host of its own, and then asks for no cards.
 OWN_HOST = "import os\nos.environ['NCCL_HOSTID'] = f'host{os.getpid()}'\n"
-
-
-def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines for key in ("train/loss", "val/loss") if key in line]
-
-
-def last(run: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    saved["training"].pop("interval")
-    return saved
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.03), ("fp16", 0.03)])

@@ -11,14 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY, Cli, last
 from tests.test_trainer import assert_same
-
-
-def last(folder: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
-    saved["training"].pop("interval")
-    return saved
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -13,18 +13,12 @@ import pytest
 import torch
 
 from pspexp.losses import CrossEntropy
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY, Cli, last
 from tests.end_to_end.conftest import LIMIT_S, Start, children, until
 from tests.test_trainer import assert_same
 
 TWO = (*TINY, "launcher=ddp", "launcher.nproc_per_node=2")
 LONG = (*TWO, "trainer.epochs=40", "trainer.validate_every=40", "trainer.log_every=4", "checkpoint.every_steps=4")
-
-
-def last(run: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    saved["training"].pop("interval")
-    return saved
 
 
 def status(run: Path) -> str:

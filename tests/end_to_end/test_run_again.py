@@ -11,16 +11,10 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY, Cli, last, type_in
 from tests.test_trainer import assert_same
 
 TIMES = ("time", "train/images_per_second", "train/data_time", "train/step_time")
-
-
-def last(folder: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
-    saved["training"].pop("interval")  # times
-    return saved
 
 
 def records(folder: Path) -> list[dict[str, float]]:
@@ -55,14 +49,8 @@ def assert_same_run(one: Path, other: Path, *, stopped: bool = False) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with overrides, tracked in MLflow, that later tests only read."""
     home = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        from pspexp import main
-
-        words = ["optimizer=sgd", "optimizer.momentum=0.8", "trainer.ema=0.9", "seed=7", "run_name=first"]
-        patch.setattr("sys.argv", ["/bin/pspexp", *TINY, "tracking=mlflow", *words, "hydra.run.dir=outputs/shapes/run"])
-        main.main()
+    words = ["optimizer=sgd", "optimizer.momentum=0.8", "trainer.ema=0.9", "seed=7", "run_name=first"]
+    type_in(home, (*TINY, "tracking=mlflow", *words, "hydra.run.dir=outputs/shapes/run"))
     return home / "outputs" / "shapes" / "run"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY, Cli, type_in
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -25,13 +25,7 @@ def records(folder: Path) -> list[dict[str, float]]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, tracked in MLflow, that later tests only read."""
     home = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        from pspexp import main
-
-        patch.setattr("sys.argv", ["pspexp", *TINY, "tracking=mlflow", "trainer.ema=0.9", "run_name=first"])
-        main.main()
+    type_in(home, (*TINY, "tracking=mlflow", "trainer.ema=0.9", "run_name=first"))
     (folder,) = (home / "outputs" / "shapes").iterdir()
     return folder
 
