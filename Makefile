@@ -62,10 +62,11 @@ $(VENV_MIN)/.installed: setup.cfg constraints-min.txt
 		--editable . pytest pytest-xdist scikit-learn torchmetrics
 	touch $@
 
-# Of sweeps test_engines.py is enough here: the rest is minutes of the same calls.
-test-min: $(VENV_MIN)/.installed ## the test suite on the oldest supported versions (torch 2.4)
-	$(VENV_MIN)/bin/python -m pytest -n 2 --dist loadfile \
-		--ignore tests/end_to_end/test_sweeps.py --ignore tests/tracking/test_tracking_parallel.py
+# Of the slow tests those that lean most on torch and Hydra: starting and ending processes, and one sweep.
+test-min: $(VENV_MIN)/.installed ## the quick tests and some others on the oldest supported versions (torch 2.4)
+	$(VENV_MIN)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(VENV_MIN)/bin/python -m pytest -n 2 -m slow \
+		tests/end_to_end/test_processes.py tests/end_to_end/test_engines.py tests/test_distributed.py tests/test_sdaa.py
 
 test-wheel: $(VENV)/.installed-dev ## build a wheel, install it elsewhere, run it from another folder
 	tests/wheel.sh $(RUN)

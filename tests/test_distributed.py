@@ -306,6 +306,7 @@ def test_the_order_of_samples_depends_on_the_images_of_a_step_only(two: dict[str
     assert [expected] * 4 == two["order"] + two["accumulated order"]
 
 
+@pytest.mark.slow
 def test_validation_of_one_two_and_three_processes_is_identical(two: dict[str, list[Any]]) -> None:
     assert len(SOURCE.open("val")) == 5  # divides by neither 2 nor 3
     one = alone(validation)

@@ -61,6 +61,7 @@ def test_mixed_precision_is_near_the_cpus_float32(cli: Cli, tmp_path: Path, prec
     assert saved_as in (tmp_path / "sdaa" / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_fp16_goes_on_with_its_scaler_bit_by_bit(cli: Cli, tmp_path: Path) -> None:
     words = (*TINY, "device=sdaa", "precision=fp16")
     assert cli(*words, "hydra.run.dir=whole") == 0

@@ -1,14 +1,20 @@
 """Shows a run in MLflow: one batched call a record, nothing asynchronous (that loses data at exit)."""
 
+import atexit
 import getpass
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
@@ -181,7 +187,7 @@ def resolve_uri(tracking_uri: str | None, output_root: str) -> str:
 
 
 def download_file(run_id: str, file: str, tracking_uri: str | None, output_root: str) -> Path:
-    """A file of an MLflow run: where it lies, or a copy in a temporary folder if that is far away.
+    """A file of an MLflow run: where it lies, or a copy if that is far away, which goes when Python ends.
 
     Args:
         run_id: of the run.
@@ -195,9 +201,21 @@ def download_file(run_id: str, file: str, tracking_uri: str | None, output_root:
     uri = resolve_uri(tracking_uri, output_root)
     with reader(uri, f"runs:/{run_id}") as client:
         try:
-            return Path(client.download_artifacts(run_id, file))
+            root = urlsplit(client.get_run(run_id).info.artifact_uri)
+            if root.scheme in ("", "file") and root.path.startswith("/"):  # MLflow would copy it, and leave the copy
+                return Path(url2pathname(root.path), file).resolve(strict=True)
+            copies = _temporary_folder() / run_id
+            copies.mkdir(exist_ok=True)
+            return Path(client.download_artifacts(run_id, file, str(copies)))
         except Exception as error:  # MLflow raises half a dozen kinds for the same reasons
             raise UserError(mask_logins(f"runs:/{run_id}: no {file} from {uri}: {one_line(error)}")) from error
+
+
+@cache
+def _temporary_folder() -> Path:
+    folder = mkdtemp(prefix="pspexp-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def sweep_filter(sweep_id: str) -> str:

@@ -244,6 +244,38 @@ def test_download_says_what_is_missing(tmp_path: Path, output_root: Path) -> Non
         download_file("0" * 32, "checkpoints/best.pt", None, str(output_root))
 
 
+def test_a_file_is_read_where_it_lies(tmp_path: Path, output_root: Path) -> None:
+    tracker = begin(tmp_path, output_root)
+    tracker.finish("FINISHED")
+    folder = client(output_root).get_run(tracker.run_id).info.artifact_uri.removeprefix("file://")
+    assert download_file(str(tracker.run_id), "config.yaml", None, str(output_root)) == Path(folder, "config.yaml")
+
+
+def test_copies_from_far_away_go_when_python_ends(
+    tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that sends the artifacts itself: there is no path to them."""
+    ids = []
+    for name in ("a", "b"):
+        tracker = begin(tmp_path / name, output_root)
+        tracker.finish("FINISHED")
+        ids.append(tracker.run_id)
+    script = (
+        "import sys; from types import SimpleNamespace as Run; from mlflow import MlflowClient; "
+        "from pspexp.tracking.mlflow import download_file; "
+        "MlflowClient.get_run = lambda *_: Run(info=Run(artifact_uri='mlflow-artifacts:/1')); "
+        "print(*(download_file(run, 'config.yaml', None, sys.argv[1]) for run in sys.argv[2:]))"
+    )
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    command = [sys.executable, "-c", script, str(output_root), *map(str, ids)]
+    said = subprocess.run(command, text=True, capture_output=True, check=True, timeout=120).stdout
+    copies = [Path(word) for word in said.split()]
+    assert len(set(copies)) == 2
+    assert all(copy.is_relative_to(tmp_path / "tmp") for copy in copies)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_uri(None, "outputs") == f"sqlite:///{tmp_path}/outputs/mlflow.db"
