@@ -16,6 +16,7 @@ from rich.text import Text
 from pspexp.compare.comparing import Comparison
 from pspexp.compare.sheets import LONGEST, Cell, Sheet, sheets
 from pspexp.tracking.local import write_atomic
+from pspexp.tracking.markdown import markdown_table, plain
 
 Rows = list[list[object]]
 
@@ -96,28 +97,16 @@ def markdown(title: str, about: str, found: Sequence[Sheet], notes: Sequence[str
     lines = [f"# {plain(title)}", "", plain(about), *(f"\n> {plain(note)}" for note in notes)]
     for sheet in found:
         lines += ["", f"## {plain(sheet.title)}", "", plain(sheet.about), ""]
-        lines.append(markdown_row([plain(column.header) for column in sheet.columns]))
-        lines.append(markdown_row(["--:" if column.is_number else ":--" for column in sheet.columns]))
-        lines += [markdown_row([markdown_cell(cell) for cell in row]) for row in sheet.rows]
+        numbers = [index for index, column in enumerate(sheet.columns) if column.is_number]
+        rows = [[markdown_cell(cell) for cell in row] for row in sheet.rows]
+        lines += markdown_table([plain(column.header) for column in sheet.columns], rows, numbers)
     return "\n".join(lines) + "\n"
-
-
-def markdown_row(cells: Sequence[str]) -> str:
-    """One line of a table."""
-    return f"| {' | '.join(cells)} |"
 
 
 def markdown_cell(cell: Cell) -> str:
     """A cell; the best of a column is bold."""
     text = plain(cell.text)
     return f"**{text}**" if cell.mark == "best" else text
-
-
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    for sign, instead in {"\\": "\\\\", "|": "\\|", "<": "&lt;", "*": "\\*", "_": "\\_", "`": "\\`", "\n": " "}.items():
-        text = text.replace(sign, instead)
-    return text
 
 
 def show(result: Comparison, folder: Path, files: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from pspexp.sweep.record import FILE, Record, load, shown
 from pspexp.sweep.study import Sweep
 from pspexp.tracking import figures
 from pspexp.tracking.local import harmless, read_summary, write_atomic
+from pspexp.tracking.markdown import markdown_table, plain
 from pspexp.tracking.mlflow import sweep_filter
 from pspexp.tracking.provenance import git_commit
 from pspexp.tracking.sweep_figures import heat_map, parallel_coordinates
@@ -115,14 +116,17 @@ def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
         f"Show its jobs with the filter `{sweep_filter(sweep.id)}`. Varied: "
         + (", ".join(f"`{key}={values}`" for key, values in sweep.varies.items()) or "nothing"),
         "",
-        "| rank | job | mean IoU % | status | time |",
-        "| --: | :-- | --: | :-- | --: |",
+        *markdown_table(
+            ["rank", "job", "mean IoU %", "status", "time"],
+            [
+                [str(rank), plain(record.name), percent(record.result), record.state, duration(record.seconds)]
+                for rank, (record, _) in enumerate(ranked(rows), start=1)
+            ],
+            numbers=(0, 2, 4),
+        ),
+        "",
     ]
-    lines += [
-        f"| {rank} | {escaped(record.name)} | {percent(record.result)} | {record.state} | {duration(record.seconds)} |"
-        for rank, (record, _) in enumerate(ranked(rows), start=1)
-    ]
-    lines += ["", *(f"- job {record.number}: {record.error}" for record, _ in rows if record.error)]
+    lines += [f"- job {record.number}: {plain(record.error)}" for record, _ in rows if record.error]
     return "\n".join(lines)
 
 
@@ -182,8 +186,3 @@ def show(sweep: Sweep, config: DictConfig, status: Status) -> None:
 def duration(seconds: float) -> str:
     """``1:02:03``."""
     return str(timedelta(seconds=round(seconds)))
-
-
-def escaped(text: str) -> str:
-    """For a cell of a Markdown table."""
-    return text.replace("|", "\\|")

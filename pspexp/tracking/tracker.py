@@ -13,6 +13,7 @@ from pspexp.checkpoint import flatten
 from pspexp.metrics import Report, percent
 from pspexp.tracking.figures import Picture
 from pspexp.tracking.local import LocalTracker, finite
+from pspexp.tracking.markdown import markdown_table, plain
 from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
 from pspexp.tracking.secrets import mask_logins
 
@@ -256,17 +257,21 @@ def headline(split: str, report: Report, *, step: int, epoch: int, extra: Mappin
     lines += [
         f"**{split}**, epoch {epoch}, step {step} (percent)",
         "",
-        "| mean IoU | mean accuracy | overall accuracy | frequency-weighted accuracy |",
-        "| --: | --: | --: | --: |",
-        "| " + " | ".join(percent(value) for value in means) + " |",
+        *markdown_table(
+            ["mean IoU", "mean accuracy", "overall accuracy", "frequency-weighted accuracy"],
+            [[percent(value) for value in means]],
+            numbers=range(4),
+        ),
         "",
         "**Classes**",
         "",
-        "| class | IoU | accuracy |",
-        "| :-- | --: | --: |",
-    ]
-    lines += [
-        f"| {name.replace('|', chr(92) + '|')} | {percent(iou)} | {percent(accuracy)} |"
-        for name, iou, accuracy in zip(report.class_names, report.iou, report.accuracy, strict=True)
+        *markdown_table(
+            ["class", "IoU", "accuracy"],
+            [
+                [plain(name), percent(iou), percent(accuracy)]
+                for name, iou, accuracy in zip(report.class_names, report.iou, report.accuracy, strict=True)
+            ],
+            numbers=(1, 2),
+        ),
     ]
     return "\n".join(lines)

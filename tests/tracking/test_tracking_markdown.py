@@ -1,0 +1,27 @@
+import pytest
+
+from pspexp.tracking.markdown import markdown_table, plain
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("dining table, potted_plant-2 (val)", "dining table, potted_plant-2 (val)"),
+        ("loss=cross_entropy,crop_size=[33,33]", "loss=cross_entropy,crop_size=[33,33]"),
+        ("a|b", r"a\|b"),
+        ("**a** `b` _c_ <d>", r"\*\*a\*\* \`b\` \_c\_ &lt;d>"),
+        (r"C:\data", r"C:\\data"),
+        ("one\ntwo", "one two"),
+    ],
+)
+def test_text_is_shown_as_it_is(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def test_a_table_sets_numbers_flush_right() -> None:
+    assert markdown_table(["class", "IoU"], [["sky", "90.1"], ["–", "–"]], numbers=[1]) == [
+        "| class | IoU |",
+        "| :-- | --: |",
+        "| sky | 90.1 |",
+        "| – | – |",
+    ]
