@@ -189,6 +189,9 @@ def test_runs_that_differ_only_in_their_seed_are_averaged(cli: Cli, tmp_path: Pa
     assert list(classes[0]) == ["class", label, "other", f"other - {label}"]
     assert [row["run"] for row in rows(folder / "compare.csv")] == ["other", "s3", "s2", "s1", "s4"]
     assert "| 0.001 | 3 | 50.00 ± 25.00 |" in (folder / "compare.md").read_text()
+    assert (
+        f"> {label}: some classes are defined in fewer of the runs, dog in 2\n" in (folder / "compare.md").read_text()
+    )
 
 
 def test_one_seed_alone_has_no_deviation(cli: Cli, tmp_path: Path) -> None:

@@ -12,11 +12,16 @@ from pspexp.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Unit:
-    """A run or a group's mean, as a column of the table of classes."""
+    """A run or a group's mean, as a column of the table of classes.
+
+    Attributes:
+        fewer: classes that are defined in some of the runs only, with the number of these.
+    """
 
     label: str
     runs: list[Run]
     table: Table
+    fewer: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -66,20 +71,20 @@ def units_of(runs: Sequence[Run], labels: dict[int, str], groups: Sequence[Group
         group = in_group.get(id(run))
         members = [one for one in (group.runs if group else [run]) if split in one.tables]
         if group and len(members) > 1:
-            units[id(group)] = Unit(f"{group.label}, mean of {len(members)}", members, mean_table(members, split))
+            units[id(group)] = mean_unit(group.label, members, split)
         elif split in run.tables:
-            units[id(run)] = Unit(labels[id(run)], [run], run.tables[split])
+            units[id(run)] = Unit(labels[id(run)], [run], run.tables[split], {})
     return list(units.values())
 
 
-def mean_table(runs: list[Run], split: str) -> Table:
+def mean_unit(label: str, runs: list[Run], split: str) -> Unit:
     """The mean IoU of each class over the runs in which it is defined; only classes that all runs know."""
     tables = [run.tables[split] for run in runs]
-    found: Table = {}
-    for name in (name for name in tables[0] if all(name in table for table in tables)):
-        values = [iou for table in tables if (iou := table[name]) is not None]
-        found[name] = statistics.mean(values) if values else None
-    return found
+    known = [name for name in tables[0] if all(name in table for table in tables)]
+    defined = {name: [iou for table in tables if (iou := table[name]) is not None] for name in known}
+    means = {name: statistics.mean(values) if values else None for name, values in defined.items()}
+    fewer = {name: len(values) for name, values in defined.items() if 0 < len(values) < len(runs)}
+    return Unit(f"{label}, mean of {len(runs)}", runs, means, fewer)
 
 
 def baseline_first(units: list[Unit], runs: Sequence[Run], labels: dict[int, str], baseline: str | None) -> list[Unit]:
@@ -144,12 +149,16 @@ def compare_classes(units: Sequence[Unit]) -> tuple[list[ClassRow], list[str]]:
         ious = [unit.table[name] for unit in units]
         rows.append(ClassRow(name, ious, [difference(iou, ious[0]) for iou in ious]))
     rows.sort(key=lambda row: rank(largest(row)))
-    left_out = [name for name in every if name not in shared]
-    notes = [
-        f"The runs know different classes: compared are the {len(shared)} that all share; left out: "
-        f"{', '.join(left_out)}"
-    ]
-    return rows, notes if left_out else []
+    notes = []
+    if left_out := [name for name in every if name not in shared]:
+        notes.append(
+            f"The runs know different classes: compared are the {len(shared)} that all share; left out: "
+            f"{', '.join(left_out)}"
+        )
+    for unit in units:
+        if told := [f"{name} in {count}" for name, count in unit.fewer.items() if name in shared]:
+            notes.append(f"{unit.label}: some classes are defined in fewer of the runs, {', '.join(told)}")
+    return rows, notes
 
 
 def difference(iou: float | None, baseline: float | None) -> float | None:
