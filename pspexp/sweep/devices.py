@@ -120,6 +120,7 @@ def one_of(kind: str, shares: Sequence[str], times: int = 1) -> Iterator[str | N
     allocation = os.environ.get("SLURM_JOB_ID", "")
     folder = Path(tempfile.gettempdir()) / f"pspexp-{getpass.getuser()}" / f"{kind}{allocation}"
     folder.mkdir(parents=True, exist_ok=True)
+    waits = False
     while True:
         for share, number in product(shares, range(times)):
             with ExitStack() as held:
@@ -132,6 +133,9 @@ def one_of(kind: str, shares: Sequence[str], times: int = 1) -> Iterator[str | N
                     continue
                 yield share
                 return
+        if not waits:
+            log.info("waiting: all of %s are taken (%s)", kind, " ".join(shares))
+            waits = True
         time.sleep(POLL_S)
 
 

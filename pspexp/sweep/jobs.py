@@ -146,6 +146,8 @@ def keep(sweep: Sweep, record: Record, job: Job, problem: Exception | None, laun
         if problem is not None:
             raise problem
         with own_share(job.config, jobs_at_once(launcher)):
+            began_s = time.monotonic()  # to wait is no work
+            raise_if_stopped(sweep, job.config)
             result, stopped_by = in_processes_of_its_own(job, sweep.folder / STOPPED_MARK)
     except BaseException as end:
         state, error = state_after(end), mask_logins(essence(end))

@@ -62,21 +62,25 @@ def test_one_job_at_a_time_or_a_chosen_card_is_left_alone() -> None:
             assert "ACME_VISIBLE_DEVICES" not in os.environ
 
 
-def test_a_job_waits_until_a_share_is_free() -> None:
+def test_a_job_waits_until_a_share_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     second, order = threading.Event(), []
 
-    def wait_for_it() -> None:
+    def say(message: str, *words: object) -> None:
+        order.append(message % words)
         second.set()
+
+    def wait_for_it() -> None:
         with one_of("core", ["0"]) as share:
             order.append(f"second got {share}")
 
+    monkeypatch.setattr(devices.log, "info", say)
     thread = threading.Thread(target=wait_for_it)
     with one_of("core", ["0"]) as share:
         thread.start()
         assert second.wait(LIMIT_S)
         order.append(f"first had {share}")
     thread.join(LIMIT_S)
-    assert order == ["first had 0", "second got 0"]
+    assert order == ["waiting: all of core are taken (0)", "first had 0", "second got 0"]
 
 
 def test_jobs_may_share_a_card() -> None:
