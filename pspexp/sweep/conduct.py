@@ -32,7 +32,7 @@ def conduct(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> in
     with runs.claimed(sweep.folder):
         failed.unlink(missing_ok=True)
         stopped.unlink(missing_ok=True)
-        with stop_noted(stopped, at_once=is_basic(config.hydra.launcher)) as came:
+        with jobs_logs_closed(), stop_noted(stopped, at_once=is_basic(config.hydra.launcher)) as came:
             try:
                 code = run_jobs()
             except Exception:  # with HYDRA_FULL_ERROR=1 Hydra lets it through
@@ -43,6 +43,19 @@ def conduct(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> in
     if code == WRONG_INPUT and overview.collect(sweep):  # the launcher failed, not the command
         return 1
     return code or (0 if complete and not failed.exists() else 1)
+
+
+@contextmanager
+def jobs_logs_closed() -> Iterator[None]:
+    """Close the log of the last job, which Hydra's basic launcher leaves open: what follows is about all of them."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    try:
+        yield
+    finally:
+        for handler in [one for one in root.handlers if isinstance(one, logging.FileHandler) and one not in before]:
+            root.removeHandler(handler)
+            handler.close()
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """What is told of a sweep's jobs."""
 
+import logging
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.sweep import overview
+from pspexp.sweep.conduct import conduct
 from pspexp.sweep.record import Record, load, name_of, save
 from pspexp.sweep.study import Sweep
 from pspexp.tracking.local import write_atomic
@@ -47,6 +49,24 @@ def test_the_table_ranks_and_tells_why(sweep: Sweep, config: DictConfig, capsys:
     assert ranking[2].startswith("| 1 | lr=0.1,batch_size=2 | 50.00 | FINISHED |")
     assert ranking[4].startswith("| 3 | lr=0.01,batch_size=2 | – | FAILED |")
     assert (sweep.folder / "plots" / "parallel_coordinates.png").stat().st_size > 1000
+
+
+def test_what_is_told_of_the_sweep_is_not_in_the_last_jobs_log(sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
+    """Hydra's basic launcher leaves the last job's log open."""
+    root, log = logging.getLogger(), sweep.folder / "2" / "run.log"
+    before = root.handlers[:]
+
+    def run_jobs() -> int:
+        root.addHandler(logging.FileHandler(log))
+        logging.getLogger("pspexp").warning("of the job")
+        return 0
+
+    unusable = OmegaConf.create({"tracking": {"_target_": "pspexp.tracking.mlflow_views", "experiment_name": ""}})
+    unusable.hydra = {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}}
+    assert conduct(sweep, unusable, run_jobs) == 1
+    assert "the overview is not in MLflow" in caplog.text
+    assert log.read_text() == "of the job\n"
+    assert root.handlers == before
 
 
 def test_what_is_advised_can_be_typed(tmp_path: Path, config: DictConfig, capsys: pytest.CaptureFixture[str]) -> None:
