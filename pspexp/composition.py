@@ -4,6 +4,7 @@ Hydra stops at the first bad override and lets several kinds pass (``+new=key``,
 numbers belong), so overrides are examined one by one here, before Hydra's own composition sees them.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ PATH_KEYS = (
     "rerun",
 )
 
+# Their values decide those of any others.
+DECIDE_OTHERS = {"checkpoint.path", "experiment", "mode", "rerun", "sweep"}
 PATH_WORDS = ("auto", "timm")  # in the place of a path
 
 
@@ -96,11 +99,11 @@ def compose_checked(overrides: Sequence[str], *, sweep: bool = False, folders: S
     Args:
         overrides: the command line's words.
         sweep: several values are allowed, as they are where an overlay chooses ``hydra.mode=MULTIRUN``. Of those, typed
-            or in ``hydra.sweeper.params``, the first stands in here; the others are checked job by job.
+            or in ``hydra.sweeper.params``, the first stands in here; what varies is checked job by job.
         folders: the user's own YAML folders, beside those that ``hydra.searchpath`` names.
 
     Raises:
-        UserError: with every override that cannot be applied.
+        UserError: with every override that cannot be applied, and what is wrong with every job of a sweep.
     """
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="pspexp"):
         add_search_path([*folders, *named_search_path(overrides)])
@@ -114,14 +117,29 @@ def compose_checked(overrides: Sequence[str], *, sweep: bool = False, folders: S
             if "yaml" not in type(error).__module__:  # PyYAML's own, from a file that is not YAML
                 raise
             raise UserError(*problems, f"YAML: {one_line(error)}") from error
-    if problems:
-        # What composed is checked as well, so that everything is shown at once.
+    sweep = sweep or config.hydra.mode == RunMode.MULTIRUN
+    if problems or sweep:
+        # What composed is checked as well, so that everything is shown at once; a single run's is checked in any case.
         try:
-            finish(without_hydra(config), words)
+            finish(without_hydra(config), words, files=not sweep)  # a sweep's jobs may run where other files are
         except UserError as error:
-            problems += [] if sweep else error.problems
+            problems += common_to_all(error.problems, varied(config, parsed)) if sweep else error.problems
+    if problems:
         raise UserError(*problems)
     return config
+
+
+def varied(config: DictConfig, typed: Sequence[Override]) -> list[str]:
+    """The keys and groups of which a sweep tries several values."""
+    by_sweeper = [word.partition("=")[0].lstrip("+") for word in sweeper_words(config, typed)]
+    return [*by_sweeper, *(one.key_or_group for one in typed if one.is_sweep_override())]
+
+
+def common_to_all(problems: Sequence[str], varied: Sequence[str]) -> list[str]:
+    """Those of a first job's problems that no other value of what varies would mend."""
+    if DECIDE_OTHERS.intersection(varied):
+        return []
+    return [problem for problem in problems if not any(re.search(rf"\b{re.escape(key)}\b", problem) for key in varied)]
 
 
 def composed(
@@ -181,12 +199,13 @@ def add_search_path(folders: Sequence[str]) -> None:
     Hydra.create_main_hydra2("pspexp", search_path)
 
 
-def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def finish(config: DictConfig, overrides: Sequence[str], *, files: bool = True) -> DictConfig:
     """Complete, resolve and check what Hydra composed.
 
     Args:
         config: the job's part, with ``choices``.
         overrides: the words it was composed from; they win over what a checkpoint or an earlier run says.
+        files: those that it names have to exist.
 
     Raises:
         UserError: with every problem that was found.
@@ -203,7 +222,7 @@ def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    schema.check(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    schema.check(OmegaConf.to_container(config), files=files)  # type: ignore[arg-type]
     make_absolute(config)
     OmegaConf.set_struct(config, True)
     return config

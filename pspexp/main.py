@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pspexp import composition, launch
 from pspexp.errors import WRONG_INPUT, Interrupted, JobFailed, UserError, essence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 traceback_log = logging.getLogger("pspexp.traceback")  # of a job's log file alone
 
-ASKS_HYDRA = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
+ASKS_HYDRA = ("help", "hydra_help", "version", "shell_completion")
 STAMP = "%Y-%m-%d_%H-%M-%S"
 # How long a process beside the first one keeps what is wrong to itself. If all find the same, the first one tells,
 # and the others are ended with it.
@@ -107,6 +108,8 @@ def examine(words: Sequence[str]) -> Command:
     folders = [arguments.config_dir] if arguments.config_dir else []
     chosen = composition.saved_choices(arguments.overrides, folders)
     words, arguments.overrides = [*words, *chosen], [*arguments.overrides, *chosen]
+    if arguments.cfg or arguments.info:
+        return show(words, arguments, folders)
     config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders)
     if arguments.multirun or config.hydra.mode == RunMode.MULTIRUN:
         return sweep_command(words, arguments.overrides, config)
@@ -119,6 +122,22 @@ def examine(words: Sequence[str]) -> Command:
     if not launcher.leads:
         return Command([*words, *FOLLOWS])
     return Command([*words, *new_folder_word(job, arguments.overrides, lambda: resumed_folder(job, launcher))])
+
+
+def show(words: list[str], arguments: Namespace, folders: Sequence[str]) -> Command:
+    """Show the configuration; Hydra does, but for what it does not know: what a checkpoint or an earlier run brings.
+
+    Raises:
+        UserError: the words do not go together, or with ``--cfg job --resolve``: something is wrong with them.
+    """
+    if arguments.multirun:
+        raise UserError(f"--multirun: does not go with --{'cfg' if arguments.cfg else 'info'}; leave one of them out")
+    from_a_run = names(arguments.overrides, "rerun") or "mode=test" in arguments.overrides
+    if arguments.cfg != "job" or arguments.package or not (arguments.resolve or from_a_run):
+        return Command(words)
+    config = composition.compose_checked(arguments.overrides, folders=folders)
+    print(OmegaConf.to_yaml(composition.finish(composition.without_hydra(config), arguments.overrides)), end="")
+    sys.exit()
 
 
 def new_folder_word(
@@ -141,6 +160,8 @@ def sweep_command(words: Sequence[str], arguments: Sequence[str], config: DictCo
 
     refuse_placed_sweep(config)
     composition.expand_home(config)
+    if not config.hydra.sweep.dir:
+        raise UserError("hydra.sweep.dir: is empty; give a folder, or leave it out")
     folder = Path(config.hydra.sweep.dir).expanduser().absolute()
     if not names(arguments, "hydra.sweep.dir") and not (folder / study.FILE).is_file():
         folder = new_folder(folder)

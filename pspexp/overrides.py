@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, Sweep
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,6 +36,7 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> tuple[list[Override
             hint = "" if "=" in text else f"; write {text}=<value>"
             problems.append(f"{text}: cannot be read as key=value{hint} ({one_line(error)})")
             continue
+        override.config_loader = loader  # for globs
         parsed.append(override)
     return parsed, problems
 
@@ -84,8 +85,9 @@ def option_problems(override: Override, loader: ConfigLoader) -> list[str]:
     group, options = override.key_or_group, loader.get_group_options(override.key_or_group)
     if override.is_delete():
         return []
-    value = override.value()
-    values = list(override.sweep_iterator()) if isinstance(value, Sweep) else [value]
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    if not values:
+        return [f"{override.input_line}: finds no option; {group} is one of {', '.join(options)}"]
     names = [name for one in values for name in (one if isinstance(one, list) else [one])]
     wrong = [
         not_installed(f"{group}/{name}")
@@ -115,6 +117,8 @@ def missing_engine(error: Exception) -> str | None:
 def key_problem(override: Override, config: DictConfig) -> str | None:
     """Why the override's key cannot be set, or None. ``+key`` may add what a target accepts, not a new root key."""
     key = override.key_or_group
+    if isinstance(override.value(), Glob):
+        return f"{override.input_line}: glob chooses among the options of a group; give values"
     parent = key.rpartition(".")[0]
     if parent and OmegaConf.select(config, parent) is None:
         known = False

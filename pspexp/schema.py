@@ -125,8 +125,12 @@ class Config:
     tracking: Plain
 
 
-def check(config: Plain) -> None:
+def check(config: Plain, *, files: bool = True) -> None:
     """Check a composed and resolved configuration.
+
+    Args:
+        config: to check.
+        files: those that it names have to exist.
 
     Raises:
         UserError: with every problem that was found.
@@ -135,7 +139,7 @@ def check(config: Plain) -> None:
     for group, node in config.items():
         if isinstance(node, dict) and group not in PLAIN_NODES:
             problems += target_problems(group, node)
-    for rule in RULES:
+    for rule in RULES if files else [one for one in RULES if one is not files_exist]:
         try:
             problems += rule(config)
         except Exception:

@@ -403,9 +403,8 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         if number := self.world.largest_soon(self.stop_signal() or 0):
             self.save_last()
-            raise Interrupted(
-                number, f"stopped after step {self.position.step}; checkpoint.resume=auto goes on from there"
-            )
+            how = "checkpoint.resume=auto, or the sweep's command again"
+            raise Interrupted(number, f"stopped after step {self.position.step}; to go on: {how}")
 
     def _weights(self) -> dict[str, Any]:
         at = self.position

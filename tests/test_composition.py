@@ -134,6 +134,41 @@ def test_what_a_sweep_cannot_take_is_named(word: str, said: str, root: str) -> N
     assert found.startswith(said)
 
 
+def test_groups_vary_by_glob(root: str) -> None:
+    whole = composition.compose_checked([root, "model=glob(pspnet*,exclude=*50*)"], sweep=True)
+    assert whole.hydra.runtime.choices["model"] == "pspnet101"
+    for word, said in (
+        ("model=glob(x*)", "model=glob(x*): finds no option; model is one of deeplabv3_resnet50, "),
+        ("seed=glob(*)", "seed=glob(*): glob chooses among the options of a group; give values"),
+    ):
+        with pytest.raises(UserError) as refused:
+            composition.compose_checked([root, word], sweep=True)
+        assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("seed=1,2", "loader.batch_size=two"), ["loader.batch_size=two: input should be a valid integer"]),
+        (("seed=1,2", "+model.foo=1"), ["model.foo: unknown key"]),
+        (("seed=1,two", "crop_size=34"), ["crop_size=34"]),
+        (("seed=two,1", "crop_size=33"), []),  # of the first job alone
+        (("model=pspnet50,fcn_resnet50", "model.pyramid_channels=x"), []),  # what varies decides
+        (("experiment=camvid_cpu,voc2007_single", "loader.batch_size=two"), []),
+        (("seed=1,2", "checkpoint.resume=nowhere"), []),  # it may be where the jobs run
+    ],
+)
+def test_what_is_wrong_with_every_job_of_a_sweep_is_told_before_it_begins(
+    words: tuple[str, ...], told: list[str], root: str
+) -> None:
+    if not told:
+        composition.compose_checked([root, *words], sweep=True)
+        return
+    with pytest.raises(UserError) as refused:
+        composition.compose_checked([root, *words], sweep=True)
+    assert [one.startswith(said) for one, said in zip(refused.value.problems, told, strict=True)] == [True]
+
+
 def test_every_promised_option_exists() -> None:
     promised = {
         "model": "pspnet50 pspnet18 pspnet101 pspnet50_mmseg fcn_resnet50 deeplabv3_resnet50",

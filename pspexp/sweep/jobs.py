@@ -24,10 +24,9 @@ from pspexp.records import own_state, public, record_failure
 from pspexp.run import Job
 from pspexp.sweep import study
 from pspexp.sweep.devices import jobs_at_once, own_share
-from pspexp.sweep.record import Record, State, load, name_of, save, values_of
+from pspexp.sweep.record import Record, State, load, name_of, save, summary_of, values_of
 from pspexp.sweep.study import Sweep, differences
 from pspexp.tracking import runs
-from pspexp.tracking.local import read_summary
 from pspexp.tracking.provenance import command_line
 from pspexp.tracking.secrets import mask_logins
 
@@ -83,12 +82,14 @@ def earlier(sweep: Sweep, folder: Path, number: int, config: DictConfig, problem
     """The record of an earlier attempt that counts.
 
     Raises:
-        UserError: the folder holds another job.
+        UserError: the folder holds another job, or one of another sweep.
         JobFailed: it failed, and is not to be tried again.
     """
     before = load(folder, claimed=True)
     if before is None or config.get("mode") not in METRICS:  # the others are done whenever they are asked for
         return None
+    if before.sweep != sweep.id:
+        raise UserError(f"{folder}: holds a job of the sweep {before.sweep}; choose another hydra.sweep.dir")
     if before.number != number:
         raise UserError(
             f"hydra.sweep.subdir: jobs {before.number} and {number} share {folder}; put what varies, or "
@@ -111,7 +112,7 @@ def request(sweep: Sweep, record: Record, config: DictConfig, folder: Path, word
     """What the job's processes are to do."""
     tags = {"sweep": sweep.id, "mlflow.runColor": COLOURS[record.number % len(COLOURS)]}
     alone = [word for word in words if word.lstrip("+").partition("=")[0] not in ADDED_GROUPS]
-    again = "status" in read_summary(folder)
+    again = "status" in summary_of(folder)
     return Job(config, folder, words, command_line((), alone), again=again, tags=tags)
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pspexp.assembly import build
+from pspexp.errors import UserError
 from pspexp.metrics import percent
 from pspexp.overrides import quoted, short_names
 from pspexp.records import Request, close_abandoned
-from pspexp.sweep.record import FILE, Record, load, shown
-from pspexp.sweep.study import Sweep
+from pspexp.sweep.record import Record, load, shown, summary_of
+from pspexp.sweep.study import JOB_FILE, Sweep
 from pspexp.tracking import figures
-from pspexp.tracking.local import harmless, read_summary, write_atomic
+from pspexp.tracking.local import harmless, write_atomic
 from pspexp.tracking.markdown import markdown_table, plain
 from pspexp.tracking.mlflow import sweep_filter
 from pspexp.tracking.provenance import git_commit
@@ -31,6 +33,7 @@ from pspexp.tracking.tracker import Status, View
 log = logging.getLogger(__name__)
 
 Row = tuple[Record, Path]
+WIDE = 120  # columns where there is no terminal
 VIEW_FILE = "mlflow_run.json"  # which MLflow run shows the sweep
 CSV, NOTE, PLOTS = "sweep.csv", "sweep.md", ("plots/parallel_coordinates.png", "plots/heat_map.png")
 
@@ -50,20 +53,32 @@ def finish(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
     write_atomic(sweep.folder / NOTE, as_markdown(sweep, rows) + "\n")
     draw(sweep, rows)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(as_table(sweep, rows), *failures(rows), *advice(sweep, rows), sep="\n")
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(as_table(sweep, rows), *failures(rows), sep="\n")
     complete = all(record.state == "FINISHED" for record, _ in rows)
-    show(sweep, config, "KILLED" if stopped else "FINISHED" if complete else "FAILED")
+    in_mlflow = show(sweep, config, "KILLED" if stopped else "FINISHED" if complete else "FAILED")
+    console.print(*advice(sweep, rows, in_mlflow=in_mlflow), sep="\n")
     return complete
 
 
 def collect(sweep: Sweep) -> list[Row]:
     """The jobs by number."""
-    found = [(load(file.parent), file.parent) for file in sweep.folder.rglob(FILE)]
+    found = [(loaded(file.parent), file.parent) for file in sweep.folder.rglob(JOB_FILE)]
     mine = [(record, folder) for record, folder in found if record is not None and record.sweep == sweep.id]
     for record, folder in mine:
         if record.state == "KILLED":
             close_killed(folder)
     return sorted(mine, key=lambda row: row[0].number)
+
+
+def loaded(folder: Path) -> Record | None:
+    """A job's record; None, and a warning, where it cannot be read: the others are told of all the same."""
+    try:
+        return load(folder)
+    except UserError as error:
+        log.warning("left out of the table: %s", error)
+        return None
 
 
 def close_killed(folder: Path) -> None:
@@ -86,20 +101,30 @@ def as_csv(sweep: Sweep, rows: Sequence[Row]) -> str:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["job", *sweep.varies, "status", metric, "seconds", "folder", "mlflow_run_id", "error"])
     for record, folder in rows:
-        run_id = read_summary(folder).get("mlflow_run_id")
         values = [record.values.get(key) for key in sweep.varies]
         place = folder.relative_to(sweep.folder).as_posix()
-        ends = [record.state, record.result, record.seconds, place, run_id, record.error]
+        ends = [record.state, record.result, record.seconds, place, mlflow_run(folder), record.error]
         table.writerow([record.number, *values, *ends])
     return text.getvalue()
+
+
+def mlflow_run(folder: Path) -> str | None:
+    """The MLflow run of a job, as far as it is known."""
+    with suppress(UserError):
+        return summary_of(folder).get("mlflow_run_id")
+    return None
 
 
 def as_table(sweep: Sweep, rows: Sequence[Row]) -> Table:
     """The jobs for the terminal."""
     names = short_names(sweep.varies)
     table = Table(title=f"sweep {sweep.id}", title_justify="left")
-    for name in ("job", *names.values(), "status", "mean IoU %", "time"):
-        table.add_column(name, justify="right" if name in ("job", "mean IoU %", "time") else "left")
+    table.add_column("job", justify="right", no_wrap=True)
+    for name in names.values():
+        table.add_column(name, overflow="fold")
+    table.add_column("status", no_wrap=True)
+    table.add_column("mean IoU %", justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
     table.add_column("folder", overflow="fold")
     best = ranked(rows)[0]
     for row in rows:
@@ -139,9 +164,9 @@ def failures(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def advice(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+def advice(sweep: Sweep, rows: Sequence[Row], *, in_mlflow: bool) -> list[str]:
     """How to go on, and where to look."""
-    lines = [f"table, pictures: {sweep.folder}; in MLflow: {sweep_filter(sweep.id)}"]
+    lines = [f"table, pictures: {sweep.folder}" + (f"; in MLflow: {sweep_filter(sweep.id)}" if in_mlflow else "")]
     states = {record.state for record, _ in rows}
     if states - {"FINISHED"}:
         again = " sweep.retry_failed=true" if "FAILED" in states else ""
@@ -165,8 +190,8 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
                 figures.save(figure, sweep.folder / PLOTS[1])
 
 
-def show(sweep: Sweep, config: DictConfig, status: Status) -> None:
-    """Show the overview where the configuration says; what cannot be shown is told and costs nothing."""
+def show(sweep: Sweep, config: DictConfig, status: Status) -> bool:
+    """Show the overview where the configuration says, and tell whether; what cannot be shown costs nothing."""
     known = sweep.folder / VIEW_FILE
     try:
         views: list[View] = build(config.tracking)
@@ -181,6 +206,8 @@ def show(sweep: Sweep, config: DictConfig, status: Status) -> None:
             view.close(status)
     except Exception as error:
         log.warning("the overview is not in MLflow: %s: %s", type(error).__name__, error)
+        return False
+    return bool(views)
 
 
 def duration(seconds: float) -> str:

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pspexp.errors import UserError
 from pspexp.overrides import read, short_names
-from pspexp.sweep.study import Sweep
+from pspexp.sweep.study import JOB_FILE, Sweep
 from pspexp.tracking import runs
 from pspexp.tracking.local import read_summary, write_atomic
 from pspexp.tracking.secrets import without_secrets
 
-FILE = "job.json"
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "NOT STARTED"]
 
 
@@ -66,7 +66,7 @@ def shown(value: Any) -> str:
 
 def save(folder: Path, record: Record) -> None:
     """Write a record into its run folder."""
-    write_atomic(folder / FILE, json.dumps(asdict(record), indent=2) + "\n")
+    write_atomic(folder / JOB_FILE, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def load(folder: Path, *, claimed: bool = False) -> Record | None:
@@ -77,18 +77,37 @@ def load(folder: Path, *, claimed: bool = False) -> Record | None:
     Args:
         folder: of the run.
         claimed: the caller holds it, so nobody else is at the job.
+
+    Raises:
+        UserError: the record, or the summary, cannot be read.
     """
-    file = folder / FILE
+    file = folder / JOB_FILE
     if not file.is_file():
         return None
-    record = Record(**json.loads(file.read_text(encoding="utf-8")))
+    try:
+        record = Record(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); mend it, or delete {folder} to do the job anew") from error
     if record.state != "RUNNING" or (not claimed and runs.is_claimed(folder)):
         return record
     with runs.claimed(folder, runs.WRITING, wait=True):  # processes of a killed job save and end
-        summary = read_summary(folder)
+        summary = summary_of(folder)
     written = (folder / "run.log").stat().st_mtime if (folder / "run.log").exists() else 0
     record = replace(record, seconds=record.seconds + round(max(0, written - file.stat().st_mtime), 1))
     if summary.get("status") != "FINISHED":
         return replace(record, state="KILLED")
     results = {**summary.get("last", {}), **summary.get("best", {})}
     return replace(record, state="FINISHED", result=results.get(record.metric))
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The summary in a run folder; empty when there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return read_summary(folder)
+    except (OSError, ValueError, TypeError) as error:
+        file = folder / "summary.json"
+        raise UserError(f"{file}: cannot be read ({error}); mend it, or delete {folder} to do the job anew") from error

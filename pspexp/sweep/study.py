@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pspexp.tracking import runs
 from pspexp.tracking.local import write_atomic
 from pspexp.tracking.secrets import without_secrets, words_without_secrets
 
-FILE = "sweep.json"
+FILE, JOB_FILE = "sweep.json", "job.json"
 # What may change when a sweep goes on: how and where jobs run, not what they compute.
 FREE_NODES = ("launcher", "sweep", "tracking", "compare", "choices.launcher", "choices.tracking")
 FREE_KEYS = (
@@ -56,8 +57,9 @@ def begin(folder: Path, words: Sequence[str], config: DictConfig) -> Sweep:
         config: composed from them, ``hydra`` included.
 
     Raises:
-        UserError: the folder holds another sweep; names what differs.
+        UserError: the folder holds another sweep, names what differs; or all jobs would share one folder.
     """
+    refuse_one_for_all(config)
     varies = varied(words, config)
     raw: Any = OmegaConf.to_container(without_hydra(config), resolve=False)
     flat = flatten(without_secrets(raw))
@@ -66,10 +68,28 @@ def begin(folder: Path, words: Sequence[str], config: DictConfig) -> Sweep:
             known = load(folder)
             refuse_another(known, varies, flat)
             return known
+        refuse_occupied(folder)
         readable = re.sub(r"[^\w.-]", "_", folder.name)  # MLflow's filter knows no escaped quotes
         sweep = Sweep(folder, f"{readable}-{secrets.token_hex(2)}", varies, flat)
         write_atomic(folder / FILE, json.dumps({**asdict(sweep), "folder": folder.name}, indent=2, default=str) + "\n")
         return load(folder)  # what JSON makes of it, so that going on compares like with like
+
+
+def refuse_one_for_all(config: DictConfig) -> None:
+    """Raise UserError if the jobs' folders have one name."""
+    subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[call-overload,index]
+    if "${" not in subdir:
+        raise UserError(
+            f"hydra.sweep.subdir={subdir}: all jobs would share it; put what varies, or ${{hydra.job.num}}, into it"
+        )
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Raise UserError if a new sweep would mix with what a folder holds."""
+    if (folder / "config.yaml").exists():
+        raise UserError(f"hydra.sweep.dir={folder}: holds a run; choose another folder")
+    if any(folder.glob(f"*/{JOB_FILE}")):
+        raise UserError(f"hydra.sweep.dir={folder}: holds jobs of a sweep, but not its {FILE}; choose another folder")
 
 
 def refuse_another(known: Sweep, varies: Mapping[str, str], flat: Mapping[str, Any]) -> None:
@@ -86,14 +106,30 @@ def refuse_another(known: Sweep, varies: Mapping[str, str], flat: Mapping[str, A
 
 
 def load(folder: Path) -> Sweep:
-    """The sweep that a folder holds."""
-    content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    return Sweep(**{**content, "folder": folder.absolute()})
+    """The sweep that a folder holds.
+
+    Raises:
+        UserError: its file cannot be read.
+    """
+    file = folder / FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return Sweep(**{**content, "folder": folder.absolute()})
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); mend it, or choose another hydra.sweep.dir") from error
 
 
 def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
-    """The values, as typed, of each key or group that takes several: on the command line or by the sweeper."""
+    """The values, as typed, of each key or group that takes several: on the command line or by the sweeper.
+
+    Raises:
+        UserError: such a key was typed twice; Hydra would take the last.
+    """
     typed = read(words_without_secrets(words))
+    times = Counter(one.key_or_group for one in typed)
+    several = {one.key_or_group for one in typed if one.is_sweep_override()}
+    if twice := [one.input_line for one in typed if one.key_or_group in several and times[one.key_or_group] > 1]:
+        raise UserError(f"{', '.join(map(str, twice))}: one key more than once; leave all but one out")
     params = read(words_without_secrets(sweeper_words(config, typed)))
     return {one.key_or_group: as_typed(one) for one in [*params, *typed] if one.is_sweep_override()}
 

@@ -82,12 +82,14 @@ def claimed(folder: Path, lock: str = ".lock", *, wait: bool = False) -> Iterato
         wait: until the process that holds it lets go, instead of raising.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or it cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     held = FileLock(folder / lock)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=0)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error}); choose another folder") from error
     except Timeout:
         if not wait:
             raise UserError(f"{folder}: another process is writing there; wait for it or choose another") from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.conftest import TINY, Cli, last
 from tests.test_trainer import assert_same
@@ -55,6 +56,24 @@ def test_hydras_own_flags_work(cli: Cli, capsys: pytest.CaptureFixture[str]) -> 
     assert "crop_size: 33" in capsys.readouterr().out
     assert cli("--help") == 0
     assert "model:" in capsys.readouterr().out
+    assert cli("-m", "--cfg", "job", *TINY) == 2
+    assert "--multirun: does not go with --cfg; leave one of them out" in capsys.readouterr().err
+
+
+def test_what_is_shown_is_what_would_run(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a run or its checkpoint brings, too."""
+    assert cli(*TINY, "trainer.epochs=1", "seed=7", "hydra.run.dir=run") == 0
+    capsys.readouterr()
+    for words in (["rerun=run"], ["mode=test", "checkpoint.path=run", "tracking=none"]):
+        assert cli("--cfg", "job", *words) == 0
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert shown["model"]["pyramid_channels"] == 4
+        assert shown["choices"]["dataset"] == "shapes"
+        assert shown["seed"] == (7 if "rerun=run" in words else 1122)
+    assert cli("--info", "defaults", "rerun=run") == 0
+    assert "dataset/shapes" in capsys.readouterr().out
+    assert cli("--cfg", "job", "rerun=nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_a_crash_is_in_the_log_and_the_run_is_marked(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,25 @@ def test_what_is_told_of_the_sweep_is_not_in_the_last_jobs_log(sweep: Sweep, cap
     assert root.handlers == before
 
 
+def test_a_record_that_cannot_be_read_costs_only_itself(
+    sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (sweep.folder / "0" / "job.json").write_text('{"stat": "FINISHED"}')
+    (sweep.folder / "1" / "summary.json").write_text("{")
+    assert not overview.finish(sweep, config, stopped=False)
+    assert f"{sweep.folder / '0' / 'job.json'}: cannot be read (Record.__init__() got an unexpected" in caplog.text
+    rows = (sweep.folder / "sweep.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["job", "1", "2"]
+    assert "│   1 │ 0.1  │ 2          │ FINISHED │" in capsys.readouterr().out
+
+
+def test_without_tracking_nobody_is_sent_to_mlflow(
+    sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overview.finish(sweep, config, stopped=False)
+    assert "MLflow" not in capsys.readouterr().out
+
+
 def test_what_is_advised_can_be_typed(tmp_path: Path, config: DictConfig, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "my sweep, the first"
     save(folder / "0", Record("s", 0, "seed=1", {"seed": 1}, "KILLED"))

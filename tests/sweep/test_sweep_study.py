@@ -54,6 +54,50 @@ def test_another_sweep_is_refused_with_the_difference(words: tuple[str, ...], to
     assert told in str(refused.value)
 
 
+def occupied(folder: Path, file: str, content: str = "{}") -> Path:
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("sweep.json", "{", "sweep.json: cannot be read (Expecting property name"),
+        ("sweep.json", '{"idd": 1}', "sweep.json: cannot be read (Sweep.__init__() got an unexpected keyword"),
+        ("config.yaml", "{}", "holds a run; choose another folder"),
+        ("0/job.json", "{}", "holds jobs of a sweep, but not its sweep.json; choose another folder"),
+    ],
+)
+def test_a_folder_that_holds_something_else_is_refused(file: str, content: str, told: str, tmp_path: Path) -> None:
+    folder = occupied(tmp_path / "sweep", file, content)
+    with pytest.raises(UserError) as refused:
+        begin(folder, *WORDS)
+    assert told in str(refused.value)
+    assert str(folder) in str(refused.value)
+    assert (folder / file).read_text() == content
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file: cannot be written .*; choose another folder"):
+        begin(tmp_path / "file", *WORDS)
+
+
+def test_one_folder_for_all_jobs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"hydra.sweep.subdir=same: all jobs would share it; .*\$\{hydra.job.num\}"):
+        begin(tmp_path / "sweep", *WORDS, "hydra.sweep.subdir=same")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_key_with_several_values_is_typed_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"seed=1,2, seed=3: one key more than once"):
+        begin(tmp_path / "sweep", "dataset=shapes", "seed=1,2", "seed=3")
+    assert begin(tmp_path / "sweep", "dataset=shapes", "seed=1,2", "crop_size=65", "crop_size=33").varies == {
+        "seed": "1,2"
+    }
+
+
 def test_how_and_where_jobs_run_may_change(tmp_path: Path) -> None:
     first = begin(tmp_path / "sweep", *WORDS)
     free = ("sweep.retry_failed=true", "launcher=ddp", "tracking=none", "loader.num_workers=7", "output_root=elsewhere")
