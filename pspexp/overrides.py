@@ -15,6 +15,7 @@ from pspexp.errors import did_you_mean
 
 OPTIONAL_GROUPS = ("experiment",)
 ADDED_GROUPS = ("sweep",)  # not in config.yaml's defaults, as Hydra would then refuse their +
+HOW_TO_QUOTE = """spaces, quotes and other signs need quotes for Hydra within the shell's: 'key="some value"'"""
 # Hydra's plugins that sweeps can use: package and extra that bring each.
 ENGINES = {
     "hydra/sweeper/optuna": ("hydra-optuna-sweeper", "optuna"),
@@ -33,7 +34,7 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> tuple[list[Override
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            hint = "" if "=" in text else f"; write {text}=<value>"
+            hint = f"; {HOW_TO_QUOTE}" if "=" in text else f"; write {text}=<value>"
             problems.append(f"{text}: cannot be read as key=value{hint} ({one_line(error)})")
             continue
         override.config_loader = loader  # for globs

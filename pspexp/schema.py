@@ -24,6 +24,7 @@ from pspexp.errors import UserError, did_you_mean
 Plain = dict[str, Any]
 Count = Annotated[StrictInt, Field(ge=0)]
 Positive = Annotated[StrictInt, Field(gt=0)]
+Name = StrictStr | StrictInt | StrictFloat  # Hydra reads 3, a job's folder, as a number
 PLAIN_NODE = ConfigDict(extra="forbid")  # the fields are strict one by one: a strict dataclass takes no dict
 TARGET = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 PLAIN_NODES = ("loader", "trainer", "checkpoint", "sweep", "compare", "choices")
@@ -86,11 +87,11 @@ class Compare:
     """Which runs ``mode=compare`` shows side by side."""
 
     __pydantic_config__ = PLAIN_NODE
-    runs: StrictStr | list[StrictStr]
-    experiment: StrictStr | None
-    sweep: StrictStr | None
+    runs: Name | list[Name]
+    experiment: Name | None
+    sweep: Name | None
     filter: StrictStr | None
-    baseline: StrictStr | None
+    baseline: Name | None
 
 
 @dataclass

@@ -168,6 +168,26 @@ def test_the_baseline_can_be_chosen(baseline: str, cli: Cli, tmp_path: Path) -> 
     assert list(row.values()) == ["cat", "0.5", "0.75", "0.25"]
 
 
+@pytest.mark.parametrize(
+    ("words", "columns"),
+    [
+        (["compare.runs=runs", "compare.baseline=3"], ["3", "0", "0.5", "lr=0.1"]),
+        (["compare.runs=runs", "compare.baseline=4"], ["lr=0.1", "0", "0.5", "3"]),
+        (["compare.runs=runs", "compare.baseline=0.5"], ["0.5", "0", "3", "lr=0.1"]),
+        (["compare.runs=[runs/3,0]"], ["3", "named", "x"]),
+        (["compare.runs=0"], ["named", "x"]),
+    ],
+)
+def test_a_name_may_be_a_number(words: list[str], columns: list[str], cli: Cli, tmp_path: Path) -> None:
+    for name in ("0", "0.5", "3"):
+        make_run(tmp_path / "runs" / name, 0.5, {"cat": 0.5})
+    make_run(tmp_path / "runs" / "4", 0.5, {"cat": 0.5}, config={"run_name": "lr=0.1"})  # as jobs of a sweep are named
+    make_run(tmp_path / "0", 0.5, {"cat": 0.5}, config={"run_name": "named"})
+    make_run(tmp_path / "0" / "x", 0.5, {"cat": 0.5})
+    found = list(rows(compared(cli, *words) / "classes.csv")[0])
+    assert [name for name in found if " - " not in name] == ["class", *columns]
+
+
 def test_runs_that_differ_only_in_their_seed_are_averaged(cli: Cli, tmp_path: Path) -> None:
     for seed, value in enumerate((0.25, 0.5, 0.75), start=1):
         make_run(
@@ -221,6 +241,83 @@ def test_without_any_table_the_runs_are_compared_all_the_same(
     folder = compared(cli, "compare.runs=[a,b]")
     assert sorted(file.name for file in folder.iterdir()) == ["compare.csv", "compare.html", "compare.md"]
     assert "No run has a table of its classes" in capsys.readouterr().out
+
+
+TESTED = {"mode": "test", "checkpoint.path": "a.pt"}
+UNREAD = {"mode": "test", "checkpoint.path": "bad.pt", "choices.dataset": "voc", "crop_size": 513, "optimizer.lr": 0.5}
+
+
+def test_what_a_test_would_have_taken_from_an_unreadable_checkpoint_is_not_known(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", 0.5, {"cat": 0.5}, split="test", config=TESTED)
+    make_run(tmp_path / "bad", None, status="FAILED", config=UNREAD)
+    (tmp_path / "bad" / "overrides.txt").write_text("mode=test\ncheckpoint.path=bad.pt\n")
+    found = rows(compared(cli, "compare.runs=[a,bad]") / "compare.csv")
+    assert list(found[0])[:6] == ["run", "where", "status", "started", "checkpoint.path", "test/mean_iou"]
+    assert [row["checkpoint.path"] for row in found] == ["a.pt", "bad.pt"]
+    assert "different data sets" not in capsys.readouterr().out
+    # What was typed is known.
+    (tmp_path / "bad" / "overrides.txt").write_text("mode=test\ncheckpoint.path=bad.pt\ndataset=voc\n+crop_size=513\n")
+    found = rows(compared(cli, "compare.runs=[a,bad]") / "compare.csv")
+    assert list(found[0])[4:8] == ["choices.dataset", "crop_size", "checkpoint.path", "test/mean_iou"]
+    assert [(row["choices.dataset"], row["crop_size"]) for row in found] == [("shapes", "33"), ("voc", "513")]
+    # Beside a run that differs in the rest, it stays unknown.
+    make_run(tmp_path / "b", 0.25, {"cat": 0.5}, split="test", config={**TESTED, "optimizer.lr": 0.25})
+    found = rows(compared(cli, "compare.runs=[bad,a,b]") / "compare.csv")
+    assert [(row["run"], row["optimizer.lr"]) for row in found] == [("a", "0.001"), ("b", "0.25"), ("bad", "")]
+
+
+def test_what_a_rerun_would_have_taken_from_an_unreadable_run_is_not_known(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.5, {"cat": 0.5})
+    make_run(tmp_path / "bad", None, status="FAILED", config={"rerun": "gone", "seed": 2, "optimizer.lr": 0.5})
+    (tmp_path / "bad" / "overrides.txt").write_text("rerun=gone\nseed=2\n")
+    found = rows(compared(cli, "compare.runs=[a,bad]") / "compare.csv")
+    assert list(found[0])[4:6] == ["seed", "best/mean_iou"]
+
+
+def test_what_an_unevaluated_run_was_to_do_is_known_where_it_was_configured(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", 0.5, {"cat": 0.5}, split="test", config=TESTED)
+    began = make_run(tmp_path / "began", None, status="FAILED", config=UNREAD)
+    (began / "provenance.json").write_text("{}")
+    make_run(tmp_path / "running", None, status="RUNNING", config=UNREAD)
+    make_run(tmp_path / "train", None, status="FAILED", config={"choices.dataset": "zoo", "crop_size": 49})
+    found = rows(compared(cli, "compare.runs=[a,began,running,train]") / "compare.csv")
+    assert [(row["run"], row["choices.dataset"], row["crop_size"], row["optimizer.lr"]) for row in found] == [
+        ("a", "shapes", "33", "0.001"),
+        ("began", "voc", "513", "0.5"),
+        ("running", "voc", "513", "0.5"),
+        ("train", "zoo", "49", "0.001"),
+    ]
+    assert "different data sets" not in capsys.readouterr().out
+
+
+def test_only_evaluated_runs_count_in_the_mean_of_their_seeds(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        make_run(tmp_path / name, 0.5, {"cat": 0.5}, config={"seed": seed})
+    make_run(tmp_path / "killed", None, status="KILLED", config={"seed": 2})
+    compared(cli, "compare.runs=[a,b,killed]")
+    assert "have seed" not in capsys.readouterr().out
+    make_run(tmp_path / "again", 0.5, {"cat": 0.5}, config={"seed": 2})
+    compared(cli, "compare.runs=[a,b,killed,again]")
+    assert "2 runs have seed 2; all of them count in its mean" in capsys.readouterr().out
+
+
+def test_a_finished_run_without_a_table_is_told(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "abc":
+        make_run(tmp_path / name, 0.5, {"cat": 0.5})
+    (tmp_path / "b" / "tables" / "val_iou.csv").unlink()
+    (tmp_path / "c" / "tables" / "val_iou.csv").write_text("class,iou,accuracy,pixels\n")
+    make_run(tmp_path / "killed", None, status="KILLED")
+    folder = compared(cli, "compare.runs=[a,b,c,killed]")
+    assert list(rows(folder / "classes.csv")[0]) == ["class", "a"]
+    note = "Left out of the classes, without a table: b, c"
+    assert note in capsys.readouterr().out.splitlines()[-2]
+    assert f"> {note}\n" in (folder / "compare.md").read_text()
 
 
 def test_tables_of_two_splits_are_not_mixed(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,6 +454,42 @@ def test_a_broken_line_of_records_is_left_out(cli: Cli, tmp_path: Path) -> None:
     assert [row["val/loss"] for row in rows(compared(cli, "compare.runs=[a,b]") / "compare.csv")] == ["0.75", "0.75"]
 
 
+@pytest.mark.parametrize("record", ["[]", '[["time", "x"]]', "{}"])
+def test_a_line_that_is_no_record_is_left_out(record: str, cli: Cli, tmp_path: Path) -> None:
+    for name in "ab":
+        make_run(tmp_path / name, 0.5, {"cat": 0.5})
+    file = tmp_path / "a" / "metrics.jsonl"
+    file.write_text(f"{record}\n{file.read_text()}")
+    first, second = rows(compared(cli, "compare.runs=[a,b]") / "compare.csv")
+    assert (first["started"], first["val/loss"]) == (second["started"], second["val/loss"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("metrics.jsonl", '{"time": "x"}', "TypeError"),
+        ("metrics.jsonl", '{"time": [1]}', "TypeError"),
+        ("metrics.jsonl", '{"time": 1e99}', ""),
+        ("metrics.jsonl", '{"time": NaN}', "ValueError"),
+        ("metrics.jsonl", '{"time": 1, "val/mean_iou": 0.5, "val/loss": "x"}', "ValueError"),
+        ("tables/val_iou.csv", "garbage", "ValueError: has no columns class and iou"),
+        ("tables/val_iou.csv", "", "ValueError: has no columns class and iou"),
+        ("tables/val_iou.csv", "class,iou\ncat,high", "ValueError"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    name: str, text: str, reason: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in "ab":
+        make_run(tmp_path / run, 0.5, {"cat": 0.5})
+    (tmp_path / "b" / name).write_text(text)
+    assert cli("mode=compare", "compare.runs=[a,b]") == 2
+    told = capsys.readouterr().err
+    assert f"b/{name}: cannot be read ({reason}" in told
+    assert "; mend it, or leave this run out of compare.runs" in told
+    assert "Traceback" not in told
+
+
 def test_a_loss_is_that_of_the_last_evaluation(cli: Cli, tmp_path: Path) -> None:
     for name in "ab":
         make_run(tmp_path / name, 0.5, {"cat": 0.5})
@@ -455,6 +588,8 @@ def test_what_is_printed_fits_and_tells_where_the_files_are(
         (["compare.runs=[c,d]", "compare.baseline=dd"], "compare.baseline=dd: none of the runs; did you mean 'd'?"),
         (["compare.runs=[a,broken]"], "broken/summary.json: cannot be read (JSONDecodeError"),
         (["compare.runs=[nowhere,broken]"], "compare.runs=nowhere"),
+        (["compare.runs=[a,b]", "compare.baseline=7"], "compare.baseline=7: none of the runs; give a name or folder"),
+        (["compare.runs=[a,b]", "compare.baseline=[a]"], "compare.baseline=['a']: input should be a valid string"),
         (["compare.runs=[a,b]", "compare.sweep=x"], "compare.sweep=x: chooses runs from MLflow"),
         (["compare.run=[a,b]"], "compare.run"),
         ([], "there are no MLflow records at"),

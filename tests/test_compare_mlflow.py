@@ -42,12 +42,18 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def compared(cli: Cli, uri: str, *words: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """The rows of both tables."""
+    return compared_runs(cli, uri, *words), read("classes.csv")
+
+
+def compared_runs(cli: Cli, uri: str, *words: str) -> list[dict[str, str]]:
+    """The rows of the table of runs."""
     assert cli("mode=compare", "hydra.run.dir=out", f"tracking.tracking_uri={uri}", *words) == 0
-    tables = []
-    for name in ("compare.csv", "classes.csv"):
-        with (Path("out") / name).open(encoding="utf-8", newline="") as lines:
-            tables.append(list(csv.DictReader(lines)))
-    return tables[0], tables[1]
+    return read("compare.csv")
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (Path("out") / name).open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def test_a_sweep_without_its_overview(uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,19 +158,44 @@ def test_a_sweep_whose_id_has_a_quote(uri: str, cli: Cli) -> None:
     experiment = client.create_experiment("quotes", artifact_location=f"{uri.partition(':///')[2]}.artifacts")
     for name in ("one", "two"):
         client.set_terminated(client.create_run(experiment, run_name=name, tags={"sweep": "it's"}).info.run_id)
-    assert (
-        cli(
-            "mode=compare",
-            "hydra.run.dir=out",
-            f"tracking.tracking_uri={uri}",
-            "compare.experiment=quotes",
-            'compare.sweep="it\'s"',
-        )
-        == 0
-    )
-    with Path("out/compare.csv").open(encoding="utf-8", newline="") as lines:
-        runs = list(csv.DictReader(lines))
+    runs = compared_runs(cli, uri, "compare.experiment=quotes", 'compare.sweep="it\'s"')
     assert [row["run"] for row in runs] == ["one", "two"]
+
+
+def test_a_test_that_failed_of_its_checkpoint_is_known_by_what_was_typed(
+    uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("tests", artifact_location=f"{uri.partition(':///')[2]}.tests")
+    for name, dataset, tags in (
+        ("good", "shapes", {"host": "here"}),
+        ("began", "zoo", {"host": "here"}),
+        ("bad", "voc", {}),
+    ):
+        run = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        for key, value in {"mode": "test", "checkpoint.path": f"{name}.pt", "choices.dataset": dataset}.items():
+            client.log_param(run, key, value)
+        client.log_text(run, f"mode=test\ncheckpoint.path={name}.pt\n", "overrides.txt")
+        if name == "good":
+            client.log_metric(run, "test/mean_iou", 0.5)
+        client.set_terminated(run, "FINISHED" if name == "good" else "FAILED")
+    runs = compared_runs(cli, uri, "compare.experiment=tests")
+    assert [(row["run"], row["checkpoint.path"], row["choices.dataset"]) for row in runs] == [
+        ("good", "good.pt", "shapes"),
+        ("began", "began.pt", "zoo"),
+        ("bad", "bad.pt", ""),
+    ]
+    assert "different data sets" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["compare.experiment=0", "compare.sweep=0"])
+def test_a_name_may_be_a_number(word: str, uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("mode=compare", f"tracking.tracking_uri={uri}", word) == 2
+    told = capsys.readouterr().err
+    assert f"{word}: " in told
+    assert "unknown to MLflow" in told or "no such run" in told
 
 
 def test_records_far_away_that_do_not_answer_are_wrong_input(

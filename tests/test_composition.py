@@ -262,6 +262,16 @@ def test_one_problem_is_named_with_key_value_and_fix(override: str, said: str, r
     assert found[0].startswith(said), found[0]
 
 
+@pytest.mark.parametrize(
+    "word", ["compare.filter=params.optimizer.lr = '0.001'", "hydra.sweep.dir=outputs/my sweeps/bad ünï"]
+)
+def test_what_hydra_cannot_read_tells_how_to_quote(word: str, root: str) -> None:
+    (found,) = problems(root, word)
+    assert found.startswith(f"{word}: cannot be read as key=value; spaces, quotes and other signs need quotes")
+    assert """'key="some value"'""" in found
+    assert "\n" not in found
+
+
 def test_all_problems_are_shown_at_once(tmp_path: Path) -> None:
     found = "\n".join(
         problems(

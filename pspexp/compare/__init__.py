@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pspexp.compare import comparing, reading, writing
 from pspexp.compare.found import Found
@@ -21,7 +21,7 @@ def compare(config: DictConfig, folder: Path) -> None:
     """
     try:
         found = find(config)
-        result = comparing.compare(found.runs, config.compare.baseline)
+        result = comparing.compare(found.runs, named(config.compare.baseline))
     except UserError:
         with suppress(OSError):  # it was made for nothing, unless the user keeps something there
             folder.rmdir()
@@ -34,8 +34,15 @@ def find(config: DictConfig) -> Found:
     """The runs that ``config.compare`` means: those in its folders, or those that MLflow has."""
     wanted = config.compare
     uri = resolve_uri(config.tracking.get("tracking_uri"), config.output_root)
-    if wanted.runs:
-        return reading.read([wanted.runs] if isinstance(wanted.runs, str) else list(wanted.runs), uri)
+    places = [str(place) for place in (wanted.runs if OmegaConf.is_list(wanted.runs) else [wanted.runs])]
+    if any(places):
+        return reading.read(places, uri)
     from pspexp.compare.mlflow_runs import search  # MLflow takes seconds to import
 
-    return search(uri, wanted.experiment or config.tracking.experiment, wanted.sweep, wanted.filter)
+    experiment = named(wanted.experiment) or config.tracking.experiment
+    return search(uri, experiment, named(wanted.sweep), wanted.filter)
+
+
+def named(value: str | float | None) -> str | None:
+    """A name as text, also where Hydra has read a number."""
+    return None if value is None else str(value)

@@ -53,6 +53,8 @@ def as_units(
         units = units_of(runs, labels, [], split)
     others = [labels[id(run)] for run in runs if run.tables and split not in run.tables]
     left_out = [f"Left out of the classes, which are those of {split}: {', '.join(others)}"] if others else []
+    if lacking := [labels[id(run)] for run in runs if run.status == "FINISHED" and not run.tables]:
+        left_out.append(f"Left out of the classes, without a table: {', '.join(lacking)}")
     return units, left_out
 
 
@@ -133,11 +135,13 @@ def check_baseline(
 
 
 def is_meant(run: Run, labels: dict[int, str], baseline: str) -> bool:
-    """Whether ``baseline`` is a run's name, folder, MLflow id or ``runs:/<MLflow id>``."""
+    """Whether ``baseline`` is a run's name, folder or its name, MLflow id or ``runs:/<MLflow id>``."""
     ids = set() if run.mlflow_id is None else {run.mlflow_id, f"runs:/{run.mlflow_id}"}
     if baseline in {run.name, labels[id(run)], run.where} | ids:
         return True
-    return run.folder is not None and run.folder == Path(baseline).expanduser().resolve()
+    if run.folder is None:
+        return False
+    return baseline == run.folder.name or run.folder == Path(baseline).expanduser().resolve()
 
 
 def compare_classes(units: Sequence[Unit]) -> tuple[list[ClassRow], list[str]]:

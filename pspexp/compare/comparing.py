@@ -105,11 +105,12 @@ def origin(run: Run) -> str:
 def cautions(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
     """What makes numbers less comparable than they look."""
     notes = []
-    sets = list(dict.fromkeys(run.config["choices.dataset"] for run in runs if "choices.dataset" in run.config))
+    evaluated = [run for run in runs if run.metrics or run.tables]
+    sets = list(dict.fromkeys(run.config["choices.dataset"] for run in evaluated if "choices.dataset" in run.config))
     if len(sets) > 1:
         notes.append(f"The runs were evaluated on different data sets: {', '.join(sets)}")
     for group in groups:
-        for seed, count in Counter(run.config.get(SEED) for run in group.runs).items():
+        for seed, count in Counter(run.config.get(SEED) for run in group.runs if run.metrics).items():
             if count > 1:
                 notes.append(f"{group.label}: {count} runs have seed {seed}; all of them count in its mean")
     return notes

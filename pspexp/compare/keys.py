@@ -21,10 +21,11 @@ OWNERS = ("dataset", "model")  # of values that others repeat
 def differing(runs: Sequence[Run]) -> dict[str, tuple[str | None, ...]]:
     """Configuration keys whose values are not all the same, with the value of each run that has a configuration.
 
-    Chosen options come first, the seed last. Left out are keys that only repeat another one, and what a chosen
-    option implies unless somebody typed it.
+    What is not known of a run counts as being as in the first one. Chosen options come first, the seed last. Left out
+    are keys that only repeat another one, and what a chosen option implies unless somebody typed it.
     """
-    configs = [parts(run.config) for run in runs if run.config]
+    first: dict[str, str] = next((parts(run.config) for run in runs if run.config and run.is_whole), {})
+    configs = [({} if run.is_whole else first) | parts(run.config) for run in runs if run.config]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     values = {key: tuple(config.get(key) for config in configs) for key in keys}
     found = {key: row for key, row in values.items() if len(set(row)) > 1}

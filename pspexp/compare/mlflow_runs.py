@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pspexp.compare.found import SPLITS, Found, Run, Table, compared_metrics, text
+from pspexp.compare.found import SPLITS, Found, Run, Table, compared_metrics, is_whole, text, typed_part
 from pspexp.compare.reading import read_files, read_typed, scores
 from pspexp.errors import UserError, did_you_mean
 from pspexp.tracking.local import finite
@@ -150,16 +150,18 @@ def read_run(run: Any, copies: Path) -> Run:
     metrics: Mapping[str, float] = run.data.metrics
     config = config or {key: text(value) for key, value in run.data.params.items()}
     finished = run.info.status == "FINISHED"
+    whole, typed = is_whole(config, run.info.status, began="host" in run.data.tags), read_typed(copies)
     return Run(
         name=run.info.run_name,
         where=f"runs:/{run.info.run_id}",
         status=run.info.status,
-        config=config,
+        config=config if whole else typed_part(config, typed),
+        is_whole=whole,
         metrics=compared_metrics({**metrics, **scores(summary)}) if finished else {},
         tables=(tables or tables_of(config, metrics)) if finished else {},
         started_s=run.info.start_time / 1000,
         mlflow_id=run.info.run_id,
-        typed=read_typed(copies),
+        typed=typed,
     )
 
 

@@ -5,12 +5,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from pspexp.compare.found import SPLITS, Found, Run, Table, as_text, compared_metrics
+from pspexp.compare.found import SPLITS, Found, Run, Table, as_text, compared_metrics, is_whole, typed_part
 from pspexp.errors import UserError
 from pspexp.tracking.local import read_records, read_summary
 
@@ -119,20 +120,22 @@ def read_folder(folder: Path) -> Run:
         UserError: names the file that cannot be read.
     """
     config, summary, tables = read_files(folder)
-    records = [record for record in read_records(folder) if "time" in record]
+    records = parsed(folder / "metrics.jsonl", checked_records) or []
     status = summary.get("status", "UNKNOWN")
     finished = status == "FINISHED"
+    whole, typed = is_whole(config, status, began=(folder / "provenance.json").exists()), read_typed(folder)
     return Run(
         name=known_name(config) or readable(folder.resolve().name),
         where=readable(folder),
         status=status,
-        config=config,
+        config=config if whole else typed_part(config, typed),
+        is_whole=whole,
         metrics=compared_metrics(last_losses(records) | scores(summary)) if finished else {},
         tables=tables if finished else {},
         started_s=records[0]["time"] if records else folder.stat().st_mtime,
         folder=folder.resolve(),
         mlflow_id=summary.get("mlflow_run_id"),
-        typed=read_typed(folder),
+        typed=typed,
     )
 
 
@@ -174,6 +177,15 @@ def checked_summary(file: Path) -> dict[str, Any]:
     return summary
 
 
+def checked_records(file: Path) -> list[dict[str, Any]]:
+    """The records with a time in ``metrics.jsonl``, with numbers where they are expected."""
+    records = [record for record in read_records(file.parent) if "time" in record]
+    for record in records[:1]:
+        datetime.fromtimestamp(record["time"])
+    compared_metrics(last_losses(records))
+    return records
+
+
 def read_typed(folder: Path) -> frozenset[str]:
     """The dotted keys in ``overrides.txt``.
 
@@ -195,7 +207,10 @@ def read_config(file: Path) -> dict[str, str]:
 def read_table(file: Path) -> Table:
     """The IoU of each class; None where undefined."""
     with file.open(encoding="utf-8", newline="") as lines:
-        found = {row["class"]: float(row["iou"] or "nan") for row in csv.DictReader(lines)}
+        table = csv.DictReader(lines)
+        if not {"class", "iou"} <= set(table.fieldnames or ()):
+            raise ValueError("has no columns class and iou")
+        found = {row["class"]: float(row["iou"] or "nan") for row in table}
     return {name: iou if math.isfinite(iou) else None for name, iou in found.items()}
 
 

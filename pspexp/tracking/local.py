@@ -180,9 +180,10 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):  # not JSON, or no record
+        found = json.loads(line)
+    except ValueError:
         return None
+    return found if isinstance(found, dict) else None
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
