@@ -70,8 +70,11 @@ def test_what_is_shown_is_what_would_run(cli: Cli, capsys: pytest.CaptureFixture
         assert shown["model"]["pyramid_channels"] == 4
         assert shown["choices"]["dataset"] == "shapes"
         assert shown["seed"] == (7 if "rerun=run" in words else 1122)
-    assert cli("--info", "defaults", "rerun=run") == 0
-    assert "dataset/shapes" in capsys.readouterr().out
+    command = [sys.executable, "-m", "pspexp", "--info", "defaults", "rerun=run"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    assert (
+        "dataset/shapes" in subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    )
     assert cli("--cfg", "job", "rerun=nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
 
