@@ -86,7 +86,7 @@ def refuse_one_for_all(config: DictConfig) -> None:
 
 def refuse_occupied(folder: Path) -> None:
     """Raise UserError if a new sweep would mix with what a folder holds."""
-    if (folder / "config.yaml").exists():
+    if (folder / "config.yaml").exists() and (folder / "overrides.txt").exists():
         raise UserError(f"hydra.sweep.dir={folder}: holds a run; choose another folder")
     if any(folder.glob(f"*/{JOB_FILE}")):
         raise UserError(f"hydra.sweep.dir={folder}: holds jobs of a sweep, but not its {FILE}; choose another folder")

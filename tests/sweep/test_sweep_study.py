@@ -7,6 +7,7 @@ import pytest
 from pspexp import composition
 from pspexp.errors import UserError
 from pspexp.sweep import study
+from pspexp.tracking.local import write_atomic
 
 WORDS = ("dataset=shapes", "optimizer.lr=1e-3,1e-4", "model=pspnet18,pspnet50")
 
@@ -54,28 +55,29 @@ def test_another_sweep_is_refused_with_the_difference(words: tuple[str, ...], to
     assert told in str(refused.value)
 
 
-def occupied(folder: Path, file: str, content: str = "{}") -> Path:
-    (folder / file).parent.mkdir(parents=True)
-    (folder / file).write_text(content)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("file", "content", "told"),
     [
         ("sweep.json", "{", "sweep.json: cannot be read (Expecting property name"),
         ("sweep.json", '{"idd": 1}', "sweep.json: cannot be read (Sweep.__init__() got an unexpected keyword"),
-        ("config.yaml", "{}", "holds a run; choose another folder"),
         ("0/job.json", "{}", "holds jobs of a sweep, but not its sweep.json; choose another folder"),
     ],
 )
 def test_a_folder_that_holds_something_else_is_refused(file: str, content: str, told: str, tmp_path: Path) -> None:
-    folder = occupied(tmp_path / "sweep", file, content)
+    folder = tmp_path / "sweep"
+    write_atomic(folder / file, content)
     with pytest.raises(UserError) as refused:
         begin(folder, *WORDS)
     assert told in str(refused.value)
     assert str(folder) in str(refused.value)
     assert (folder / file).read_text() == content
+
+
+def test_a_run_is_no_place_for_a_sweep(tmp_path: Path) -> None:
+    for name in ("config.yaml", "overrides.txt"):  # one of them alone may be anybody's
+        write_atomic(tmp_path / "run" / name, "")
+    with pytest.raises(UserError, match=r"run: holds a run; choose another folder"):
+        begin(tmp_path / "run", *WORDS)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
