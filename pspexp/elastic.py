@@ -1,11 +1,13 @@
 """Several processes started here, through torch's elastic agent: the engine of ``torchrun``."""
 
+import atexit
 import json
 import logging
 import logging.config
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -183,6 +185,7 @@ def work(
                 raise UserError(*refused)
             result = job(place, stop_signal)
             take_leave(parent)
+            atexit.register(end_at_once)
             return result
         except UserError as error:
             unfinished = notes.parent / f"{place.rank}.{place.restarts}"
@@ -192,6 +195,7 @@ def work(
         except Interrupted as error:
             if os.getppid() != parent:  # torch would wait for it to take the result
                 os._exit(128 + error.signal_number)
+            atexit.register(end_at_once)
             return str(error)
         except Exception:
             if place.restarts < max_restarts:  # else the parent tells
@@ -209,6 +213,17 @@ def take_leave(parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
     leave()
+
+
+def end_at_once() -> None:
+    """End this process, whose work is done, without taking Python down first.
+
+    Threads of Gloo may still let go of tensors, for which they need an interpreter; without one they abort the process.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def log_settings() -> dict[str, Any]:

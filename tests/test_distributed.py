@@ -20,6 +20,7 @@ from pspexp.data.shapes import SHAPES_CLASSES, ShapesSource
 from pspexp.data.transforms import ScaleCropFlip
 from pspexp.device import Device, Precision
 from pspexp.distributed import Place, World, kept_store, placed_by_torch
+from pspexp.elastic import end_at_once
 from pspexp.errors import UserError
 from pspexp.evaluate import Evaluator
 from pspexp.inference import Whole
@@ -59,6 +60,7 @@ def one_of(rank: int, size: int, port: int, folder: Path, works: dict[str, Work]
             found[name] = error.problems
     (folder / str(rank)).write_bytes(pickle.dumps(found))
     world.leave()
+    end_at_once()
 
 
 def alone(work: Work) -> Any:

@@ -3,7 +3,6 @@
 import json
 import re
 import secrets
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,13 +122,17 @@ def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
     """The values, as typed, of each key or group that takes several: on the command line or by the sweeper.
 
     Raises:
-        UserError: such a key was typed twice; Hydra would take the last.
+        UserError: such a key is typed once more after that, which would count in every job.
     """
     typed = read(words_without_secrets(words))
-    times = Counter(one.key_or_group for one in typed)
-    several = {one.key_or_group for one in typed if one.is_sweep_override()}
-    if twice := [one.input_line for one in typed if one.key_or_group in several and times[one.key_or_group] > 1]:
-        raise UserError(f"{', '.join(map(str, twice))}: one key more than once; leave all but one out")
+    last = {one.key_or_group: one for one in typed}
+    if idle := [one for one in typed if one.is_sweep_override() and one is not last[one.key_or_group]]:
+        raise UserError(
+            *(
+                f"{one.input_line}: {last[one.key_or_group].input_line} comes after it; leave one of them out"
+                for one in idle
+            )
+        )
     params = read(words_without_secrets(sweeper_words(config, typed)))
     return {one.key_or_group: as_typed(one) for one in [*params, *typed] if one.is_sweep_override()}
 

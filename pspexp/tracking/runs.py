@@ -88,13 +88,13 @@ def claimed(folder: Path, lock: str = ".lock", *, wait: bool = False) -> Iterato
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=0)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error}); choose another folder") from error
     except Timeout:
         if not wait:
             raise UserError(f"{folder}: another process is writing there; wait for it or choose another") from None
         logger.warning("%s: waiting for another process that is still writing there", folder)
         held.acquire()
+    except OSError as error:  # Timeout is one, too
+        raise UserError(f"{folder}: cannot be written ({error}); choose another folder") from error
     try:
         yield
     finally:

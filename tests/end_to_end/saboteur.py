@@ -1,5 +1,6 @@
 """What tests name as ``device.plugin`` to make a job fail: it ends the job's own process, as the environment says."""
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -9,3 +10,5 @@ if multiprocessing.parent_process() is not None:
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("SABOTAGE") == "memory":
         raise MemoryError("a test took it all")
+    if os.environ.get("SABOTAGE") == "end":
+        atexit.register(os.abort)

@@ -187,6 +187,15 @@ def test_a_worker_that_crashes_shows_its_own_traceback(cli: Cli, capfd: pytest.C
     assert said.out.index("test_processes.py") < said.out.index("ZeroDivisionError")
 
 
+def test_what_crashes_after_the_work_is_done_fails_nothing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SABOTAGE", "end")
+    words = ("trainer.max_steps=1", "+device.plugin=tests.end_to_end.saboteur", "hydra.run.dir=run")
+    assert cli(*TINY, "launcher=ddp", "launcher.nproc_per_node=1", *words) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "FINISHED"
+
+
 class Crashing(CrossEntropy):
     """A loss that one of two processes cannot take."""
 
