@@ -173,7 +173,8 @@ def work(
     job: Job, notes: Path, log_config: dict[str, Any], nproc_per_node: int, max_restarts: int, parent: int
 ) -> float | str | None:
     """Do ``job`` as one of the processes; what the agent runs. A string tells that, and where, it was stopped."""
-    place = placed_by_torch()
+    place, done = placed_by_torch(), list[bool]()
+    atexit.register(lambda: end_at_once() if done else None)  # after what the job will register
     prepare_logging(log_config, place.rank)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // nproc_per_node))
@@ -185,7 +186,7 @@ def work(
                 raise UserError(*refused)
             result = job(place, stop_signal)
             take_leave(parent)
-            atexit.register(end_at_once)
+            done.append(True)
             return result
         except UserError as error:
             unfinished = notes.parent / f"{place.rank}.{place.restarts}"
@@ -195,7 +196,7 @@ def work(
         except Interrupted as error:
             if os.getppid() != parent:  # torch would wait for it to take the result
                 os._exit(128 + error.signal_number)
-            atexit.register(end_at_once)
+            done.append(True)
             return str(error)
         except Exception:
             if place.restarts < max_restarts:  # else the parent tells

@@ -126,13 +126,13 @@ def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
     """
     typed = read(words_without_secrets(words))
     last = {one.key_or_group: one for one in typed}
-    if idle := [one for one in typed if one.is_sweep_override() and one is not last[one.key_or_group]]:
-        raise UserError(
-            *(
-                f"{one.input_line}: {last[one.key_or_group].input_line} comes after it; leave one of them out"
-                for one in idle
-            )
-        )
+    problems = [
+        f"{one.input_line}: {last[one.key_or_group].input_line} comes after it; leave one of them out"
+        for one in typed
+        if one.is_sweep_override() and one is not last[one.key_or_group]
+    ]
+    if problems:
+        raise UserError(*problems)
     params = read(words_without_secrets(sweeper_words(config, typed)))
     return {one.key_or_group: as_typed(one) for one in [*params, *typed] if one.is_sweep_override()}
 
