@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds a wheel, installs it with its dependencies into a clean environment and uses it from another folder:
-# conf/ must be inside and nothing may be missing from install_requires.
-# Argument: the Python of an environment that has the `build` package.
+# Builds a wheel, installs it into an environment without the checkout and uses it from another folder: conf/ must be
+# inside. Its dependencies are those of the environment of the argument, which are seen through a .pth file.
+# Argument: the Python of an environment that has the dependencies and the `build` package.
 set -euo pipefail
 python=$(realpath -s "$1")
 checkout=$(cd "$(dirname "$0")/.." && pwd)
@@ -14,6 +14,8 @@ git -C "$checkout" archive --format=tar HEAD | tar -x -C "$work/source"
 "$python" -m build --wheel --outdir "$work/dist" "$work/source"
 
 "$python" -m venv "$work/venv"
+site='import site; print(site.getsitepackages()[0])'
+"$python" -c "$site" > "$("$work/venv/bin/python" -c "$site")/beneath.pth"
 "$work/venv/bin/python" -m pip install --quiet --constraint "$checkout/constraints.txt" "$work"/dist/pspexp-*.whl
 
 cd "$work/elsewhere"
