@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pspexp.errors import UserError
 from pspexp.overrides import read, short_names
-from pspexp.sweep.study import JOB_FILE, Sweep
+from pspexp.sweep.study import JOB_FILE, Sweep, readable
 from pspexp.tracking import runs
 from pspexp.tracking.local import read_summary, write_atomic
 from pspexp.tracking.secrets import without_secrets
@@ -84,10 +83,8 @@ def load(folder: Path, *, claimed: bool = False) -> Record | None:
     file = folder / JOB_FILE
     if not file.is_file():
         return None
-    try:
+    with readable(file, f"delete {folder} to do the job anew"):
         record = Record(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); mend it, or delete {folder} to do the job anew") from error
     if record.state != "RUNNING" or (not claimed and runs.is_claimed(folder)):
         return record
     with runs.claimed(folder, runs.WRITING, wait=True):  # processes of a killed job save and end
@@ -106,8 +103,5 @@ def summary_of(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read.
     """
-    try:
+    with readable(folder / "summary.json", f"delete {folder} to do the job anew"):
         return read_summary(folder)
-    except (OSError, ValueError, TypeError) as error:
-        file = folder / "summary.json"
-        raise UserError(f"{file}: cannot be read ({error}); mend it, or delete {folder} to do the job anew") from error

@@ -3,7 +3,8 @@
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,11 +112,18 @@ def load(folder: Path) -> Sweep:
         UserError: its file cannot be read.
     """
     file = folder / FILE
-    try:
+    with readable(file, "choose another hydra.sweep.dir"):
         content = json.loads(file.read_text(encoding="utf-8"))
         return Sweep(**{**content, "folder": folder.absolute()})
+
+
+@contextmanager
+def readable(file: Path, otherwise: str) -> Iterator[None]:
+    """Raise UserError where what is read from ``file`` is damaged; it says what to do ``otherwise``."""
+    try:
+        yield
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); mend it, or choose another hydra.sweep.dir") from error
+        raise UserError(f"{file}: cannot be read ({error}); mend it, or {otherwise}") from error
 
 
 def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
