@@ -66,7 +66,7 @@ $(VENV_MIN)/.installed: setup.cfg constraints-min.txt
 test-min: $(VENV_MIN)/.installed ## the quick tests and some others on the oldest supported versions (torch 2.4)
 	$(VENV_MIN)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 	$(VENV_MIN)/bin/python -m pytest -n 2 -m slow \
-		tests/end_to_end/test_processes.py tests/end_to_end/test_engines.py tests/test_distributed.py tests/test_sdaa.py
+		tests/end_to_end/test_processes.py tests/end_to_end/test_engines.py tests/engine/test_distributed.py tests/engine/test_sdaa.py
 
 test-wheel: $(VENV)/.installed-dev ## build a wheel, install it elsewhere, run it from another folder
 	tests/wheel.sh $(RUN)

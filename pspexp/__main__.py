@@ -1,6 +1,6 @@
 """``python -m pspexp``."""
 
-from pspexp.main import main
+from pspexp.cli import main
 
 if __name__ == "__main__":
     main()

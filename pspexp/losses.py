@@ -1,7 +1,7 @@
 """Losses over ``{"out", "aux"}``, averaged over the pixels that are not ignored.
 
 Each loss keeps one tensor of the size of the logits for its backward pass (the log-probabilities); everything
-else is one value a pixel. `SegmentationLoss.of_coarse` keeps neither. None of them waits for the device.
+else is one value a pixel. `SegmentationLoss.chunked` keeps neither. None of them waits for the device.
 
 Class ids are checked where labels are read. One that slips through raises ``IndexError`` on the CPU and a
 device-side assertion on CUDA; it is never trained on.
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from pspexp.errors import UserError
 
-AT_ONCE = 2**25
-"""Logits that `SegmentationLoss.of_coarse` enlarges at once: 128 MiB in float32."""
+MAX_CHUNK_LOGITS = 2**25
+"""Logits that `SegmentationLoss.chunked` enlarges at once: 128 MiB in float32."""
 
 Rule = tuple[str, float, bool, str]
 """Key, value, whether the value is allowed, and what is."""
@@ -88,24 +88,24 @@ class SegmentationLoss(nn.Module):
         """Mean loss of one output: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``, scalar back."""
         return _mean(*self._sums(logits, target))
 
-    def of_coarse(
-        self, outputs: Mapping[str, Tensor], target: Tensor, enlarge: Callable[[Tensor, Tensor], Tensor]
+    def chunked(
+        self, outputs: Mapping[str, Tensor], target: Tensor, upsample: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """`forward` of logits that are still to be enlarged, which is done a few images at a time.
+        """`forward` of logits that are still to be upsampled, which is done a few images at a time.
 
-        So there are never more enlarged logits than `AT_ONCE` or one image has, nor anything else of that size:
+        So there are never more upsampled logits than `MAX_CHUNK_LOGITS` or one image has, nor anything else of that size:
         the gradient to the small ones is taken at once and kept instead. It cannot be differentiated twice.
 
         Args:
             outputs: logits ``[N, C, h, w]``.
-            enlarge: called with logits and labels of some images; gives the logits at the labels' size.
+            upsample: called with logits and labels of some images; gives the logits at the labels' size.
         """
 
         def sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            return self._sums(enlarge(logits, labels), labels)
+            return self._sums(upsample(logits, labels), labels)
 
-        images = max(1, AT_ONCE // (self.num_classes * target[0].numel()))
-        return self._both(outputs, lambda logits: _mean(*_InParts.apply(logits, target, images, sums)))
+        images = max(1, MAX_CHUNK_LOGITS // (self.num_classes * target[0].numel()))
+        return self._both(outputs, lambda logits: _mean(*_ChunkedSum.apply(logits, target, images, sums)))
 
     def _both(self, outputs: Mapping[str, Tensor], loss: Callable[[Tensor], Tensor]) -> Tensor:
         main = loss(outputs["out"])
@@ -136,8 +136,8 @@ class SegmentationLoss(nn.Module):
         return F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
 
 
-def takes_parts(loss: nn.Module) -> bool:
-    """Whether ``loss.of_coarse`` may stand in for ``loss``: not if it is a subclass's own, or needs the whole batch."""
+def can_chunk(loss: nn.Module) -> bool:
+    """Whether ``loss.chunked`` may stand in for ``loss``: not if it is a subclass's own, or needs the whole batch."""
     if not isinstance(loss, SegmentationLoss) or not loss.pixels_are_independent:
         return False
     own = (type(loss).forward, type(loss).per_output)
@@ -149,7 +149,7 @@ def divisor(loss: nn.Module, target: Tensor) -> Tensor | None:
 
     With it, means over parts of a batch can be weighted so that they add up to the mean over all of it.
     """
-    return loss.pixel_weights(target, torch.float32).sum() if takes_parts(loss) else None  # type: ignore[operator]
+    return loss.pixel_weights(target, torch.float32).sum() if can_chunk(loss) else None  # type: ignore[operator]
 
 
 def _mean(loss: Tensor, weight: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _mean(loss: Tensor, weight: Tensor) -> Tensor:
     return loss / torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
-class _InParts(torch.autograd.Function):
+class _ChunkedSum(torch.autograd.Function):
     """Sums of a function's two results over parts of a batch; only the first has a gradient."""
 
     @staticmethod

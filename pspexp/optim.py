@@ -130,7 +130,7 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 def skips_on_request(optimizer: Optimizer) -> bool:
     """Whether a step leaves the weights alone when ``optimizer.found_inf``, a tensor on the device, is 1.
 
-    Torch's fused optimizers do, for its gradient scaler. So a spoilt step can be refused without asking the device.
+    Torch's fused optimizers do, for its gradient scaler. So a found_nonfinite step can be refused without asking the device.
     """
     return bool(optimizer.defaults.get("fused"))
 

@@ -79,7 +79,7 @@ def _no_checkpoints_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def type_in(home: Path, *commands: tuple[str, ...]) -> None:
     """Types command lines in this process, one after another, with ``home`` as the working folder: for fixtures."""
-    from pspexp import main
+    from pspexp import cli as main
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
@@ -110,7 +110,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
     """Types a command line in this process, in an empty folder; returns its exit code."""
     import logging
 
-    from pspexp import main
+    from pspexp import cli as main
 
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()

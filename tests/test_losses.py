@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pspexp import losses
 from pspexp.errors import UserError
-from pspexp.losses import OHEM, CrossEntropy, Focal, SegmentationLoss, takes_parts
+from pspexp.losses import OHEM, CrossEntropy, Focal, SegmentationLoss, can_chunk
 
 CLASSES = 4
 WEIGHTS = [0.5, 1.0, 2.0, 0.25]  # exact in float32
@@ -230,26 +230,26 @@ def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward_pass(loss
     assert len(kept) == 1
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if takes_parts(loss)])
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if can_chunk(loss)])
 @pytest.mark.parametrize("at_once", [1, 2 * CLASSES * 81, 2**25])
 @pytest.mark.parametrize("ignored", [0.3, 1.0])
 def test_in_parts_it_is_the_same_loss(
     loss: SegmentationLoss, ignored: float, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "AT_ONCE", at_once)
+    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", at_once)
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(3, CLASSES, 4, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    low_resolution = torch.randn(3, CLASSES, 4, 4, dtype=torch.float64, generator=generator).requires_grad_()
     target = torch.randint(0, CLASSES, (3, 9, 9), generator=generator)
     target[torch.rand(target.shape, generator=generator) < ignored] = 255
     target[1] = 255  # an image of the batch without labels
 
-    def enlarge(logits: Tensor, like: Tensor) -> Tensor:
+    def upsample(logits: Tensor, like: Tensor) -> Tensor:
         return F.interpolate(logits, like.shape[-2:], mode="bilinear", align_corners=True)
 
-    whole = loss({"out": enlarge(coarse, target), "aux": enlarge(2 * coarse, target)}, target)
-    in_parts = loss.of_coarse({"out": coarse, "aux": 2 * coarse}, target, enlarge)
+    whole = loss({"out": upsample(low_resolution, target), "aux": upsample(2 * low_resolution, target)}, target)
+    in_parts = loss.chunked({"out": low_resolution, "aux": 2 * low_resolution}, target, upsample)
     torch.testing.assert_close(in_parts, whole, rtol=1e-12, atol=0)
-    expected, found = (torch.autograd.grad(3 * value, coarse)[0] for value in (whole, in_parts))
+    expected, found = (torch.autograd.grad(3 * value, low_resolution)[0] for value in (whole, in_parts))
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
 
 
@@ -265,25 +265,25 @@ def test_who_may_take_parts() -> None:
         def per_output(self, logits: Tensor, target: Tensor) -> Tensor:
             return logits.sum()
 
-    assert takes_parts(CrossEntropy(CLASSES))
-    assert takes_parts(Focal(CLASSES))
-    assert not takes_parts(OHEM(CLASSES))
-    assert not takes_parts(Own(CLASSES))
-    assert not takes_parts(torch.nn.CrossEntropyLoss())
+    assert can_chunk(CrossEntropy(CLASSES))
+    assert can_chunk(Focal(CLASSES))
+    assert not can_chunk(OHEM(CLASSES))
+    assert not can_chunk(Own(CLASSES))
+    assert not can_chunk(torch.nn.CrossEntropyLoss())
 
 
 def test_in_parts_nothing_large_is_kept_for_the_backward_pass() -> None:
     saved: list[weakref.ref[Tensor]] = []
-    coarse = torch.randn(3, CLASSES, 4, 4, requires_grad=True)
+    low_resolution = torch.randn(3, CLASSES, 4, 4, requires_grad=True)
     target = torch.zeros(3, 33, 33, dtype=torch.int64)
 
-    def enlarge(logits: Tensor, like: Tensor) -> Tensor:
+    def upsample(logits: Tensor, like: Tensor) -> Tensor:
         return F.interpolate(logits, like.shape[-2:])
 
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(weakref.ref(t)), t)[1], lambda t: t):
-        loss = CrossEntropy(CLASSES).of_coarse({"out": coarse}, target, enlarge)
+        loss = CrossEntropy(CLASSES).chunked({"out": low_resolution}, target, upsample)
     kept = [tensor.numel() for one in saved if (tensor := one()) is not None]
-    assert max(kept) == coarse.numel()
+    assert max(kept) == low_resolution.numel()
     loss.backward()
 
 

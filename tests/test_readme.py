@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pspexp import composition
+from pspexp.cli import get_args_parser
+from pspexp.config import compose as composition
+from pspexp.config.overrides import flat_keys
 from pspexp.errors import UserError
-from pspexp.main import get_args_parser
-from pspexp.overrides import flat_keys
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text()

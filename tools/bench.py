@@ -56,13 +56,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import pspexp
-from pspexp import run
-from pspexp.assembly import TrainingParts, build_training, meet
+from pspexp.config.build import TrainingComponents, build_training, init_distributed
 from pspexp.data.labels import VOC_COLOURS
 from pspexp.data.loader import Batch, TrainLoader
 from pspexp.data.transforms import normalize
-from pspexp.distributed import Place
+from pspexp.engine.distributed import ProcessInfo
 from pspexp.errors import UserError
+from pspexp.jobs import job as run
 from pspexp.metrics import ConfusionMatrix
 from pspexp.models.pyramid import HEADS
 from pspexp.tracking import Tracker
@@ -432,7 +432,7 @@ def logits(outputs: Any) -> dict[str, Tensor]:
 
 
 def random_images(setting: Setting, size: int) -> Tensor:
-    images: Tensor = setting.placed(torch.randn(setting.batch, 3, size, size))
+    images: Tensor = setting.externally_launched(torch.randn(setting.batch, 3, size, size))
     return images
 
 
@@ -445,7 +445,7 @@ def random_labels(batch: int, size: int, device: str) -> Tensor:
 def training_step(name: str, setting: Setting) -> Work:
     """Forward, cross-entropy (0.6 main + 0.4 auxiliary), backward, SGD with momentum."""
     model, size, note = network(name, setting.size)
-    model = setting.placed(model.train())
+    model = setting.externally_launched(model.train())
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     images, labels = random_images(setting, size), random_labels(setting.batch, size, setting.device)
 
@@ -469,7 +469,7 @@ def training_step(name: str, setting: Setting) -> Work:
 def inference(name: str, setting: Setting) -> Work:
     """From images to class ids at their size."""
     model, size, note = network(name, setting.size)
-    model = setting.placed(model.eval())
+    model = setting.externally_launched(model.eval())
     images = random_images(setting, size)
 
     def predict(images: Tensor) -> Tensor:
@@ -494,7 +494,7 @@ def pyramid(head: str, setting: Setting) -> tuple[nn.Module, Tensor]:
         other = pspnet(setting.network + FACTORISED)
         other.pyramid.load_state_dict(module.state_dict())
         module = other.pyramid
-    return setting.placed(module), setting.placed(features)
+    return setting.externally_launched(module), setting.externally_launched(features)
 
 
 def head_work(mode: str, head: str, setting: Setting) -> Work:
@@ -777,7 +777,7 @@ def bench_loader(options: Options) -> Iterator[Table]:
         root = options.dataset_root or photographs(Path(folder))
         words = ["model=pspnet18", "dataset=voc2007", f"dataset.root='{root}'", f"crop_size={options.size}"]
         config = pspexp.compose([*words, *options.words()])
-        training = build_training(config, *meet(config, Place()), start_weights=True).training
+        training = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True).training
         rows, samplers = {"decoding alone": Row(images=1)}, {"decoding alone": partial(decoding, training)}
         caches = {"": [], ", cached": [f"loader.cache_mib={CACHE_MIB}"]}
         for workers in options.workers:
@@ -805,7 +805,7 @@ def decoding(training: Any) -> float:
 
 def reading(config: DictConfig, first: Row, later: Row) -> float:
     """Mean seconds of the epochs after the first, whose own are noted in its row. Starts afresh: nothing is cached."""
-    data: TrainLoader = build_training(config, *meet(config, Place()), start_weights=True).data
+    data: TrainLoader = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True).data
     first.images = later.images = data.steps_per_epoch * data.images_per_step
     ends = [time.perf_counter()]
     for step, _ in enumerate(data.batches(0, EPOCHS_READ * data.steps_per_epoch), start=1):
@@ -845,14 +845,14 @@ def photographs(folder: Path) -> Path:
 
 def bare_loop(config: DictConfig) -> Generator[None, None, None]:
     """What a script without a framework does with the same parts; stops after each step."""
-    parts = build_training(config, *meet(config, Place()), start_weights=True)
+    parts = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True)
     parts.model.train()
     for batch in parts.data.batches(0, config.trainer.max_steps):
         bare_step(parts, batch)
         yield
 
 
-def bare_step(parts: TrainingParts, batch: Batch) -> None:
+def bare_step(parts: TrainingComponents, batch: Batch) -> None:
     """A function, so that no tensor of it is left while the trainer has its turn."""
     device = parts.device.torch
     images = normalize(batch.images.to(device, non_blocking=True), parts.source.mean, parts.source.std)
@@ -924,7 +924,7 @@ def overhead(key: str, words: Words, repeats: int, device: str) -> Table:
     with tempfile.TemporaryDirectory() as folder, closing(bare_loop(config)) as loop:
         pair = Alongside(loop, device, rounds, steps)
         with quiet(Path(folder)):
-            run.Job(config, Path(folder) / "run", words)(Place(), pair)
+            run.Job(config, Path(folder) / "run", words)(ProcessInfo(), pair)
     bare, ours = pair.bare[SKIPPED_ROUNDS:], pair.ours[SKIPPED_ROUNDS:]
     rows = {"bare loop": Row(bare, batch := config.loader.batch_size), "pspexp": Row(ours, batch)}
     more = statistics.median(ours) - statistics.median(bare)

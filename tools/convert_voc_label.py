@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from pspexp.data.convert import convert_folder
+from pspexp.data.preparation.convert import convert_folder
 from pspexp.errors import UserError
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pspexp.data.prepare import Prepared, prepare
+from pspexp.data.preparation.prepare import Prepared, prepare
 from pspexp.errors import UserError
 
 

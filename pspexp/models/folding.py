@@ -59,7 +59,7 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[list[tuple[str, str]], Ten
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Whether it is one of torch's, or a device's own form of the synchronised one; in evaluation they are the same."""
+    """Whether it is one of torch's, or a device's own form of the convert_sync_batch_norm one; in evaluation they are the same."""
     return type(module) is nn.BatchNorm2d or isinstance(module, nn.SyncBatchNorm)
 
 

@@ -35,13 +35,13 @@ def interpolation_matrix(
 ) -> Tensor:
     """``[size, length]``: the share of each of ``length`` positions in each of ``size``, linearly interpolated.
 
-    The enlarged rows of an identity matrix, so they are torch's own weights, to the last bit.
+    The upsampled rows of an identity matrix, so they are torch's own weights, to the last bit.
     """
     unit = torch.eye(length, dtype=dtype, device=device)[None]
     return F.interpolate(unit, size, mode="linear", align_corners=align_corners)[0].T.contiguous()
 
 
-def enlarge(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """Bilinear interpolation: ``[N, C, h, w]``, float32 or better, to ``[N, C, *size]``, whatever autocast is on.
 
     Where a gradient is wanted, by matrix products: on CUDA the gradient of ``F.interpolate`` adds atomically, so

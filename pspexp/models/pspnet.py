@@ -24,7 +24,7 @@ class PSPNet(Segmenter):
         head_channels: channels in front of the classifier.
         third_channels: channels of the third stage.
         aux_channels: channels of the auxiliary head; 0 leaves it out.
-        align_corners: how maps are enlarged.
+        align_corners: how maps are upsampled.
         dropout: probability of dropping a channel in front of each classifier.
     """
 
@@ -58,8 +58,8 @@ class PSPNet(Segmenter):
                 )
             )
 
-    def coarse(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Segmenter.coarse`."""
+    def low_resolution(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Segmenter.low_resolution`."""
         third, fourth = self.backbone(images)
         outputs = {"out": self.classifier(self.dropout(self.pyramid(fourth)))}
         if self.training and self.auxiliary is not None:

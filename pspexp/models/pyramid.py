@@ -74,7 +74,7 @@ def adaptive_averages(features: Tensor, bins: Sequence[int]) -> list[Tensor]:
 def tap_matrices(
     bins: Sequence[int], size: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Matrices:
-    """One axis of "enlarge n positions to ``size``, then apply a 3-tap convolution", as matrices ``[size, 3n]``.
+    """One axis of "upsample n positions to ``size``, then apply a 3-tap convolution", as matrices ``[size, 3n]``.
 
     Column ``3 * i + k`` tells how much of position i reaches each output position through tap k: linear
     interpolation, shifted by ``k - 1``, with the convolution's zero padding beyond the ends.
@@ -95,7 +95,7 @@ class ConcatPyramid(nn.Module):
         bins: regions per side of each branch.
         branch_channels: channels each branch is reduced to.
         out_channels: channels after the fusing convolution.
-        align_corners: how the branches are enlarged.
+        align_corners: how the branches are upsampled.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class ConcatPyramid(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """``[N, in_channels, h, w]`` to ``[N, out_channels, h, w]``."""
         size = features.shape[-2:]
-        enlarged = [
+        upsampled = [
             F.interpolate(level, size, mode="bilinear", align_corners=self.align_corners)
             for level in self.levels(features)
         ]
-        return self.fuse(torch.cat([features, *enlarged], 1))  # type: ignore[no-any-return]
+        return self.fuse(torch.cat([features, *upsampled], 1))  # type: ignore[no-any-return]
 
     def levels(self, features: Tensor) -> list[Tensor]:
-        """The branches before they are enlarged: ``[N, branch_channels, n, n]`` for each n in ``bins``."""
+        """The branches before they are upsampled: ``[N, branch_channels, n, n]`` for each n in ``bins``."""
         averages = adaptive_averages(features, self.bins)
         return [branch(means) for branch, means in zip(self.branches, averages, strict=True)]
 
@@ -130,7 +130,7 @@ class ConcatPyramid(nn.Module):
 class FactorisedPyramid(ConcatPyramid):
     """The same function and the same weights, without the concatenation.
 
-    The fusing convolution is linear, and an enlarged branch is a fixed linear map of its few positions. So the
+    The fusing convolution is linear, and an upsampled branch is a fixed linear map of its few positions. So the
     convolution's kernel is split by input: the features are convolved as ever; a branch meets the nine taps of
     its part where it has n × n positions, and one matrix per axis (`tap_matrices`) both enlarges and shifts the
     results. At 513×513, output stride 8, this saves half of the multiplications of the head and its largest

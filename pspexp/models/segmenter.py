@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pspexp.models.interpolation import enlarge
+from pspexp.models.interpolation import upsample
 
 
 class Segmenter(nn.Module):
@@ -17,7 +17,7 @@ class Segmenter(nn.Module):
     Args:
         num_classes: C.
         output_stride: input pixels per step of the last feature map.
-        align_corners: how maps are enlarged. True fits sizes of ``k * output_stride + 1``, False multiples of
+        align_corners: how maps are upsampled. True fits sizes of ``k * output_stride + 1``, False multiples of
             it; other sizes work too, stretched by less than one step.
     """
 
@@ -30,30 +30,30 @@ class Segmenter(nn.Module):
         self.output_stride = output_stride
         self.align_corners = align_corners
 
-    def coarse(self, images: Tensor) -> dict[str, Tensor]:
+    def low_resolution(self, images: Tensor) -> dict[str, Tensor]:
         """As `forward`, but with logits as small as the feature maps: ``[N, C, h, w]``. For subclasses to define."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor, enlarged: bool = True) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, upsampled: bool = True) -> dict[str, Tensor]:
         """Float ``[N, 3, H, W]``, any size, to ``{"out": [N, C, H, W]}``; ``"aux"`` too in training mode.
 
         Args:
-            enlarged: False gives what `coarse` gives.
+            upsampled: False gives what `low_resolution` gives.
         """
-        outputs = self.coarse(images)
-        return {name: self.enlarge(logits, images) for name, logits in outputs.items()} if enlarged else outputs
+        outputs = self.low_resolution(images)
+        return {name: self.upsample(logits, images) for name, logits in outputs.items()} if upsampled else outputs
 
-    def enlarge(self, logits: Tensor, like: Tensor) -> Tensor:
+    def upsample(self, logits: Tensor, like: Tensor) -> Tensor:
         """Logits ``[N, C, h, w]`` at the height and width of ``like``, bilinear, in float32 or better.
 
         Half-precision logits are widened first: the loss needs float32 anyway, so this costs no memory, and
-        the enlarged scores are not rounded a second time.
+        the upsampled scores are not rounded a second time.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits.contiguous()  # with so few channels, channels-last would be the slower order
-        return enlarge(logits, (like.shape[-2], like.shape[-1]), self.align_corners)
+        return upsample(logits, (like.shape[-2], like.shape[-1]), self.align_corners)
 
 
-def enlarges_itself(model: nn.Module) -> bool:
-    """Whether ``model(images, enlarged=False)`` leaves enlarging to others."""
+def can_defer_upsampling(model: nn.Module) -> bool:
+    """Whether ``model(images, upsampled=False)`` leaves enlarging to others."""
     return isinstance(model, Segmenter) and type(model).forward is Segmenter.forward

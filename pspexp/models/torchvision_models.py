@@ -41,8 +41,8 @@ class TorchvisionSegmenter(Segmenter):
         self.classifier = classifier
         self.aux_classifier = FCNHead(1024, num_classes) if auxiliary_head else None
 
-    def coarse(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Segmenter.coarse`."""
+    def low_resolution(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Segmenter.low_resolution`."""
         features = self.backbone(images)
         outputs = {"out": self.classifier(features["fourth"])}
         if self.training and self.aux_classifier is not None:

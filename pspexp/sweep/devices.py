@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from pspexp.device import card_names
+from pspexp.engine.device import card_names
 from pspexp.errors import UserError
 
 POLL_S = 0.2

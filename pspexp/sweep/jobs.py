@@ -13,22 +13,22 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from omegaconf import DictConfig, OmegaConf
 
-from pspexp.assembly import build
-from pspexp.checkpoint import flatten
-from pspexp.composition import finish, with_choices
-from pspexp.elastic import Elastic
+from pspexp.config.build import build
+from pspexp.config.compose import finish, with_choices
+from pspexp.config.overrides import ADDED_GROUPS
 from pspexp.errors import Interrupted, JobFailed, UserError, essence
-from pspexp.launch import Launcher, Single, needs_no_processes
-from pspexp.overrides import ADDED_GROUPS
-from pspexp.records import own_state, public, record_failure
-from pspexp.run import Job
-from pspexp.sweep import study
+from pspexp.jobs.job import Job, needs_no_processes
+from pspexp.jobs.records import own_state, public, record_failure
+from pspexp.launchers.base import Launcher, Single
+from pspexp.launchers.elastic import Elastic
+from pspexp.sweep import sweep as study
 from pspexp.sweep.devices import jobs_at_once, own_share
 from pspexp.sweep.record import Record, State, load, name_of, save, summary_of, values_of
-from pspexp.sweep.study import Sweep, differences
+from pspexp.sweep.sweep import Sweep, differences
 from pspexp.tracking import runs
 from pspexp.tracking.provenance import command_line
 from pspexp.tracking.secrets import mask_logins
+from pspexp.utils.trees import flatten
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def do(config: DictConfig, settings: HydraConf) -> float | None:
     finished, problem = attempt(lambda: finish(raw.copy(), words), raw)
     folder = Path(settings.runtime.output_dir)
     try:
-        with runs.claimed(folder, wait=True):  # a killed sweep's job may still be ending
+        with runs.run_dir_lock(folder, wait=True):  # a killed sweep's job may still be ending
             before = earlier(sweep, folder, settings.job.num, finished, problem)
             if before is not None and before.state == "FINISHED":
                 log.info("job %d (%s) was finished before: %s", before.number, before.name, before.result)
@@ -85,7 +85,7 @@ def earlier(sweep: Sweep, folder: Path, number: int, config: DictConfig, problem
         UserError: the folder holds another job, or one of another sweep.
         JobFailed: it failed, and is not to be tried again.
     """
-    before = load(folder, claimed=True)
+    before = load(folder, run_dir_lock=True)
     if before is None or config.get("mode") not in METRICS:  # the others are done whenever they are asked for
         return None
     if before.sweep != sweep.id:
@@ -113,7 +113,7 @@ def request(sweep: Sweep, record: Record, config: DictConfig, folder: Path, word
     tags = {"sweep": sweep.id, "mlflow.runColor": COLOURS[record.number % len(COLOURS)]}
     alone = [word for word in words if word.lstrip("+").partition("=")[0] not in ADDED_GROUPS]
     again = "status" in summary_of(folder)
-    return Job(config, folder, words, command_line((), alone), again=again, tags=tags)
+    return Job(config, folder, words, command_line((), alone), is_restart=again, tags=tags)
 
 
 def attempt(finish: Callable[[], DictConfig], raw: DictConfig) -> tuple[DictConfig, Exception | None]:
@@ -136,7 +136,7 @@ def refuse_another(sweep: Sweep, before: Record, folder: Path, config: DictConfi
 
 def keep(sweep: Sweep, record: Record, job: Job, problem: Exception | None, launcher: DictConfig) -> float | None:
     """Do ``job`` and keep how it ends, whatever comes."""
-    log.info("job %d (%s)%s", record.number, record.name, ": going on" if job.again else "")
+    log.info("job %d (%s)%s", record.number, record.name, ": going on" if job.is_restart else "")
     record = replace(record, metric=METRICS.get(str(job.config.get("mode"))))
     save(job.folder, record)
     began_s = time.monotonic()
@@ -182,7 +182,7 @@ def in_processes_of_its_own(job: Job, stopped: Path) -> tuple[float | None, int 
     """
     if needs_no_processes(job.config, job.folder):
         return None, None
-    launcher: Launcher = build(job.config.launcher)
+    launcher: Launcher | Elastic = build(job.config.launcher)
     if isinstance(launcher, Single):
         launcher = Elastic()
     if not isinstance(launcher, Elastic):  # refused by `main`, but for values that vary

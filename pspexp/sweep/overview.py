@@ -15,20 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from pspexp.assembly import build
+from pspexp.config.build import build
+from pspexp.config.overrides import quoted, short_names
 from pspexp.errors import UserError
+from pspexp.jobs.records import Request, close_abandoned
 from pspexp.metrics import percent
-from pspexp.overrides import quoted, short_names
-from pspexp.records import Request, close_abandoned
 from pspexp.sweep.record import Record, load, shown, summary_of
-from pspexp.sweep.study import JOB_FILE, Sweep
+from pspexp.sweep.sweep import JOB_FILE, Sweep
 from pspexp.tracking import figures
-from pspexp.tracking.local import harmless, write_atomic
+from pspexp.tracking.local import harmless
 from pspexp.tracking.markdown import markdown_table, plain
 from pspexp.tracking.mlflow import sweep_filter
 from pspexp.tracking.provenance import git_commit
 from pspexp.tracking.sweep_figures import heat_map, parallel_coordinates
-from pspexp.tracking.tracker import Status, View
+from pspexp.tracking.tracker import Logger, Status
+from pspexp.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ def show(sweep: Sweep, config: DictConfig, status: Status) -> bool:
     """Show the overview where the configuration says, and tell whether; what cannot be shown costs nothing."""
     known = sweep.folder / VIEW_FILE
     try:
-        views: list[View] = build(config.tracking)
+        views: list[Logger] = build(config.tracking)
         for view in views:
             run_id = json.loads(known.read_text())["run_id"] if known.is_file() else None
             tags = {"kind": "sweep", "git_commit": git_commit() or "unknown"}

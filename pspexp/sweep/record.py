@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pspexp.overrides import read, short_names
-from pspexp.sweep.study import JOB_FILE, Sweep, readable
+from pspexp.config.overrides import read, short_names
+from pspexp.sweep.sweep import JOB_FILE, Sweep, readable
 from pspexp.tracking import runs
-from pspexp.tracking.local import read_summary, write_atomic
+from pspexp.tracking.local import read_summary
 from pspexp.tracking.secrets import without_secrets
+from pspexp.utils.files import write_atomic
 
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "NOT STARTED"]
 
@@ -68,14 +69,14 @@ def save(folder: Path, record: Record) -> None:
     write_atomic(folder / JOB_FILE, json.dumps(asdict(record), indent=2) + "\n")
 
 
-def load(folder: Path, *, claimed: bool = False) -> Record | None:
+def load(folder: Path, *, run_dir_lock: bool = False) -> Record | None:
     """The record in a run folder, if there is one.
 
     What was killed outright could not tell; its run's own summary may.
 
     Args:
         folder: of the run.
-        claimed: the caller holds it, so nobody else is at the job.
+        run_dir_lock: the caller holds it, so nobody else is at the job.
 
     Raises:
         UserError: the record, or the summary, cannot be read.
@@ -85,9 +86,9 @@ def load(folder: Path, *, claimed: bool = False) -> Record | None:
         return None
     with readable(file, f"delete {folder} to do the job anew"):
         record = Record(**json.loads(file.read_text(encoding="utf-8")))
-    if record.state != "RUNNING" or (not claimed and runs.is_claimed(folder)):
+    if record.state != "RUNNING" or (not run_dir_lock and runs.is_claimed(folder)):
         return record
-    with runs.claimed(folder, runs.WRITING, wait=True):  # processes of a killed job save and end
+    with runs.run_dir_lock(folder, runs.WRITING, wait=True):  # processes of a killed job save and end
         summary = summary_of(folder)
     written = (folder / "run.log").stat().st_mtime if (folder / "run.log").exists() else 0
     record = replace(record, seconds=record.seconds + round(max(0, written - file.stat().st_mtime), 1))

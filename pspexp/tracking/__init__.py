@@ -5,7 +5,7 @@ from typing import Literal
 from pspexp.tracking.console import Progress
 from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.mlflow import MLflowTracker
-from pspexp.tracking.tracker import SilentTracker, Status, Tracker, View
+from pspexp.tracking.tracker import Logger, SilentTracker, Status, Tracker
 
 __all__ = [
     "LocalTracker",
@@ -14,7 +14,7 @@ __all__ = [
     "SilentTracker",
     "Status",
     "Tracker",
-    "View",
+    "Logger",
     "mlflow_views",
     "no_views",
 ]
@@ -25,11 +25,11 @@ def mlflow_views(
     output_root: str,
     tracking_uri: str | None = None,
     log_checkpoints: Literal["best", "last", "all", "none"] = "all",
-) -> list[View]:
+) -> list[Logger]:
     """Local files and MLflow; arguments as in `MLflowTracker`."""
     return [MLflowTracker(experiment, output_root, tracking_uri, log_checkpoints)]
 
 
-def no_views(experiment: str = "pspexp") -> list[View]:
+def no_views(experiment: str = "pspexp") -> list[Logger]:
     """Local files only. `experiment` has no effect: recipes that set it shall work without MLflow too."""
     return []

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from pspexp.tracking import figures
 from pspexp.tracking.provenance import Uncommitted, git_commit, versions
+from pspexp.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from pspexp.metrics import Report
@@ -203,17 +203,6 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """`values` without NaN and infinities: JSON has no word for them and they break MLflow's charts."""
     return {name: value for name, value in values.items() if math.isfinite(value)}
-
-
-def write_atomic(file: Path, text: str) -> None:
-    """Writes a whole text file, or leaves the old one untouched; makes its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
-    with part.open("w", encoding="utf-8", errors="surrogateescape") as handle:  # a diff may hold any bytes
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(file)
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, int, float]]:

@@ -34,7 +34,7 @@ _UPLOAD_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_T
 
 
 class MLflowTracker:
-    """A view of a run in MLflow; see `pspexp.tracking.tracker.View`.
+    """A view of a run in MLflow; see `pspexp.tracking.tracker.Logger`.
 
     Args:
         experiment: made when missing.

@@ -151,7 +151,7 @@ def host(device: str) -> dict[str, Any]:
     """This machine and how this process computes on it.
 
     Args:
-        device: in the words of :meth:`pspexp.device.Device.describe`.
+        device: in the words of :meth:`pspexp.engine.device.Device.describe`.
     """
     return {
         "name": platform.node(),

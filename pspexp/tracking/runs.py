@@ -73,7 +73,7 @@ def newest_unfinished(parent: Path, same: Callable[[Path], bool]) -> Path | None
 
 
 @contextmanager
-def claimed(folder: Path, lock: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+def run_dir_lock(folder: Path, lock: str = ".lock", *, wait: bool = False) -> Iterator[None]:
     """Hold a folder, so that no other process writes into it; the system lets go when this process ends.
 
     Args:
@@ -104,7 +104,7 @@ def claimed(folder: Path, lock: str = ".lock", *, wait: bool = False) -> Iterato
 def is_claimed(folder: Path) -> bool:
     """Whether another process holds a run folder."""
     try:
-        with claimed(folder):
+        with run_dir_lock(folder):
             return False
     except UserError:
         return True

@@ -9,20 +9,20 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pspexp.checkpoint import flatten
 from pspexp.metrics import Report, percent
 from pspexp.tracking.figures import Picture
 from pspexp.tracking.local import LocalTracker, finite
 from pspexp.tracking.markdown import markdown_table, plain
 from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
 from pspexp.tracking.secrets import mask_logins
+from pspexp.utils.trees import flatten
 
 logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class View(Protocol):
+class Logger(Protocol):
     """Shows a run elsewhere (MLflow, say). It may raise at any time: `Tracker` then goes on without it."""
 
     def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
@@ -57,7 +57,7 @@ class Tracker:
         views: shown the same records; none for local files only.
     """
 
-    def __init__(self, local: LocalTracker, views: Sequence[View] = ()) -> None:
+    def __init__(self, local: LocalTracker, views: Sequence[Logger] = ()) -> None:
         self._local = local
         self._views = list(views)
         self._run_id: str | None = None
@@ -107,7 +107,7 @@ class Tracker:
         if rerun_of is not None:
             tags["rerun_of"] = rerun_of
 
-        def open_view(view: View) -> None:
+        def open_view(view: Logger) -> None:
             self._run_id = view.open(run_id=self._run_id, name=name, params=params, tags=tags)
 
         self._each(open_view)
@@ -215,10 +215,10 @@ class Tracker:
         if paths:
             self._each(lambda view: view.files(self.folder, paths))
 
-    def _each(self, call: Callable[[View], None]) -> None:
+    def _each(self, call: Callable[[Logger], None]) -> None:
         self._views = [view for view in self._views if self._tell(view, call)]
 
-    def _tell(self, view: View, call: Callable[[View], None]) -> bool:
+    def _tell(self, view: Logger, call: Callable[[Logger], None]) -> bool:
         """Whether the view could be told."""
         try:
             call(view)

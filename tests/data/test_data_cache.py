@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from test_data_loader import content, make_loader, same
 
-from pspexp.assembly import build_training, meet
-from pspexp.composition import compose
+from pspexp.config.build import build_training, init_distributed
+from pspexp.config.compose import compose
 from pspexp.data import loader
 from pspexp.data.cache import SampleCache
 from pspexp.data.loader import eval_loader, worker_context
 from pspexp.data.shapes import ShapesSplit
-from pspexp.distributed import Place
+from pspexp.engine.distributed import ProcessInfo
 from pspexp.errors import UserError
 from tests.conftest import TINY
 
@@ -289,7 +289,7 @@ def test_training_and_validation_of_a_run_go_through_one_cache(
     decode = ShapesSplit.__getitem__
     monkeypatch.setattr(ShapesSplit, "__getitem__", lambda split, index: decoded.append(index) or decode(split, index))
     config = compose([*TINY, "trainer.epochs=4", f"loader.cache_mib={mib}"])
-    parts = build_training(config, *meet(config, Place()), start_weights=False)
+    parts = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=False)
     for epoch in range(4):  # of 4 of the 5 images
         list(parts.data.batches(2 * epoch, 2 * epoch + 2))
         if epoch:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pspexp.data.convert import convert_folder
 from pspexp.data.labels import VOC_COLOURS, read_label
+from pspexp.data.preparation.convert import convert_folder
 from pspexp.errors import UserError
 
 TOOL = Path(__file__).parents[2] / "tools/convert_voc_label.py"

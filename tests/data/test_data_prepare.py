@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pspexp.data.archive import extract
 from pspexp.data.labels import VOC_COLOURS, read_label
-from pspexp.data.prepare import prepare
+from pspexp.data.preparation.archive import extract
+from pspexp.data.preparation.prepare import prepare
 from pspexp.errors import UserError
 
 TOOL = Path(__file__).parents[2] / "tools/prepare_voc.py"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from pspexp import composition
-from pspexp.main import LEADER_TELLS_S, get_args_parser
+from pspexp.cli import LEADER_TELLS_S, get_args_parser
+from pspexp.config import compose as composition
 from tests.conftest import TINY, Cli
 from tests.end_to_end.conftest import CHECKOUT, LIMIT_S, Start, ends, until
 
@@ -126,7 +126,7 @@ def test_wrong_words_are_told_by_the_first_task_who_ends_the_others_before_they_
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("pspexp.main.time.sleep", waited.append)
+    monkeypatch.setattr("pspexp.cli.time.sleep", waited.append)
     for rank, waits in ((0, []), (1, [LEADER_TELLS_S])):
         set_task(monkeypatch, slurm_task(rank))
         assert cli(*TINY, "launcher=slurm", "trainer.epoch=3") == 2
@@ -202,10 +202,10 @@ def test_the_sbatch_templates_command_composes(tmp_path: Path, monkeypatch: pyte
     job_config = composition.finish(composition.without_hydra(config), words)
     assert (job_config.choices.launcher, job_config.checkpoint.resume) == ("slurm", "auto")
 
-    from pspexp.main import built_launcher
+    from pspexp.cli import built_launcher
 
     launcher = built_launcher(job_config)
-    assert (launcher.leads, launcher.world_size) == (True, 8)
+    assert (launcher.is_main_process, launcher.world_size) == (True, 8)
 
 
 def commands_of_the_page() -> list[str]:

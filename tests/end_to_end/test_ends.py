@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests.engine.test_trainer import assert_same
 
 from tests.conftest import TINY, Cli, last
-from tests.test_trainer import assert_same
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_what_is_shown_is_what_would_run(cli: Cli, capsys: pytest.CaptureFixture
 
 
 def test_a_crash_is_in_the_log_and_the_run_is_marked(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pspexp.trainer import Trainer
+    from pspexp.engine.trainer import Trainer
 
     def crash(*_: object) -> float:
         raise RuntimeError("out of something")

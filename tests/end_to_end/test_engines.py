@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pspexp.overrides import ENGINES
+from pspexp.config.overrides import ENGINES
 from tests.conftest import TINY
 from tests.end_to_end.conftest import Start, ends
 from tests.end_to_end.test_sweeps import column

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.engine.test_trainer import assert_same
 
 from tests.conftest import TINY, Cli
 from tests.end_to_end.conftest import CHECKOUT, Start, children, ends, until
-from tests.test_trainer import assert_same
 
 GRID = ("-m", *TINY, "trainer.max_steps=2", "hydra.sweep.dir=sweep")  # and what varies
 SABOTEUR = "+device.plugin=math,tests.end_to_end.saboteur"
@@ -232,9 +232,9 @@ def test_another_sweep_is_not_gone_on_with(cli: Cli, tmp_path: Path, capsys: pyt
 
 
 def test_two_sweeps_cannot_share_a_folder(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pspexp.tracking.runs import claimed
+    from pspexp.tracking.runs import run_dir_lock
 
-    with claimed(tmp_path / "sweep"):
+    with run_dir_lock(tmp_path / "sweep"):
         assert cli(*GRID, "seed=1,2") == 2
     assert "another process is writing there" in capsys.readouterr().err
 

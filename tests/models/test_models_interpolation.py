@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pspexp.models.interpolation import enlarge
+from pspexp.models.interpolation import upsample
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -15,15 +15,15 @@ def test_it_is_torchs_interpolation(sizes: tuple[tuple[int, int], tuple[int, int
     gradient = torch.randn(2, 3, *large, dtype=torch.float64)
     expected = F.interpolate(maps, large, mode="bilinear", align_corners=align_corners)
     (expected_gradient,) = torch.autograd.grad(expected, maps, gradient)
-    ours = enlarge(maps, large, align_corners)
+    ours = upsample(maps, large, align_corners)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.autograd.grad(ours, maps, gradient)[0], expected_gradient, rtol=1e-12, atol=1e-12)
-    assert torch.equal(enlarge(maps.detach(), large, align_corners), expected)
+    assert torch.equal(upsample(maps.detach(), large, align_corners), expected)
 
 
 def test_autocast_does_not_round_the_scores() -> None:
     maps = torch.randn(1, 3, 9, 9, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = enlarge(maps, (65, 65), True)
+        ours = upsample(maps, (65, 65), True)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, F.interpolate(maps, (65, 65), mode="bilinear", align_corners=True))

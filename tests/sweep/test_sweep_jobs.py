@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pspexp.run import Job
+from pspexp.jobs.job import Job
 from pspexp.sweep import jobs
 from pspexp.sweep.record import Record, load
-from pspexp.sweep.study import Sweep
+from pspexp.sweep.sweep import Sweep
 
 WAITED_S, COMPUTED_S = 100, 5
 JobThatWaits = Callable[[Callable[[], Any]], float | None]

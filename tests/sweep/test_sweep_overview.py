@@ -7,10 +7,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.sweep import overview
-from pspexp.sweep.conduct import conduct
 from pspexp.sweep.record import Record, load, name_of, save
-from pspexp.sweep.study import Sweep
-from pspexp.tracking.local import write_atomic
+from pspexp.sweep.run_sweep import run_sweep
+from pspexp.sweep.sweep import Sweep
+from pspexp.utils.files import write_atomic
 
 LR, SIZE = "optimizer.lr", "loader.batch_size"
 
@@ -63,7 +63,7 @@ def test_what_is_told_of_the_sweep_is_not_in_the_last_jobs_log(sweep: Sweep, cap
 
     unusable = OmegaConf.create({"tracking": {"_target_": "pspexp.tracking.mlflow_views", "experiment_name": ""}})
     unusable.hydra = {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}}
-    assert conduct(sweep, unusable, run_jobs) == 1
+    assert run_sweep(sweep, unusable, run_jobs) == 1
     assert "the overview is not in MLflow" in caplog.text
     assert log.read_text() == "of the job\n"
     assert root.handlers == before
@@ -100,7 +100,7 @@ def test_a_job_whose_end_nobody_noted_is_judged_by_its_run(tmp_path: Path) -> No
     save(tmp_path, running)
     assert load(tmp_path).state == "KILLED"  # type: ignore[union-attr]
     write_atomic(tmp_path / "summary.json", '{"status": "FINISHED", "best": {"best/mean_iou": 0.5}}')
-    found = load(tmp_path, claimed=True)
+    found = load(tmp_path, run_dir_lock=True)
     assert found is not None
     assert (found.state, found.result) == ("FINISHED", 0.5)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pspexp import composition
+from pspexp.config import compose as composition
 from pspexp.errors import UserError
-from pspexp.sweep import study
-from pspexp.tracking.local import write_atomic
+from pspexp.sweep import sweep as study
+from pspexp.utils.files import write_atomic
 
 WORDS = ("dataset=shapes", "optimizer.lr=1e-3,1e-4", "model=pspnet18,pspnet50")
 

@@ -1,0 +1,152 @@
+"""What a configuration takes from what was saved: a test from its checkpoint, a rerun (`pspexp.config.from_run`) from its run."""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from pspexp.config.overrides import ADDED_GROUPS, OPTIONAL_GROUPS, has_key, one_line
+from pspexp.errors import UserError
+
+Plain = dict[str, Any]
+
+# What mode=test takes from the checkpoint unless it is overridden explicitly. The loss, too: val/loss depends on it.
+FROM_CHECKPOINT = (
+    "model",
+    "dataset",
+    "loss",
+    "inference",
+    "precision",
+    "crop_size",
+    "channels_last",
+    "loader.eval_batch_size",
+)
+# The saved configuration is resolved; these follow an explicit override of what they stand for.
+FOLLOWS = {
+    "inference.crop_size": "crop_size",
+    "inference.stride": "model.output_stride",
+    "inference.align_corners": "model.align_corners",
+    "loss.ignore_index": "dataset.ignore_index",
+}
+
+
+def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """The options that a rerun's run, or the checkpoint of ``mode=test``, was made with, as words.
+
+    With them in the composition their keys can be overridden. Explicitly chosen groups are left out, and so is
+    everything that is wrong with what was saved: who takes it tells.
+
+    Args:
+        overrides: the words typed.
+        folders: of options; those that none of them has are left out.
+    """
+    words = typed_values(overrides)
+    where = words.get("output_root") or "outputs", words.get("tracking.tracking_uri")
+    places = [Path(folder.removeprefix("file://")) for folder in folders]
+    try:
+        if words.get("rerun"):
+            chosen = read_config(home(str(words["rerun"])), *where)["choices"]
+            groups: Collection[str] = default_groups(places)
+        elif words.get("mode") == "test" and words.get("checkpoint.path"):
+            chosen, groups = checkpoint_choices(home(str(words["checkpoint.path"])), *where), FROM_CHECKPOINT
+        else:
+            return []
+    except UserError:
+        return []
+
+    def exists(group: str, option: str | None) -> bool:
+        return any((place / group / f"{option}.yaml").is_file() for place in places)
+
+    wanted = {group: option for group, option in chosen.items() if group in groups and group not in words}
+    return [f"{group}={option}" for group, option in wanted.items() if exists(group, option)]
+
+
+def typed_values(overrides: Sequence[str]) -> dict[str, str | None]:
+    """What each key or group is set to, as Hydra reads it; None where that is not one text."""
+    parser, found = OverridesParser.create(), {}
+    for word in overrides:
+        with suppress(HydraException):  # said by `pspexp.config.overrides.parse`
+            one = parser.parse_override(word)
+            value = None if one.is_delete() else one.value()
+            found[one.key_or_group] = value if isinstance(value, str) else None
+    return found
+
+
+def default_groups(places: Sequence[Path]) -> set[str]:
+    """The groups that a bare word may choose an option of: those in the defaults, without whole recipes."""
+    files = [file for place in places if (file := place / "config.yaml").is_file()]
+    defaults = [entry for file in files for entry in OmegaConf.select(OmegaConf.load(file), "defaults") or []]
+    groups = {str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry}
+    return groups - {*OPTIONAL_GROUPS, *ADDED_GROUPS}
+
+
+def home(path: str) -> str:
+    """``path`` with the home folder in the place of ``~``."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def explicit_keys(overrides: Sequence[str], saved_choices: Mapping[str, Any]) -> set[str]:
+    """The keys that were typed, without the words of `choices`."""
+    same = {f"{group}={option}" for group, option in saved_choices.items()}
+    return {text.lstrip("+~").partition("=")[0] for text in overrides if text not in same}
+
+
+def checkpoint_choices(path: str, output_root: str, tracking_uri: str | None) -> Plain:
+    """The options that a checkpoint was made with; none for a foreign one."""
+    from pspexp.engine import checkpoint  # torch takes seconds to import, and --help needs none of it
+    from pspexp.tracking import runs
+
+    content = checkpoint.read(runs.find_checkpoint(path, "best.pt", output_root, tracking_uri), foreign=True)
+    found: Plain = content["config"]["choices"] if checkpoint.is_ours(content) else {}
+    return found
+
+
+def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Replace what belongs to the checkpoint of ``mode=test``, keeping explicit overrides."""
+    from pspexp.engine import checkpoint  # as above
+    from pspexp.tracking import runs
+
+    uri = config.tracking.get("tracking_uri")
+    config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.output_root, uri))
+    content = checkpoint.read(Path(config.checkpoint.path), foreign=True)
+    if not checkpoint.is_ours(content):
+        return  # the command line says what they are
+    saved = OmegaConf.create(content["config"])
+    explicit = explicit_keys(overrides, saved.choices)
+    for key in FROM_CHECKPOINT:
+        if key in explicit or not has_key(saved, key):
+            continue
+        below = {name: OmegaConf.select(config, name) for name in explicit if name.startswith(f"{key}.")}
+        OmegaConf.update(config, key, OmegaConf.select(saved, key), merge=False)
+        for name, value in below.items():
+            OmegaConf.update(config, name, value, merge=False)
+        if config.choices is not None and key in config.choices:
+            config.choices[key] = saved.choices[key]
+    for key in ("model.weights", "model.backbone_weights"):
+        if has_key(config, key):  # what it once started from may be gone
+            OmegaConf.update(config, key, None)
+    for follower, leader in FOLLOWS.items():
+        if has_key(config, follower) and has_key(config, leader) and follower not in explicit:
+            OmegaConf.update(config, follower, OmegaConf.select(config, leader))
+
+
+def read_config(run: str, output_root: str, tracking_uri: str | None) -> Plain:
+    """The configuration that a run folder, or ``runs:/<MLflow run id>``, records.
+
+    Raises:
+        UserError: there is none.
+    """
+    from pspexp.tracking import runs
+
+    file = runs.find_file(run, "config.yaml", output_root, tracking_uri)
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception as error:  # the system's, PyYAML's or OmegaConf's
+        raise UserError(f"rerun={run}: {file} cannot be read ({one_line(error)})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("choices"), dict) or "mode" not in found:
+        raise UserError(f"rerun={run}: {file} is not the record of a run; give a run folder or runs:/<MLflow run id>")
+    return {str(key): value for key, value in found.items()}

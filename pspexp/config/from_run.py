@@ -1,0 +1,173 @@
+"""A run done again: its configuration composed once more, but for what was typed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pspexp.config import schema
+from pspexp.config.from_checkpoint import Plain, explicit_keys, read_config
+from pspexp.config.overrides import ADDED_GROUPS
+from pspexp.errors import UserError
+
+# What a rerun does not take: where records go, how it was asked for, and the study that the run was part of.
+NOT_REPEATED = (
+    "mode",
+    "rerun",
+    "run_name",
+    "output_root",
+    "choices",
+    "checkpoint.resume",
+    "tracking.tracking_uri",
+    "sweep",
+    "compare",
+    "hydra",
+)
+ABSENT = object()
+
+
+def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Replace everything by what the run ``config.rerun`` records, but for explicit overrides and `NOT_REPEATED`.
+
+    Raises:
+        UserError: no such run, or one of another mode.
+    """
+    from pspexp.tracking import runs
+
+    run, where = config.rerun, (config.output_root, config.tracking.get("tracking_uri"))
+    saved = read_config(run, *where)
+    if not run.startswith("runs:/"):  # for the record of this run, which may be read from another folder
+        config.rerun = str(Path(run).absolute())
+    problems = []
+    if saved["mode"] != ("test" if config.mode == "test" else "train"):
+        problems.append(f"mode={config.mode}: rerun={run} is a run of mode={saved['mode']}; set mode={saved['mode']}")
+    explicit = explicit_keys(overrides, saved["choices"])
+    if "experiment" in explicit:
+        problems.append(f"experiment={config.choices.experiment}: rerun={run} is a whole recipe, too; leave one out")
+    if problems:
+        raise UserError(*problems)
+    today: Any = OmegaConf.to_container(config, resolve=False)
+    root = config.dataset.get("root") if "dataset.root" in explicit else None
+    merged = Repeated(saved, today["choices"], explicit, root)(today, saved)
+    for key, value in merged.items():
+        OmegaConf.update(config, key, value, merge=False)
+    chosen = {group: option for group, option in today["choices"].items() if group in explicit}
+    then = {group: option for group, option in saved["choices"].items() if group not in ADDED_GROUPS}
+    config.choices = {**today["choices"], **then, **chosen}
+    if config.mode == "test":
+        config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", *where))
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Merges a composed configuration with that of the run it repeats.
+
+    Attributes:
+        saved: the run's configuration, resolved.
+        choices: the options in today's composition.
+        explicit: the keys that were typed.
+        root: the data set's folder, if that was typed; of any type.
+    """
+
+    saved: Plain
+    choices: Plain
+    explicit: set[str]
+    root: object = None
+
+    def __call__(self, today: Plain, then: Plain, path: str = "") -> Plain:
+        """One node of the result; interpolations in it are not resolved.
+
+        Args:
+            today: the node in today's composition, with interpolations.
+            then: the run's.
+            path: dotted key of the node.
+        """
+        values = {
+            name: self.choose(f"{path}.{name}".lstrip("."), today.get(name, ABSENT), then.get(name, ABSENT))
+            for name in {**today, **then}
+        }
+        return {name: value for name, value in values.items() if value is not ABSENT}
+
+    def choose(self, key: str, today: Any, then: Any) -> Any:
+        """The value of a key, or ABSENT."""
+        from pspexp.tracking.secrets import is_masked
+
+        if self.left_alone(key) or self.given(key) or self.in_new_folder(key, today):
+            return today
+        if then is ABSENT or is_masked(then):  # today's default, unless it is another option's
+            return today if self.same_option(key) else ABSENT
+        if today is ABSENT and not schema.is_known(self.saved, key):
+            return ABSENT
+        if isinstance(then, dict):
+            return self(today if isinstance(today, dict) else {}, then, key)
+        if isinstance(then, list) and isinstance(today, list):  # dataset.mean.0=0.5 gives one value of several
+            typed = {index for index in range(len(today)) if self.given(f"{key}.{index}")}
+            return [today[index] if index in typed else value for index, value in enumerate(then)]
+        return today if isinstance(today, str) and self.gives(key, today, then) else then
+
+    @staticmethod
+    def left_alone(key: str) -> bool:
+        """Whether a key belongs to what is not repeated; of the options the groups' nodes tell."""
+        return any(key == one or key.startswith(f"{one}.") for one in NOT_REPEATED)
+
+    def given(self, key: str) -> bool:
+        """Whether a key, or one above it, was typed."""
+        return any(key == one or key.startswith(f"{one}.") for one in self.explicit)
+
+    def in_new_folder(self, key: str, today: Any) -> bool:
+        """Whether the classes are left to another data set's folder, which names them."""
+        left = key in ("dataset.class_names", "dataset.num_classes") and today is None
+        return left and isinstance(self.root, str) and (Path(self.root).expanduser() / "classes.txt").is_file()
+
+    def same_option(self, key: str) -> bool:
+        """Whether today's composition has the option of the run in the key's group."""
+        group = key.partition(".")[0]
+        return bool(self.choices.get(group) == self.saved["choices"].get(group))
+
+    def gives(self, key: str, text: str, value: Any) -> bool:
+        """Whether an interpolation gave this value in the run: then it goes on to follow what it stands for."""
+        if "${" not in text:
+            return False
+        trial = OmegaConf.create(self.saved)
+        try:
+            OmegaConf.update(trial, key, text, merge=False)
+            return bool(OmegaConf.select(trial, key) == value)
+        except OmegaConfBaseException:
+            return False
+
+
+def config_changes(
+    then: Mapping[str, Any], now: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """What a rerun's configuration has otherwise than the run it repeats.
+
+    Args:
+        then: the repeated run's, flat: dotted key to value.
+        now: the rerun's, as flat.
+        overrides: the words it was composed from.
+
+    Returns:
+        Lines about what nobody asked for, and lines about what follows from the words typed.
+    """
+    from pspexp.tracking.secrets import is_masked
+
+    choices = {key.partition(".")[2]: value for key, value in then.items() if key.startswith("choices.")}
+    merged = Repeated({}, {}, explicit_keys(overrides, choices))
+    unasked, asked = [], []
+    for key in sorted(then.keys() | now.keys()):
+        before, here, given = then.get(key, ABSENT), now.get(key, ABSENT), merged.given(key)
+        if merged.left_alone(key) or (before == here and not is_masked(before)):
+            continue
+        if is_masked(before):
+            unasked.append(f"configuration: {key} of then is a secret, which no record holds; this run has its own")
+        elif before is ABSENT and not given:
+            unasked.append(f"configuration: {key} is new since then, {here} by default")
+        elif here is ABSENT and not given:
+            unasked.append(f"configuration: {key}={before} of then does not exist any more and is left out")
+        else:
+            values = ("not there" if value is ABSENT else value for value in (before, here))
+            asked.append("{}: {} then, {} now".format(key, *values))
+    return unasked, asked

@@ -1,0 +1,93 @@
+"""What keeps a saved training state from being resumed with another configuration."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from pspexp.utils.trees import flatten
+
+# What a saved training state only fits when it is unchanged, and what in these nodes does not matter to it.
+FIXED_BY_STATE = (
+    "model",
+    "dataset",
+    "augment",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "precision",
+    "seed",
+    "crop_size",
+)
+
+
+FIXED_KEYS = (
+    "loader.batch_size",
+    "loader.max_eval_images",
+    "trainer.accumulate",
+    "trainer.ema",
+    "trainer.grad_clip",
+    "trainer.epochs",
+    "sync_batch_norm",
+)
+
+
+SHARED_OUT = ("loader.batch_size", "trainer.accumulate")  # with more processes each takes less
+
+
+FREE_KEYS = ("dataset.root", "model.weights", "model.backbone_weights")
+
+
+# Where and how fast a run computes and how often it tells: no part of what it computes.
+MACHINE_KEYS = ("device.index", "dataset.root", "loader.num_workers", "loader.cache_mib", "trainer.log_every")
+
+
+def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: int) -> list[str]:
+    """One line for each difference that keeps a run from going on exactly: key, saved value, value now.
+
+    Args:
+        saved: the content of a ``last.pt``.
+        config: as plain values.
+        world_size: number of processes now.
+    """
+    then, now = flatten(saved["config"]), flatten(config)
+    saved_size = saved.get("training", {}).get("world_size", 1)
+    may_change = config["checkpoint"]["allow_world_size_change"]
+
+    def fixed(key: str) -> bool:
+        if key in SHARED_OUT and may_change and saved_size != world_size:
+            return False
+        return key not in FREE_KEYS and (key in FIXED_KEYS or key.partition(".")[0] in FIXED_BY_STATE)
+
+    conflicts = [
+        f"{key}={now.get(key)}: the saved run has {then.get(key)}; resume with that, or start anew from its weights "
+        "with model.weights=<checkpoint>"
+        for key in sorted(then.keys() | now.keys())
+        if fixed(key) and then.get(key) != now.get(key)
+    ]
+    return [*conflicts, *world_size_conflicts(then, now, saved_size, world_size, may_change)]
+
+
+def world_size_conflicts(
+    then: dict[str, Any], now: dict[str, Any], saved_size: int, size: int, may_change: bool
+) -> Iterator[str]:
+    """What keeps a run from going on with another number of processes, if that is asked for."""
+    if saved_size == size:
+        return
+    if not may_change:
+        yield (
+            f"launcher: {processes(size)} now, the saved run has {processes(saved_size)}, so sums would be taken in "
+            "another order and each process would draw other random numbers; resume with as many, or set "
+            "checkpoint.allow_world_size_change=true"
+        )
+        return
+    before, after = (math.prod(flat[key] for key in SHARED_OUT) for flat in (then, now))
+    if before * saved_size != after * size:
+        yield (
+            f"loader.batch_size × trainer.accumulate × processes = {after} × {size}: the saved run takes "
+            f"{before} × {saved_size} images a step; choose a batch size or accumulation that makes as many"
+        )
+
+
+def processes(count: int) -> str:
+    """``1 process``, ``2 processes``."""
+    return f"{count} process{'' if count == 1 else 'es'}"

@@ -1,0 +1,163 @@
+"""From a VOC archive or folder to a data set that is known to be sound."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pspexp.data.labels import BROKEN_IMAGE, VOC_CLASSES, VOID
+from pspexp.data.preparation.archive import extract
+from pspexp.data.preparation.convert import convert_folder
+from pspexp.data.voc import (
+    GREY_LABELS,
+    LABELS,
+    PICTURES,
+    SPLITS,
+    files_by_name,
+    missing_files,
+    read_class_names,
+    read_split,
+    some,
+)
+from pspexp.errors import UserError
+
+_SHOWN = 20
+
+
+class Prepared(NamedTuple):
+    """A data set that passed all checks.
+
+    Attributes:
+        folder: it holds ``JPEGImages``.
+        class_names: by label value.
+        splits: sample names of each split.
+        pixels: int64 ``[256]`` by sample name: how often each label value occurs.
+        written: grey labels that were not there before.
+    """
+
+    folder: Path
+    class_names: list[str]
+    splits: dict[str, list[str]]
+    pixels: dict[str, npt.NDArray[np.int64]]
+    written: int
+
+    def rows(self) -> list[list[str]]:
+        """A table: class, then images and pixels for each split; last the ignored pixels and the sums."""
+        names = [*self.class_names, "ignored", "all"]
+        columns = [self._columns(split) for split in self.splits]
+        return [[name, *(cell for column in columns for cell in column[k])] for k, name in enumerate(names)]
+
+    def _columns(self, split: str) -> list[tuple[str, str]]:
+        labelled = [self.pixels[name] for name in self.splits[split] if name in self.pixels]
+        counts = np.stack(labelled) if labelled else np.zeros((0, 256), np.int64)
+        values = [*range(len(self.class_names)), VOID]
+        cells = [(f"{(counts[:, v] > 0).sum():,}", f"{counts[:, v].sum():,}") for v in values]
+        return [*cells, (f"{len(counts):,}", f"{counts.sum():,}")]
+
+
+def prepare(
+    source: Path,
+    output_dir: Path,
+    *,
+    overwrite: bool = False,
+    num_workers: int | None = None,
+    show_progress: bool = False,
+) -> list[Prepared]:
+    """Unpack an archive into ``output_dir`` (a folder stays where it is), check it, convert its labels.
+
+    What an earlier, interrupted call has done already is kept.
+
+    Raises:
+        UserError: everything that is wrong with the archive, the tree, the splits or the labels.
+    """
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; give a VOC tar or an unpacked folder")
+    if source.is_dir():
+        places = [source, *sorted(source.iterdir()), *sorted((source / "VOCdevkit").glob("*"))]
+        trees = [place for place in places if (place / PICTURES).is_dir()]
+    else:
+        paths = extract(source, output_dir, overwrite=overwrite, show_progress=show_progress)
+        parts = [path.parts[: path.parts.index(PICTURES)] for path in paths if PICTURES in path.parts[:-1]]
+        trees = [output_dir.joinpath(*part) for part in sorted(set(parts))]
+    if not trees:
+        raise UserError(f"{source}: no data set in it (looked for a folder {PICTURES})")
+    return [_prepare_tree(tree, overwrite, num_workers, show_progress) for tree in trees]
+
+
+def _prepare_tree(folder: Path, overwrite: bool, num_workers: int | None, show_progress: bool) -> Prepared:
+    splits = _check_tree(folder)
+    names = _class_names(folder)
+    conversion = convert_folder(
+        folder / LABELS,
+        folder / GREY_LABELS,
+        num_classes=len(names),
+        overwrite=overwrite,
+        num_workers=num_workers,
+        show_progress=show_progress,
+    )
+    return Prepared(folder, names, splits, conversion.pixels, conversion.written)
+
+
+def _class_names(folder: Path) -> list[str]:
+    """Those of ``classes.txt``; else VOC's, but not for what is plainly another data set."""
+    if (folder / "classes.txt").is_file():
+        return read_class_names(str(folder))
+    if folder.resolve().name.upper().startswith("VOC"):
+        return list(VOC_CLASSES)
+    return [f"class {index}" for index in range(len(VOC_CLASSES))]
+
+
+def _check_tree(folder: Path) -> dict[str, list[str]]:
+    """The splits; raises UserError unless each sample has a picture and a label of the same size."""
+    problems: list[str] = []
+    splits: dict[str, list[str]] = {}
+    for path in sorted(file for file in (folder / SPLITS).glob("*.txt") if file.name[0] != "."):
+        try:
+            splits[path.stem] = read_split(folder, path.stem, key="split")
+        except UserError as error:
+            problems += error.problems
+    if not splits and not problems:
+        problems.append(f"{folder / SPLITS}: no split files (train.txt, val.txt) in it")
+    pictures = files_by_name(folder / PICTURES, (".jpg", ".jpeg", ".png"))
+    labels = files_by_name(folder / LABELS, (".png",))
+    for split, names in splits.items():
+        found = [f"split {split}: {line}" for line in missing_files("pictures", names, pictures, folder / PICTURES)]
+        if split != "test" or any(name in labels for name in names):  # VOC 2012 keeps its test labels
+            found += [f"split {split}: {line}" for line in missing_files("labels", names, labels, folder / LABELS)]
+        problems += found
+    problems += _check_overlap(folder, splits)
+    used = dict.fromkeys(name for names in splits.values() for name in names)
+    problems += _check_sizes((pictures[n], labels[n]) for n in used if n in pictures and n in labels)
+    if problems:
+        raise UserError(*problems)
+    return splits
+
+
+def _check_overlap(folder: Path, splits: dict[str, list[str]]) -> list[str]:
+    train, val = set(splits.get("train", ())), set(splits.get("val", ()))
+    problems = []
+    if train & val:
+        both = sorted(train & val)
+        problems.append(f"{folder / SPLITS}: {len(both)} samples are in train and in val: {some(both)}")
+    if {"train", "val", "trainval"} <= splits.keys() and set(splits["trainval"]) != train | val:
+        odd = sorted(set(splits["trainval"]) ^ (train | val))
+        problems.append(f"{folder / SPLITS}: trainval is not train and val together: {some(odd)}")
+    return problems
+
+
+def _check_sizes(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
+    problems = []
+    for pair in pairs:
+        sizes = []
+        for path in pair:
+            try:
+                with Image.open(path) as image:
+                    sizes.append(f"{image.width}×{image.height}")
+            except BROKEN_IMAGE as error:
+                problems.append(f"{path}: not a readable picture ({error})")
+        if len(set(sizes)) == 2:
+            problems.append(f"{pair[1]}: {sizes[1]} pixels, but its picture has {sizes[0]}")
+    return problems[:_SHOWN] + ([f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])

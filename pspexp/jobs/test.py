@@ -1,0 +1,47 @@
+"""``mode=test``."""
+
+import logging
+from pathlib import Path
+
+from pspexp.config.build import build_components
+from pspexp.engine import checkpoint
+from pspexp.engine.device import Device
+from pspexp.engine.distributed import World
+from pspexp.errors import Interrupted
+from pspexp.jobs.evaluate import build_evaluator, describe, evaluate
+from pspexp.jobs.records import Request, recorded, start_tracker
+from pspexp.launchers.base import StopSignal
+from pspexp.models.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+
+def test(job: Request, device: Device, world: World, stop_signal: StopSignal) -> float | None:
+    """``mode=test``: evaluate a checkpoint on the test split; returns the mean IoU."""
+    config = job.config
+    saved = world.broadcast_from_main(lambda: checkpoint.read(Path(config.checkpoint.path), foreign=True))
+    ours = checkpoint.is_ours(saved)
+    parts = build_components(config, device, world)
+    split = parts.source.open("test")
+    load_weights(parts.model, saved)
+    evaluator = build_evaluator(parts)
+    log.info("%s", describe(config, parts, len(split), job.folder))
+    tracker = start_tracker(job, parts, {"test": split}, resume=False)
+    found: dict[str, float] = {}
+
+    def stop_if_asked() -> None:
+        if number := world.all_reduce_max_async(stop_signal() or 0):
+            raise Interrupted(number, "stopped during the test")
+
+    with recorded(tracker, lambda: {"last": found}):
+        evaluation = evaluate(parts.model, split, "test", evaluator, config, parts.source, tracker, stop_if_asked)
+        found |= evaluation.scalars("test")
+        tracker.report(
+            "test",
+            evaluation.report,
+            step=saved["step"] if ours else 1,
+            epoch=saved["epoch"] if ours else 1,
+            extra={"test/loss": evaluation.loss},
+        )
+        log.info("%s\n%s", config.checkpoint.path, evaluation.report.table())
+    return evaluation.report.mean_iou

@@ -1,0 +1,372 @@
+"""The command line's words: what composes, and what is said of what does not."""
+
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+import pspexp
+from pspexp.config import compose as composition
+from pspexp.config import overrides
+from pspexp.config.schema import target_problems
+from pspexp.errors import UserError
+
+CONF = Path(composition.conf_dir())
+OPTIONS = sorted(
+    (file.parent.name, file.stem)
+    for file in CONF.glob("*/*.yaml")
+    if file.parent.name not in ("experiment", "sweep", "hydra")
+)
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+SWEEPS = sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    """An override that gives every data set a folder to be in."""
+    return f"dataset.root={tmp_path}"
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        pspexp.compose(overrides)
+    return list(caught.value.problems)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_binds_to_its_target(group: str, option: str, root: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    roots = [] if option == "shapes" else [root]
+    config = pspexp.compose([f"{group}={option}", *roots])
+
+    assert config.choices[group] == option
+    assert list(target_problems(group, OmegaConf.to_container(config[group]))) == []  # type: ignore[arg-type]
+    assert config[group]["_target_"].startswith("pspexp.")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment: str, root: str) -> None:
+    roots = [] if experiment == "quickstart" else [root]
+    assert pspexp.compose([f"experiment={experiment}", *roots]).choices.experiment == experiment
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_sweep_composes_and_varies_what_exists(sweep: str, root: str) -> None:
+    if sweep == "optuna":
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
+    whole = composition.compose_checked([root, f"+sweep={sweep}"])
+    assert whole.hydra.mode == RunMode.MULTIRUN
+    assert "optimizer.lr" in whole.hydra.sweeper.params
+
+
+def test_a_search_can_go_on_and_survives_failures(root: str) -> None:
+    """It asks for the same trials again, given the same results: with a seed, and with no memory of its own."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
+    words = ("seed=7", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.25,0.5)")
+    sweeper = composition.compose_checked([root, "+sweep=optuna", *words]).hydra.sweeper
+    assert (sweeper.sampler.seed, sweeper.storage, sweeper.max_failure_rate) == (7, None, 1.0)
+    assert (sweeper.direction, sweeper.n_trials, sweeper.n_jobs) == ("maximize", 3, 1)
+    assert pspexp.compose([root, "+sweep=optuna", *words]).optimizer.lr == 0.25
+
+
+def test_a_sweep_composes_as_its_first_job(root: str) -> None:
+    def found(*words: str) -> tuple[float, int]:
+        config = pspexp.compose([root, "+sweep=lr_batch", *words])
+        return config.optimizer.lr, config.loader.batch_size
+
+    assert found() == (1e-4, 4)
+    assert found("optimizer.lr=0.5") == (0.5, 4)  # Hydra's sweeper takes the typed word
+    assert found("optimizer.lr=0.5,1e-3", "seed=1,2") == (0.5, 4)
+    assert found("hydra.mode=RUN") == (5e-5, 4)
+
+
+def test_a_sweep_of_the_users(root: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {optimizer: 'sgd,adam', %s: '1,2'}}}\n"
+    (tmp_path / "sweep" / "good.yaml").write_text(text % "optimizer.momentum")
+    (tmp_path / "sweep" / "bad.yaml").write_text(text % "optimizer.momentun")
+    words = [root, f"hydra.searchpath=[file://{tmp_path}]"]
+    config = pspexp.compose([*words, "+sweep=good"])
+    assert (config.choices.optimizer, config.optimizer.momentum) == ("sgd", 1)
+    assert problems(*words, "+sweep=bad") == ["optimizer.momentun: unknown key; did you mean 'optimizer.momentum'?"]
+
+
+@pytest.mark.parametrize(("option", "brought_by"), overrides.ENGINES.items())
+def test_an_engine_that_is_not_there_is_named_with_what_brings_it(
+    option: str, brought_by: tuple[str, str], root: str
+) -> None:
+    group, _, name = option.rpartition("/")
+    package, extra = brought_by
+    if package in {one.name for one in distributions()}:
+        assert pspexp.compose([root, f"{group}={name}"]).seed == 1122
+    else:
+        (found,) = problems(root, f"{group}={name}", f"{group.replace('/', '.')}.n_jobs=2")
+        assert found == f"{group}={name}: {package} is not installed; pip install 'pspexp[{extra}]'"
+
+
+def test_an_overlay_of_an_engine_that_is_not_there(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(overrides.ENGINES, "hydra/sweeper/nosuch", ("hydra-nosuch-sweeper", "nosuch"))
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text("# @package _global_\ndefaults: [override /hydra/sweeper: nosuch]\n")
+    (found,) = problems(root, f"hydra.searchpath=[file://{tmp_path}]", "+sweep=mine")
+    assert found == "hydra/sweeper=nosuch: hydra-nosuch-sweeper is not installed; pip install 'pspexp[nosuch]'"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("++optimizer.lr=1", "++optimizer.lr=1: this sweep varies the key; write optimizer.lr=<value>"),
+        (
+            "model.dropout=interval(0,1)",
+            "model.dropout=interval(0,1): only a search takes an interval; add +sweep=optuna, or give values",
+        ),
+        (
+            "hydra.sweeper.params.optimizer.lr='1,2'",
+            "hydra.sweeper.params.optimizer.lr: cannot be set so; write optimizer",
+        ),
+        ("optimizer.lrr=1,2", "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?"),
+    ],
+)
+def test_what_a_sweep_cannot_take_is_named(word: str, said: str, root: str) -> None:
+    (found,) = problems(root, "+sweep=lr_batch", word)
+    assert found.startswith(said)
+
+
+def test_groups_vary_by_glob(root: str) -> None:
+    whole = composition.compose_checked([root, "model=glob(pspnet*,exclude=*50*)"], sweep=True)
+    assert whole.hydra.runtime.choices["model"] == "pspnet101"
+    for word, said in (
+        ("model=glob(x*)", "model=glob(x*): finds no option; model is one of deeplabv3_resnet50, "),
+        ("seed=glob(*)", "seed=glob(*): glob chooses among the options of a group; give values"),
+    ):
+        with pytest.raises(UserError) as refused:
+            composition.compose_checked([root, word], sweep=True)
+        assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("seed=1,2", "loader.batch_size=two"), ["loader.batch_size=two: input should be a valid integer"]),
+        (("seed=1,2", "+model.foo=1"), ["model.foo: unknown key"]),
+        (("seed=1,two", "crop_size=34"), ["crop_size=34"]),
+        (("seed=two,1", "crop_size=33"), []),  # of the first job alone
+        (("model=pspnet50,fcn_resnet50", "model.pyramid_channels=x"), []),  # what varies decides
+        (("experiment=camvid_cpu,voc2007_single", "loader.batch_size=two"), []),
+        (("seed=1,2", "checkpoint.resume=nowhere"), []),  # it may be where the jobs run
+    ],
+)
+def test_what_is_wrong_with_every_job_of_a_sweep_is_told_before_it_begins(
+    words: tuple[str, ...], told: list[str], root: str
+) -> None:
+    if not told:
+        composition.compose_checked([root, *words], sweep=True)
+        return
+    with pytest.raises(UserError) as refused:
+        composition.compose_checked([root, *words], sweep=True)
+    assert [one.startswith(said) for one, said in zip(refused.value.problems, told, strict=True)] == [True]
+
+
+def test_every_promised_option_exists() -> None:
+    promised = {
+        "model": "pspnet50 pspnet18 pspnet101 pspnet50_mmseg fcn_resnet50 deeplabv3_resnet50",
+        "dataset": "voc2007 voc2007_21 voc2012 camvid shapes voc_folder",
+        "augment": "scale_crop_flip semseg none",
+        "loss": "cross_entropy focal ohem",
+        "optimizer": "adam adamw sgd",
+        "scheduler": "cosine poly step constant",
+        "device": "auto cpu cuda mps",
+        "precision": "auto fp32 bf16",
+        "launcher": "single",
+        "inference": "center_crop whole",
+        "tracking": "mlflow none",
+    }
+    assert {(group, option) for group, options in promised.items() for option in options.split()} <= set(OPTIONS)
+    assert {"quickstart", "voc2007_single", "camvid_cpu"} <= set(EXPERIMENTS)
+
+
+def test_no_yaml_key_is_written_twice() -> None:
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: Strict, node: yaml.MappingNode) -> dict[object, object]:
+        keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        assert len(keys) == len(set(keys)), f"{node.start_mark}"
+        return dict(loader.construct_pairs(node))
+
+    Strict.add_constructor("tag:yaml.org,2002:map", mapping)
+    for file in CONF.rglob("*.yaml"):
+        yaml.load(file.read_text(), Strict)
+
+
+def test_the_reference_defaults(root: str) -> None:
+    config = pspexp.compose([root])
+    assert (config.crop_size, config.seed, config.loader.batch_size, config.loader.eval_batch_size) == (513, 1122, 4, 1)
+    assert (config.trainer.epochs, config.trainer.validate_every, config.trainer.log_every) == (50, 5, 5)
+    assert (config.optimizer.lr, config.model.output_stride, config.model.dropout) == (5e-5, 8, 0.1)
+    assert (config.loss.main_weight, config.loss.aux_weight) == (0.6, 0.4)
+    assert config.model.num_classes == config.dataset.num_classes == 20
+
+
+def test_yaml_floats_are_numbers(root: str) -> None:
+    assert pspexp.compose([root, "optimizer.lr=1e-4"]).optimizer.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?"),
+        ("optimiser=adam", "optimiser: unknown key; did you mean 'optimizer'?"),
+        ("+trainer.epoch=3", "trainer.epoch: unknown key; did you mean 'epochs'?"),
+        ("++model.dropuot=0.2", "model.dropuot: unknown key; did you mean 'dropout'?"),
+        ("+foo=3", "foo: unknown key"),
+        ("hydra.run.dri=x", "hydra.run.dri: unknown key; did you mean 'hydra.run.dir'?"),
+        ("optimizer=adm", "optimizer=adm: no such option; optimizer is one of adam, adamw, sgd; did you mean 'adam'?"),
+        ("optimizer=5", "optimizer=5: no such option; optimizer is one of adam, adamw, sgd"),
+        ("optimizer.lr=abc", "optimizer.lr=abc: input should be a valid number"),
+        ("optimizer.betas=[0.9,x]", "optimizer.betas.1=x: input should be a valid number"),
+        ("trainer.epochs=1.5", "trainer.epochs=1.5: input should be a valid integer"),
+        ("trainer.epochs=0", "trainer.epochs=0: input should be greater than 0"),
+        ("trainer.grad_clip=high", "trainer.grad_clip=high: input should be a valid number"),
+        ("trainer.ema=1.0", "trainer.ema=1.0: input should be less than 1"),
+        ("mode=tset", "mode=tset: input should be 'train', 'test', 'check' or 'compare'"),
+        ("loader=4", "loader=4: input should be"),
+        ("model.head=concta", "model.head=concta: input should be 'concat'"),
+        ("trainer.compile=fast", "trainer.compile=fast: input should be False, True, 'default', 'reduce-overhead'"),
+        ("loader.cache_mib=-1", "loader.cache_mib=-1: input should be greater than or equal to 0"),
+        ("sweep=lr_batch", "sweep=lr_batch: write +sweep=lr_batch"),
+        ("+sweep=lr_bach", "sweep=lr_bach: no such option; sweep is one of lr_batch, optuna; did you mean 'lr_batch'?"),
+        ("seed=1,2", "seed=1,2: several values need a sweep; add -m"),
+        ("seed", "seed: cannot be read as key=value; write seed=<value>"),
+        ("crop_size=470", "crop_size=470: (crop_size - 1) must be divisible by 8 (model.output_stride); try 473"),
+        ("loader.batch_size=1", "loader.batch_size=1: training needs at least 2"),
+        ("dataset.class_names=[cat,dog]", "dataset.num_classes=20: but dataset.class_names has 2 names"),
+        ("loss.class_weights=[1,2]", "loss.class_weights: 2 values for 20 classes"),
+        ("mode=test", "checkpoint.path=null: mode=test needs a checkpoint"),
+        ("model.weights=no/such.pt", "model.weights=no/such.pt: no such file or folder"),
+        ("checkpoint.resume=no/such.pt", "checkpoint.resume=no/such.pt: no such file or folder"),
+        ("~mode", "mode: missing; give it a value"),
+        ("dataset=null", "dataset=None: no such option"),
+        ("model.output_stride=0", "model.output_stride=0: input should be 8, 16 or 32"),
+        ("optimizer._partial_=false", "optimizer._partial_=False: must be true"),
+        ("dataset.root=5", "dataset.root=5: input should be a valid string"),
+        ("~optimizer.lr", "optimizer.lr: missing; give it a value"),
+        ("model._target_=pspexp.models.psp.pspnet", "model._target_=pspexp.models.psp.pspnet: cannot be imported"),
+    ],
+)
+def test_one_problem_is_named_with_key_value_and_fix(override: str, said: str, root: str) -> None:
+    found = problems(root, override)
+    assert len(found) == 1, found
+    assert found[0].startswith(said), found[0]
+
+
+@pytest.mark.parametrize(
+    "word", ["compare.filter=params.optimizer.lr = '0.001'", "hydra.sweep.dir=outputs/my sweeps/bad ünï"]
+)
+def test_what_hydra_cannot_read_tells_how_to_quote(word: str, root: str) -> None:
+    (found,) = problems(root, word)
+    assert found.startswith(f"{word}: cannot be read as key=value; spaces, quotes and other signs need quotes")
+    assert """'key="some value"'""" in found
+    assert "\n" not in found
+
+
+def test_all_problems_are_shown_at_once(tmp_path: Path) -> None:
+    found = "\n".join(
+        problems(
+            f"dataset.root={tmp_path}/nowhere",
+            "optimizer=adm",
+            "optimizer.lrr=3",
+            "model.dropout=abc",
+            "crop_size=470",
+            "loader.batch_size=1",
+            "hydra.rnu.dir=x",
+        )
+    )
+    named = (
+        "optimizer=adm",
+        "optimizer.lrr",
+        "model.dropout",
+        "crop_size",
+        "batch_size",
+        "hydra.rnu.dir",
+        "dataset.root",
+    )
+    assert [key for key in named if key not in found] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("augment/mine.yaml", "defaults: [scale_crop_flip]\nscale_mim: 0.7\n", "augment.scale_mim: unknown key"),
+        ("experiment/mine.yaml", "# @package _global_\ntrainer:\n  epoch: 3\n", "trainer.epoch"),
+        ("experiment/mine.yaml", "# @package _global_\nnew_key: 3\n", "new_key"),
+        ("optimizer/mine.yaml", "lr: [1\n", "mine.yaml"),
+    ],
+)
+def test_a_mistake_in_a_yaml_file_is_named(
+    file: str, text: str, said: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / file).write_text(text)
+    monkeypatch.setattr(composition, "conf_dir", lambda: str(tmp_path / "conf"))
+    group = file.partition("/")[0]
+
+    assert said in "\n".join(problems(root, f"{group}=mine"))
+
+
+def test_cuda_graphs_do_not_go_with_accumulation(root: str) -> None:
+    found = problems(root, "trainer.compile=reduce-overhead", "trainer.accumulate=2")
+    assert len(found) == 1
+    assert found[0].startswith("trainer.compile=reduce-overhead: CUDA graphs overwrite gradients")
+
+
+def test_a_key_that_is_null_can_be_set(root: str) -> None:
+    assert pspexp.compose([root, "run_name=first"]).run_name == "first"
+
+
+def test_home_folders_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pspexp.compose(["dataset.root='~'"]).dataset.root == str(tmp_path)
+
+
+def test_a_data_folder_is_remembered_by_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert pspexp.compose(["dataset.root=data"]).dataset.root == str(tmp_path / "data")
+
+
+def test_a_wrong_checkpoint_brings_no_other_problems() -> None:
+    assert problems("mode=test", "checkpoint.path=no/such.pt") == [
+        f"no/such.pt: no checkpoint there (looked for {Path('no/such.pt').absolute()})"
+    ]
+    assert problems("mode=test", "checkpoint.path=5", "dataset=shapes")[0].startswith("checkpoint.path=5")
+
+
+def test_class_names_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
+    config = pspexp.compose(["dataset=voc_folder", f"dataset.root={tmp_path}"])
+    assert list(config.dataset.class_names) == ["cat", "dog", "bird"]
+    assert config.model.num_classes == 3
+
+    given = pspexp.compose(["dataset=voc_folder", f"dataset.root={tmp_path}", "dataset.class_names=[a,b]"])
+    assert given.model.num_classes == 2
+
+
+def test_the_configuration_is_closed(root: str) -> None:
+    config = pspexp.compose([root])
+    with pytest.raises(AttributeError):
+        _ = config.trainer.epoch
+
+
+def test_options_in_a_folder_of_the_users(root: str, tmp_path: Path) -> None:
+    (tmp_path / "own" / "optimizer").mkdir(parents=True)
+    (tmp_path / "own" / "optimizer" / "mine.yaml").write_text("defaults: [sgd]\nlr: 0.5\n")
+    word = f"hydra.searchpath=[file://{tmp_path / 'own'}]"
+    assert pspexp.compose([root, "optimizer=mine", word]).optimizer.lr == 0.5
+    config = composition.compose_checked([root, "optimizer=mine"], folders=[str(tmp_path / "own")])
+    assert config.optimizer.lr == 0.5

@@ -1,0 +1,223 @@
+"""What a rerun takes from the run it repeats, and what not."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+import pspexp
+from pspexp.config.compose import compose_checked, saved_choices
+from pspexp.errors import UserError
+from pspexp.jobs.records import Request, tell_differences
+from tests.conftest import TINY
+
+Saved = Callable[..., Path]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
+    """Records a configuration as a run does; ``change`` may then alter the record."""
+
+    def record(
+        *words: str, change: Callable[[dict[str, Any]], object] = lambda config: None, tiny: Sequence[str] = TINY
+    ) -> Path:
+        config: Any = OmegaConf.to_container(pspexp.compose([*tiny, *words]))
+        change(config)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        return tmp_path / "run"
+
+    return record
+
+
+def again(run: Path, *words: str) -> dict[str, Any]:
+    config: Any = OmegaConf.to_container(pspexp.compose([f"rerun={run}", *words]))
+    return dict(config)
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    return dict(config)
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        pspexp.compose(words)
+    return str(caught.value)
+
+
+def test_everything_that_decides_is_taken(saved: Saved) -> None:
+    words = ("optimizer=sgd", "optimizer.lr=1e-5", "loss=focal", "augment=semseg", "trainer.ema=0.5", "seed=3")
+    run = saved(*words, "crop_size=65", "dataset.mean=[0.1,0.2,0.3]")
+    assert again(run) == {**recorded(run), "rerun": str(run)}
+
+
+def test_where_records_go_is_not_taken(saved: Saved) -> None:
+    run = saved("output_root=elsewhere", "run_name=first", "tracking=mlflow", "tracking.tracking_uri=http://far")
+    config = again(run)
+    assert (config["output_root"], config["run_name"], config["checkpoint"]["resume"]) == ("outputs", None, None)
+    assert config["tracking"]["tracking_uri"] is None
+    assert config["tracking"]["output_root"] == "outputs"
+    assert again(run, "output_root=here")["tracking"]["output_root"] == "here"
+
+
+def test_secrets_do_not_come_back_masked(saved: Saved) -> None:
+    def mask(config: dict[str, Any]) -> None:
+        config["tracking"]["tracking_uri"] = "http://***@host"
+        config["tracking"]["experiment"] = "***"
+        config["dataset"]["class_names"][1] = "a//***@b"
+
+    run = saved("tracking=mlflow", change=mask)
+    config = again(run)
+    assert "***" not in str(config)
+    assert config["tracking"]["experiment"] == "pspexp"
+    assert config["dataset"]["class_names"][1] == "striped disc"
+
+
+def test_keys_that_are_typed_win(saved: Saved) -> None:
+    run = saved("optimizer=sgd", "optimizer.lr=0.5", "dataset.mean=[0.1,0.2,0.3]")
+    config = again(run, "optimizer.momentum=0.3", "++trainer.ema=0.7", "dataset.mean.1=0.9")
+    assert (config["optimizer"]["lr"], config["optimizer"]["momentum"]) == (0.5, 0.3)
+    assert config["trainer"]["ema"] == 0.7
+    assert config["dataset"]["mean"] == [0.1, 0.9, 0.3]
+
+
+def test_a_typed_option_replaces_its_group_whole(saved: Saved) -> None:
+    run = saved("optimizer=sgd", "optimizer.lr=0.5")
+    config = again(run, "optimizer=adamw", "optimizer.weight_decay=0.25")
+    fresh = OmegaConf.to_container(pspexp.compose([*TINY, "optimizer=adamw", "optimizer.weight_decay=0.25"]).optimizer)
+    assert config["optimizer"] == fresh
+    assert config["choices"]["optimizer"] == "adamw"
+
+
+def test_what_followed_a_key_goes_on_following_it(saved: Saved) -> None:
+    run = saved("inference=center_crop", "augment.crop_size=25")
+    config = again(run, "crop_size=65")
+    assert config["inference"]["crop_size"] == 65
+    assert config["augment"]["crop_size"] == 25  # had a value of its own
+
+
+def test_another_data_set_brings_its_classes(saved: Saved, voc: Path) -> None:
+    run = saved("model.dropout=0.3")
+    config = again(run, "dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]")
+    assert (config["model"]["num_classes"], config["model"]["dropout"]) == (3, 0.3)
+
+
+def test_new_keys_get_todays_default_and_old_ones_are_left_out(saved: Saved) -> None:
+    def age(config: dict[str, Any]) -> None:
+        del config["rerun"], config["trainer"]["compile"], config["optimizer"]["weight_decay"]
+        config["trainer"]["old"] = 1
+        config["optimizer"]["older"] = {"a": 2}
+        config["oldest"] = 3
+
+    run = saved(change=age)
+    now = OmegaConf.to_container(pspexp.compose(TINY))
+    assert again(run) == {**now, "rerun": str(run), "choices": again(run)["choices"]}  # type: ignore[dict-item]
+
+
+def test_an_option_of_the_users_own_folder(saved: Saved, tmp_path: Path) -> None:
+    folder = tmp_path / "own" / "optimizer"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("defaults: [sgd]\nlr: 0.5\n")
+    path = f"hydra.searchpath=[file://{tmp_path / 'own'}]"
+    run = saved("optimizer=mine", path)
+    assert again(run)["optimizer"] == recorded(run)["optimizer"]
+    assert again(run)["choices"]["optimizer"] == "mine"
+    assert again(run, path, "optimizer.momentum=0.1")["optimizer"]["momentum"] == 0.1
+
+
+def test_what_cannot_be_done_again_is_refused(saved: Saved, tmp_path: Path) -> None:
+    run = saved()
+    assert refusal(f"rerun={run}/nowhere").startswith(f"{run}/nowhere: no config.yaml there (looked for ")
+    assert "experiment=quickstart: rerun=" in refusal(f"rerun={run}", "experiment=quickstart")
+    assert "is a run of mode=train; set mode=train" in refusal(f"rerun={run}", "mode=test")
+    assert refusal("rerun=5").startswith("rerun=5: input should be a valid string")
+    assert "runs:/0: there are no MLflow records" in refusal("rerun=runs:/0", f"output_root={tmp_path}/empty")
+    (run / "config.yaml").write_text("a: [")
+    assert "config.yaml cannot be read" in refusal(f"rerun={run}")
+    (run / "config.yaml").write_text("a: 3")
+    assert "config.yaml is not the record of a run" in refusal(f"rerun={run}")
+
+
+def test_data_that_is_gone_is_named(saved: Saved, voc: Path) -> None:
+    words = ("dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]")
+    run = saved("dataset.num_train=5")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    fresh: Any = OmegaConf.to_container(pspexp.compose([*words, "inference=whole"]))
+    config |= {"dataset": fresh["dataset"], "model": fresh["model"]}
+    config["choices"] |= {"dataset": "voc_folder", "model": fresh["choices"]["model"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert again(run)["dataset"] == fresh["dataset"]
+    voc.rename(voc.with_name("moved"))
+    assert f"dataset.root={voc}: no such file or folder" in refusal(f"rerun={run}")
+    assert again(run, f"dataset.root={voc.with_name('moved')}")["dataset"]["class_names"] == ["a", "b", "c"]
+
+
+def test_a_moved_data_set_brings_the_classes_its_folder_names(saved: Saved, voc: Path) -> None:
+    (voc / "classes.txt").write_text("a\nb\nc\n")
+    run = saved("dataset=voc_folder", f"dataset.root={voc}", tiny=("model=pspnet18", "inference=whole"))
+    assert again(run)["dataset"]["class_names"] == ["a", "b", "c"]
+    other = shutil.copytree(voc, voc.with_name("other"))
+    (other / "classes.txt").write_text("w\nx\ny\nz\n")
+    config = again(run, f"dataset.root={other}")
+    assert config["dataset"]["class_names"] == ["w", "x", "y", "z"]
+    assert (config["dataset"]["num_classes"], config["model"]["num_classes"]) == (4, 4)
+    assert "dataset.root=5: " in refusal(f"rerun={run}", "dataset.root=5")
+    typed = again(run, f"dataset.root={other}", "dataset.class_names=[a,b]", "dataset.num_classes=2")
+    assert typed["dataset"]["class_names"] == ["a", "b"]
+
+
+def test_a_rerun_from_another_folder_finds_the_files(
+    saved: Saved, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").touch()
+    words = ("model.weights=w.pt", "model.backbone_weights=timm", "checkpoint.resume=auto", "output_root=here")
+    run = saved(*words)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = again(Path("..") / "run")
+    assert (config["model"]["weights"], Path(config["rerun"]).resolve()) == (str(tmp_path / "w.pt"), run.resolve())
+    assert config["model"]["backbone_weights"] == "timm"
+    then = recorded(run)
+    assert (then["checkpoint"]["resume"], then["output_root"]) == ("auto", "here")
+
+
+def test_a_run_that_is_out_of_reach_by_now_is_a_warning(
+    saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = saved()
+    config = pspexp.compose([f"rerun={run}"])
+    run.rename(tmp_path / "gone")
+    tell_differences(Request(config, tmp_path / "new", []), {})
+    assert "rerun: what differs is not known: " in caplog.text
+
+
+def test_home_folders_are_understood(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved("optimizer=sgd")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = pspexp.compose(["rerun='~/run'", "optimizer.momentum=0.1"])
+    assert (config.rerun, config.optimizer.momentum) == (str(run), 0.1)
+
+
+@pytest.mark.parametrize("overlay", ["lr_batch", "optuna"])
+def test_a_job_of_a_sweep_is_done_again_alone(saved: Saved, overlay: str) -> None:
+    if overlay == "optuna":
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    run = saved(f"+sweep={overlay}", "optimizer.weight_decay=0.5")
+    then = recorded(run)
+    assert then["choices"]["sweep"] == overlay
+    choices = {group: option for group, option in then["choices"].items() if group != "sweep"}
+    assert again(run) == {**then, "rerun": str(run), "choices": choices}
+    words = [f"rerun={run}"]
+    assert str(compose_checked([*words, *saved_choices(words)]).hydra.mode) != "RunMode.MULTIRUN"
+
+
+def test_a_quoted_folder(tmp_path: Path, saved: Saved) -> None:
+    run = saved("optimizer=sgd").rename(tmp_path / "it's")
+    folder = str(run).replace("'", "\\'")
+    assert pspexp.compose([f"rerun='{folder}'", "optimizer.momentum=0.1"]).optimizer.momentum == 0.1

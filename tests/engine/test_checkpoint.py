@@ -1,0 +1,130 @@
+"""Atomic writing and verified reading."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pspexp.config.resume import resume_conflicts
+from pspexp.engine import checkpoint
+from pspexp.errors import UserError
+from pspexp.tracking import runs
+from pspexp.utils.trees import flatten
+
+
+def test_what_is_written_is_read_safely(tmp_path: Path) -> None:
+    folder = checkpoint.CheckpointFolder(tmp_path / "checkpoints", {"seed": 1})
+    folder.save_last({"step": 3, "model": {"w": torch.ones(2)}, "ema": None}, {"position": {"best": {}}})
+    folder.save_best({"step": 3, "model": {"w": torch.ones(2)}, "ema": None})
+
+    last = checkpoint.read(folder.folder / "last.pt", training=True)
+    assert (last["format"], last["config"], last["step"]) == ("pspexp/1", {"seed": 1}, 3)
+    assert "training" not in checkpoint.read(folder.folder / "best.pt")
+    torch.load(folder.folder / "last.pt", weights_only=True)
+    assert sorted(file.name for file in folder.folder.iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "last.pt"
+    checkpoint.write_atomically({"step": 1}, file)
+
+    def half(content: object, stream: object) -> None:
+        stream.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.write_atomically({"step": 2}, file)
+    assert torch.load(file, weights_only=True) == {"step": 1}
+    assert [one.name for one in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "training", "said"),
+    [
+        ({"state_dict": {}}, False, "not a checkpoint of this project"),
+        ({"format": "pspexp/1", "model": {}}, True, "holds weights only; resume from the run's last.pt"),
+    ],
+)
+def test_other_files_are_refused(content: dict[str, object], training: bool, said: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=said):
+        checkpoint.read(tmp_path / "x.pt", training=training)
+
+
+def test_a_cut_off_file_is_named(tmp_path: Path) -> None:
+    torch.save({"format": "pspexp/1", "model": {"w": torch.ones(1000)}}, tmp_path / "x.pt")
+    whole = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"x\.pt"):
+        checkpoint.read(tmp_path / "x.pt")
+
+
+def test_a_path_means_a_file_or_a_run_folder(tmp_path: Path) -> None:
+    best = tmp_path / "run" / "checkpoints" / "best.pt"
+    best.parent.mkdir(parents=True)
+    torch.save({}, best)
+    assert runs.find_checkpoint(str(best), "best.pt") == best
+    assert runs.find_checkpoint(str(tmp_path / "run"), "best.pt") == best
+    assert runs.run_folder(best) is None
+    (tmp_path / "run" / "config.yaml").touch()
+    assert runs.run_folder(best) == tmp_path / "run"
+    with pytest.raises(UserError, match="no checkpoint there"):
+        runs.find_checkpoint(str(tmp_path / "run"), "last.pt")
+
+
+def test_the_newest_unfinished_run_that_nobody_holds(tmp_path: Path) -> None:
+    for number, (name, status) in enumerate([("a", "KILLED"), ("b", "RUNNING"), ("c", "FINISHED"), ("d", "FAILED")]):
+        file = tmp_path / name / "checkpoints" / "last.pt"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (number, number))
+        (tmp_path / name / "summary.json").write_text(json.dumps({"status": status}))
+
+    def found(*others: str) -> Path | None:
+        return runs.newest_unfinished(tmp_path, lambda file: file.parent.parent.name not in others)
+
+    assert found() == tmp_path / "d"
+    assert found("d") == tmp_path / "b"
+    with runs.run_dir_lock(tmp_path / "b"):
+        assert found("d") == tmp_path / "a"
+        with pytest.raises(UserError, match="another process is writing there"), runs.run_dir_lock(tmp_path / "b"):
+            pass
+    assert found("d", "b", "a") is None
+
+
+def test_tensors_go_to_the_cpu_wherever_they_are() -> None:
+    moved = checkpoint.on_cpu({"a": [torch.ones(1, requires_grad=True)], "b": (1, "x")})
+    assert moved["a"][0].device.type == "cpu"
+    assert not moved["a"][0].requires_grad
+    assert moved["b"] == (1, "x")
+
+
+def test_nested_keys_become_dotted_ones() -> None:
+    flat = flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2], "f": {}})
+    assert flat == {"a.b": 1, "a.c.d": None, "e": [1, 2], "f": {}}
+
+
+def test_what_keeps_a_run_from_going_on() -> None:
+    free = {"allow_world_size_change": False}
+    then = {
+        "checkpoint": free,
+        "seed": 1,
+        "optimizer": {"lr": 0.1},
+        "dataset": {"root": "/a"},
+        "loader": {"num_workers": 2, "batch_size": 4},
+    }
+    saved = {"config": then}
+    now = {
+        "checkpoint": free,
+        "seed": 1,
+        "optimizer": {"lr": 0.2},
+        "dataset": {"root": "/b"},
+        "loader": {"num_workers": 0, "batch_size": 8},
+    }
+    (batch, rate) = resume_conflicts(saved, now, 1)
+    assert batch.startswith("loader.batch_size=8: the saved run has 4")
+    assert rate.startswith("optimizer.lr=0.2: the saved run has 0.1")
+    assert resume_conflicts(saved, then, 1) == []

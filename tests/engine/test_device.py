@@ -1,0 +1,118 @@
+"""Devices are what they can do, not what they are called."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pspexp.engine.device import Device, why_unusable
+from pspexp.engine.precision import Precision, why_not
+from pspexp.errors import UserError
+
+
+def test_auto_is_usable_and_the_cpu_always_is() -> None:
+    assert why_unusable("cpu") is None
+    assert why_unusable(Device("auto").type) is None
+    assert Device("cpu").move(torch.ones(1)).device.type == "cpu"
+    assert "threads" in Device("cpu").describe()
+
+
+def test_a_missing_device_is_refused_with_torchs_reason() -> None:
+    missing = next(kind for kind in ("cuda", "mps", "xpu") if why_unusable(kind))
+    with pytest.raises(UserError, match=f"device={missing}: not usable here .*; try device=auto or device=cpu"):
+        Device(missing)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("auto", torch.float32),
+        ("fp32", torch.float32),
+        ("tf32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("fp16", torch.float16),
+    ],
+)
+def test_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
+    device = Device("cpu")
+    assert why_not("bf16", device) is None
+    with Precision(name).autocast(device):  # type: ignore[arg-type]
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.fixture
+def products() -> Iterator[None]:
+    """Puts back how torch multiplies."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.usefixtures("products")
+def test_only_tf32_rounds_products_of_float32() -> None:
+    for name, rounds in (("tf32", True), ("fp32", False), ("bf16", False)):
+        Precision(name).apply()  # type: ignore[arg-type]
+        assert torch.backends.cudnn.allow_tf32 is rounds
+        assert torch.get_float32_matmul_precision() == ("high" if rounds else "highest")
+
+
+@pytest.mark.cuda
+def test_copies_beside_queued_work_arrive_before_they_are_used() -> None:
+    device = Device("cuda")
+    busy = torch.randn(4096, 4096, device="cuda")
+    for number in range(20):
+        for _ in range(5):
+            busy = busy @ busy / 4096
+        moved = device.move(torch.full((1 << 22,), number).pin_memory())
+        assert int((moved != number).sum()) == 0
+    device.record_event()()
+
+
+def test_a_plugin_that_is_not_installed_is_named() -> None:
+    with pytest.raises(
+        UserError, match=r"device=npu: its plugin torch_nowhere is not installed; install it as its vend"
+    ):
+        Device("npu", plugin="torch_nowhere")
+
+
+def test_a_class_that_does_not_exist_is_named_by_its_key() -> None:
+    with pytest.raises(UserError, match=r"device.grad_scaler=torch.amp.Scaler: cannot be imported \(.*Scaler"):
+        Device("cpu", grad_scaler="torch.amp.Scaler")
+
+
+def test_the_host_has_no_cards_to_choose_from() -> None:
+    with pytest.raises(UserError, match=r"device\.index=1: device=cpu has no cards"):
+        Device("cpu", index=1)
+
+
+def test_a_precision_that_does_nothing_is_refused() -> None:
+    class Idle:
+        def __init__(self, dtype: torch.dtype) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    device = Device("cpu")
+    device._autocast = Idle
+    with pytest.raises(UserError, match=r"precision=bf16: not on cpu .* \(autocast does nothing there\)"):
+        Precision("bf16").resolve(device)
+
+
+def test_a_scaler_that_turned_itself_off_is_refused() -> None:
+    device = Device("cpu")
+    device._grad_scaler = lambda: torch.amp.GradScaler("cpu", enabled=False)
+    with pytest.raises(UserError, match=r"precision=fp16: .* \(the gradient scaler turns itself off there\)"):
+        Precision("fp16").resolve(device)
+
+
+def test_process_groups_use_the_devices_backend_and_gloo_for_the_host() -> None:
+    assert Device("cpu").backends() == "cpu:gloo"
+    device = Device("cpu", dist_backend="ncll")
+    device.type = "cuda"  # as if there were one
+    with pytest.raises(UserError, match=r"device\.dist_backend=ncll: not in this torch; known are .*gloo"):
+        device.backends()

@@ -1,0 +1,169 @@
+"""``device=sdaa`` on a real out-of-tree backend, the stand-in: what its users type, with the CPU's results."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.engine.test_trainer import assert_same
+
+from tests.conftest import TINY, Cli, last, losses
+
+STAND_IN = Path(__file__).parents[1] / "stand_in"
+CHECKOUT = STAND_IN.parents[1]
+ONE_EPOCH = (*TINY, "trainer.epochs=1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plug_in() -> Iterator[None]:
+    sys.path.insert(0, str(STAND_IN))
+    pytest.importorskip("torch_sdaa", exc_type=ImportError)
+    yield
+    torch.sdaa.set_device(0)  # type: ignore[attr-defined]
+    sys.path.remove(str(STAND_IN))
+
+
+def type_in(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command line of its own, which finds the stand-in."""
+    path = os.pathsep.join([*environment.pop("PYTHONPATH", "").split(os.pathsep), str(CHECKOUT), str(STAND_IN)])
+    return subprocess.run(
+        [sys.executable, "-m", "pspexp", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path.lstrip(os.pathsep), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_training_gives_the_cpus_bits(cli: Cli, tmp_path: Path) -> None:
+    for device in ("cpu", "sdaa"):
+        words = (*TINY, f"device={device}", "precision=fp32", "trainer.accumulate=2", "trainer.ema=0.9")
+        assert cli(*words, f"hydra.run.dir={device}") == 0
+    here, there = last(tmp_path / "cpu"), last(tmp_path / "sdaa")
+    assert all(weight.device.type == "cpu" for weight in there["model"].values())  # readable without the plugin
+    for part in ("model", "ema", "metrics"):
+        assert_same(here[part], there[part])
+    assert losses(tmp_path / "cpu") == losses(tmp_path / "sdaa")
+
+
+@pytest.mark.parametrize(("precision", "saved_as"), [("auto", "fp16"), ("bf16", "bf16")])
+def test_mixed_precision_is_near_the_cpus_float32(cli: Cli, tmp_path: Path, precision: str, saved_as: str) -> None:
+    assert cli(*ONE_EPOCH, "device=cpu", "precision=fp32", "hydra.run.dir=cpu") == 0
+    assert cli(*ONE_EPOCH, "device=sdaa", f"precision={precision}", "hydra.run.dir=sdaa") == 0
+    near, there = losses(tmp_path / "cpu"), losses(tmp_path / "sdaa")
+    assert there == pytest.approx(near, rel=0.01)
+    assert there != near
+    assert saved_as in (tmp_path / "sdaa" / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_fp16_goes_on_with_its_scaler_bit_by_bit(cli: Cli, tmp_path: Path) -> None:
+    words = (*TINY, "device=sdaa", "precision=fp16")
+    assert cli(*words, "hydra.run.dir=whole") == 0
+    assert cli(*words, "hydra.run.dir=part", "trainer.max_steps=1") == 0
+    assert cli(*words, "hydra.run.dir=part", "checkpoint.resume=auto") == 0
+    whole, part = last(tmp_path / "whole"), last(tmp_path / "part")
+    assert whole["training"]["scaler"]["scale"] == 65536.0
+    whole["training"].pop("position"), part["training"].pop("position")  # its best was validated at another step
+    for one in (whole, part):
+        one.pop("config")
+    assert_same(whole, part)
+
+
+def test_checkpoints_travel_between_the_card_and_the_cpu(cli: Cli, tmp_path: Path) -> None:
+    for device, other in (("sdaa", "cpu"), ("cpu", "sdaa")):
+        assert cli(*ONE_EPOCH, f"device={device}", "precision=fp32", f"hydra.run.dir={device}") == 0
+        words = ("mode=test", f"checkpoint.path={device}", "loader.num_workers=0", "tracking=none")
+        assert cli(*words, f"device={other}", f"hydra.run.dir=test_{device}") == 0
+        trained, tested = tmp_path / device / "tables", tmp_path / f"test_{device}" / "tables"
+        assert (trained / "val_iou.csv").read_text() == (tested / "test_iou.csv").read_text()
+
+
+def test_a_state_of_another_precision_is_refused(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(*TINY, "trainer.max_steps=1", "device=cpu", "hydra.run.dir=run") == 0
+    assert cli(*TINY, "device=sdaa", "hydra.run.dir=run", "checkpoint.resume=auto") == 2
+    assert "precision=auto: fp32 in the saved run, fp16 here; set precision=fp32" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "FINISHED"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_synchronised_norms(cli: Cli, tmp_path: Path) -> None:
+    shared = (*TINY, "dataset.num_train=8", "precision=fp32", "model.dropout=0", "device=sdaa")
+    assert cli(*shared, "loader.batch_size=4", "hydra.run.dir=one") == 0
+    done = type_in(tmp_path, *shared, "launcher=ddp", "launcher.nproc_per_node=2", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert "sync_batch_norm" not in done.stdout
+    test = ("mode=test", "checkpoint.path=two/checkpoints/last.pt", "loader.num_workers=0", "tracking=none")
+    assert cli(*test, "device=sdaa", "precision=fp32", "hydra.run.dir=test") == 0
+    assert (tmp_path / "two/tables/val_iou.csv").read_text() == (tmp_path / "test/tables/test_iou.csv").read_text()
+    tested = json.loads((tmp_path / "test" / "summary.json").read_text())["last"]["test/loss"]
+    assert losses(tmp_path / "two")[-1] == tested  # to the last digit: both folded the norms
+
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    one, two = last(tmp_path / "one")["model"], last(tmp_path / "two")["model"]
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_card_that_does_not_exist_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(*TINY, "device=sdaa", "device.index=5") == 2
+    assert "device.index=5: this machine has 2 sdaa cards; use 0 to 1" in capsys.readouterr().out
+
+
+def test_a_precision_its_maker_does_not_list_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(*TINY, "device=sdaa", "device.amp_dtypes=[bf16]", "precision=fp16") == 2
+    assert "precision=fp16: not on sdaa:0 (device.amp_dtypes=['bf16']); use precision=fp32" in capsys.readouterr().out
+
+
+def test_check_tells_what_the_card_is_and_does(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("mode=check", *TINY, "device=sdaa") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for fact in ("2 × sdaa:0", "precision=fp16: yes, with a gradient scaler", "precision=auto: fp16", "gloo", "tccl"):
+        assert fact in said
+
+
+def test_a_machine_without_cards_is_told_so(tmp_path: Path) -> None:
+    done = type_in(tmp_path, *TINY, "device=sdaa", SDAA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "device=sdaa: not usable here (" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("raise OSError('libsdaa.so: cannot open')", "fails to import (OSError: libsdaa.so: cannot open); repair it"),
+        ("import nowhere_to_be_found", "fails to import (ModuleNotFoundError: No module named 'nowhere_to_be_found')"),
+    ],
+)
+def test_a_plugin_that_fails_is_named_with_its_reason(tmp_path: Path, source: str, says: str) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch_sdaa.py").write_text(source)
+    done = type_in(tmp_path, *TINY, "device=sdaa", PYTHONPATH=str(tmp_path / "broken"))
+    assert done.returncode == 2
+    assert f"device=sdaa: its plugin torch_sdaa {says}" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_plugin_that_breaks_torch_itself_is_named(tmp_path: Path) -> None:
+    info = tmp_path / "site" / "torch_sdaa-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-sdaa\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[torch.backends]\ntorch_sdaa = broken_sdaa:_autoload\n")
+    (tmp_path / "site" / "broken_sdaa.py").write_text("raise OSError('the driver is missing')")
+    done = type_in(tmp_path, *TINY, "device=cpu", PYTHONPATH=str(tmp_path / "site"))
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 5):
+        assert done.returncode == 0  # such plugins are not loaded by themselves yet
+        return
+    assert done.returncode == 2
+    assert "torch_sdaa" in done.stderr
+    assert "the driver is missing" in done.stderr
+    assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.glob("outputs/*")) == []

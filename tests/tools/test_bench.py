@@ -1,0 +1,175 @@
+"""The benchmarks: every table is complete and adds up. What it says about speed is nobody's promise."""
+
+import importlib.util
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+TOOL = Path(__file__).parents[2] / "tools/bench.py"
+TINY = ("--network", "pspnet18", "--size", "33", "--repeats", "2", "--warmup", "1")
+QUICK = ("--sample-seconds", "0", "--matmul", "64", "--no-memory")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("bench", TOOL)
+    assert spec
+    assert spec.loader
+    module = sys.modules["bench"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["bench"]
+
+
+def measured(bench: ModuleType, folder: Path, *words: str) -> dict[str, Any]:
+    file = folder / "bench.json"
+    assert bench.main([words[0], *TINY, *QUICK, *words[1:], "--json", str(file)]) == 0
+    record: dict[str, Any] = json.loads(file.read_text())
+    assert set(record) == {"command", "date", "machine", "versions", "results"}
+    assert record["command"].startswith(f"python tools/bench.py {words[0]}")
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {"cpu", "cores", "threads"} <= set(record["machine"])
+    results: dict[str, Any] = record["results"]
+    return results
+
+
+def check(table: dict[str, Any], *failed: str) -> dict[str, Any]:
+    """Each row has times and what follows from them, but for those that ``failed``."""
+    rows: dict[str, Any] = table["rows"]
+    for name, row in rows.items():
+        assert bool(row["failure"]) == (name in failed), row
+        if row["failure"]:
+            assert row["times_s"] == []
+            continue
+        assert row["median_s"] == statistics.median(row["times_s"]) > 0
+        low, high = row["quartiles_s"]
+        assert low <= row["median_s"] <= high
+        if table["baseline"] and table["baseline"] not in failed:
+            assert row["ratio"] == pytest.approx(rows[table["baseline"]]["median_s"] / row["median_s"])
+    return rows
+
+
+def test_the_heads_are_compared_with_the_same_weights(bench: ModuleType, tmp_path: Path) -> None:
+    tables = measured(bench, tmp_path, "head")["head"]
+    assert list(tables) == [f"{mode}, batch 2" for mode in ("forward", "forward+backward", "eval")]
+    for table in tables.values():
+        rows = check(table)
+        assert table["baseline"] == "concat"
+        assert rows["factorised"]["flops"] < rows["concat"]["flops"]
+        (difference,) = [value for name, value in table["facts"].items() if "difference" in name]
+        assert difference < 1e-4
+
+
+def test_networks_are_compared_for_each_batch_size(bench: ModuleType, tmp_path: Path) -> None:
+    words = ("--models", "pspnet18,pspnet18_factorised", "--baseline", "pspnet18_factorised", "--batch", "2,3")
+    tables = measured(bench, tmp_path, "step", *words)["step"]
+    assert list(tables) == ["33×33, batch 2", "33×33, batch 3"]
+    for batch, table in zip((2, 3), tables.values(), strict=True):
+        assert table["baseline"] == "pspnet18_factorised"
+        rows = check(table)
+        assert rows["pspnet18"]["images_per_s"] == pytest.approx(batch / rows["pspnet18"]["median_s"])
+        assert rows["pspnet18"]["flops"] > rows["pspnet18_factorised"]["flops"]
+        assert rows["pspnet18"]["share_of_peak"] > 0
+
+
+def test_a_network_that_is_not_installed_is_a_cell(
+    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = measured(bench, tmp_path, "inference", "--models", "pspnet18,smp_pspnet_resnet50")["inference"]
+    missing = importlib.util.find_spec("segmentation_models_pytorch") is None
+    rows = check(table["33×33, batch 2"], *(["smp_pspnet_resnet50"] if missing else []))
+    printed = capsys.readouterr().out
+    assert "inference: 33×33, batch 2\n" in printed
+    if missing:
+        assert "segmentation-models-pytorch is not installed" in printed
+    else:
+        assert rows["smp_pspnet_resnet50"]["flops"] < rows["pspnet18"]["flops"]
+        assert "encoder depth 3" in printed
+        assert "images of 40×40" in printed
+
+
+def test_a_training_is_compared_with_a_bare_loop(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "SMALL", ("pspnet18", 33, 2))  # the same once more
+    table = measured(bench, tmp_path, "overhead", "--repeats", "1")["overhead"]["pspnet18, crop 33, batch 2"]
+    rows = check(table)
+    assert table["baseline"] == "bare loop"
+    assert [len(rows[name]["times_s"]) for name in ("bare loop", "pspexp")] == [5, 5]
+
+
+def test_the_bare_loop_does_as_many_steps_as_the_trainer(bench: ModuleType) -> None:
+    loop = iter([None] * 6)
+    pair = bench.Alongside(loop, "cpu", rounds=2, steps=3)
+    for asked in range(10):  # the trainer asks before each step, and during validation
+        assert pair() is None
+        assert len(pair.ours) == min(asked // 3, 2)
+    assert len(pair.bare) == 2
+    assert next(loop, "used up") == "used up"
+
+
+def test_the_loader_is_measured_by_number_of_workers(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "PHOTOGRAPHS", 8)
+    rows = check(measured(bench, tmp_path, "loader", "--workers", "0,1", "--repeats", "1")["loader"]["crop 33"])
+    assert {"decoding alone", "0 workers, first epoch", "1 workers, later"} <= set(rows)
+    assert all(row["images_per_s"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_a_process_of_its_own(bench: ModuleType) -> None:
+    kept = torch.ones(2**28)  # 1 GiB, which that process must not inherit
+    setting = bench.Setting(device="cpu", size=33, batch=2, network="pspnet18")
+    weights = sum(parameter.numel() for parameter in bench.pspnet("pspnet18").parameters()) / 2**18  # MiB
+    assert 1.5 * weights < bench.probed_memory("step", "pspnet18", setting) < kept.numel() / 2**18
+
+
+@pytest.mark.parametrize("runs", [0, 3])
+def test_what_does_not_fit_into_memory_is_a_cell(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runs: int
+) -> None:
+    def make(name: str, setting: Any) -> Any:
+        left = iter(range(runs if name == "fcn_resnet50" else 99))
+
+        def once() -> None:
+            if next(left, None) is None:
+                raise torch.cuda.OutOfMemoryError
+
+        return bench.Work(once, lambda: None)
+
+    monkeypatch.setitem(bench.WORKS, "step", make)
+    results = measured(bench, tmp_path, "step", "--models", "pspnet18,fcn_resnet50", "--baseline", "fcn_resnet50")
+    rows = check(results["step"]["33×33, batch 2"], "fcn_resnet50")
+    assert rows["fcn_resnet50"]["failure"] == "out of memory"
+    assert "fcn_resnet50  out of memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["heads"], "heads: choose from head"),
+        (["step", "--models", "unet"], "unet: choose from"),
+        (["step", "--models", "pspnet18", "--baseline", "pspnet50"], "--baseline pspnet50: must be one of pspnet18"),
+        (["step", "--batch", "1"], "needs 2 images"),
+        (["step", "--device", "cuda"], "not usable here"),
+    ],
+)
+def test_wrong_words_are_told(
+    bench: ModuleType, capsys: pytest.CaptureFixture[str], words: list[str], problem: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(words)
+    assert problem in capsys.readouterr().err
+
+
+def test_a_size_that_cannot_be_is_told(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["overhead", "--size", "96", *QUICK]) == 2
+    assert "crop_size=96" in capsys.readouterr().err
