@@ -1,4 +1,4 @@
-"""What the user did wrong, said so that it can be mended."""
+"""Errors that end a command, and how their messages name settings and values."""
 
 import re
 from collections.abc import Iterable
@@ -21,6 +21,33 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(self.problems)
+
+
+class ArgumentError(UserError):
+    """An argument of a configurable class or function cannot be used.
+
+    Args:
+        problems: ``name=value: must be …; fix``, with the bare name of the argument. `pspexp.config.build.build` puts
+            the key of the configuration node in front (``loss.`` and so on).
+    """
+
+
+def setting(key: str, *value: object) -> str:
+    """The key of a setting, as ``optimizer.lr``, or with a value, as ``optimizer.lr=0.1``.
+
+    The one way in which code that does not know the configuration refers to it in a message. A test looks up every
+    key that is named through this function.
+    """
+    return f"{key}={as_yaml(value[0])}" if value else key
+
+
+def as_yaml(value: object) -> str:
+    """A value as it is typed on the command line: ``null``, ``true``, ``[1, 2]``."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(as_yaml(item) for item in value)}]"
+    return str(value)
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

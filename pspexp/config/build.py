@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -10,17 +9,15 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from pspexp.data.cache import SampleCache
+from pspexp.data.dataset import Split
 from pspexp.data.loader import TrainLoader, worker_context
-from pspexp.data.source import Source, Split
+from pspexp.engine.components import Components, TrainingComponents
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
 from pspexp.engine.precision import Precision
 from pspexp.errors import UserError
-from pspexp.inference import Inference
 
 Built = TypeVar("Built")
 
@@ -42,31 +39,6 @@ def build(node: DictConfig | dict[str, Any]) -> Any:
         if isinstance(cause, ValueError):  # a constructor's word for an argument it cannot take
             raise UserError(f"{node['_target_']}: {cause}") from cause
         raise
-
-
-@dataclass(frozen=True)
-class Components:
-    """What every job that runs a network needs; model and loss are on the device."""
-
-    world: World
-    device: Device
-    precision: Precision
-    source: Source
-    inference: Inference
-    model: nn.Module
-    loss: nn.Module
-
-
-@dataclass(frozen=True)
-class TrainingComponents(Components):
-    """What a training needs besides."""
-
-    training: Split
-    validation: Split
-    cache: SampleCache
-    data: TrainLoader
-    optimizer: Optimizer
-    scheduler: LRScheduler
 
 
 class ErrorCollector:
@@ -126,20 +98,20 @@ def build_training(config: DictConfig, device: Device, world: World, *, start_we
     attempt = ErrorCollector()
     # The first process gives its weights to the others.
     parts = collect_components(config, attempt, device, world, start_weights and world.is_main_process)
-    training = attempt(lambda source: source.open("train"), parts["source"])
-    validation = attempt(lambda source: source.open("val"), parts["source"])
+    training = attempt(lambda dataset: dataset.open("train"), parts["dataset"])
+    validation = attempt(lambda dataset: dataset.open("val"), parts["dataset"])
     cache = attempt(SampleCache, config.loader.cache_mib, worker_context())
     training, validation = (attempt(SampleCache.over, cache, split) for split in (training, validation))
     augment = attempt(lambda: build(config.augment))
-    data = attempt(lambda *needed: training_data(config, device, world, *needed), training, augment)
+    loader = attempt(lambda *needed: training_data(config, device, world, *needed), training, augment)
     # After the model has moved: on some devices moving replaces the parameters.
     optimizer = attempt(lambda model: build(config.optimizer)(model=model), parts["model"])
     scheduler = attempt(
-        lambda optimizer, data: build(config.scheduler)(
-            optimizer=optimizer, total_steps=config.trainer.epochs * data.steps_per_epoch
+        lambda optimizer, loader: build(config.scheduler)(
+            optimizer=optimizer, total_steps=config.trainer.epochs * loader.steps_per_epoch
         ),
         optimizer,
-        data,
+        loader,
     )
     world.raise_problems(attempt.problems)
     return TrainingComponents(
@@ -147,7 +119,7 @@ def build_training(config: DictConfig, device: Device, world: World, *, start_we
         training=training,
         validation=validation,
         cache=cache,
-        data=data,
+        loader=loader,
         optimizer=optimizer,
         scheduler=scheduler,
     )
@@ -177,7 +149,7 @@ def collect_components(
         "world": world,
         "device": device,
         "precision": precision,
-        "source": attempt(lambda: build(config.dataset)),
+        "dataset": attempt(lambda: build(config.dataset)),
         "inference": attempt(lambda: build(config.inference)),
         "model": model,
         "loss": loss,

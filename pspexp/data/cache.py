@@ -8,7 +8,7 @@ from multiprocessing.heap import BufferWrapper
 
 from PIL import Image
 
-from pspexp.data.source import Sample, Split
+from pspexp.data.dataset import Sample, Split
 from pspexp.errors import UserError
 
 log = logging.getLogger(__name__)

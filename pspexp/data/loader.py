@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from pspexp.data.source import Sample, Split
+from pspexp.data.dataset import Sample, Split
 from pspexp.data.transforms import to_tensors
 from pspexp.errors import UserError
 

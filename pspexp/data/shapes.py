@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_colours, fingerprint
 from pspexp.data.labels import VOC_COLOURS
-from pspexp.data.source import Role, Sample, check_classes, check_colours, fingerprint
 from pspexp.errors import UserError, did_you_mean
 
 SHAPES, TEXTURES = ("disc", "triangle"), ("striped", "checked")
@@ -56,7 +56,7 @@ class ShapesSplit:
         return fingerprint([_SETS[self._set], len(self), self._size, self._seed, self._ignore_index])
 
 
-class ShapesSource:
+class ShapesDataset:
     """Textured shapes on shaded ground: background and four classes, in VOC's colours.
 
     Args:
@@ -86,9 +86,7 @@ class ShapesSource:
     ) -> None:
         check_classes(num_classes, class_names, ignore_index)
         check_colours(mean, std)
-        self.num_classes, self.class_names, self.ignore_index = num_classes, list(class_names), ignore_index
-        self.mean, self.std = list(mean), list(std)
-        self.palette = VOC_COLOURS[:num_classes]
+        self.info = DatasetInfo(list(class_names), ignore_index, list(mean), list(std), VOC_COLOURS[:num_classes])
         self._splits = {"train": train_split, "val": val_split, "test": test_split}
         self._lengths = {"train": num_train, "val": num_val}
         self._image_size, self._seed = image_size, seed
@@ -108,7 +106,7 @@ class ShapesSource:
     def open(self, role: Role) -> ShapesSplit:
         """The pictures of a role; nothing is drawn before they are asked for."""
         name = self._splits[role]
-        return ShapesSplit(name, self._lengths[name], self._image_size, self._seed, self.ignore_index)
+        return ShapesSplit(name, self._lengths[name], self._image_size, self._seed, self.info.ignore_index)
 
 
 def _background(size: int, rng: np.random.Generator) -> _Floats:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
-from pspexp.data.source import Sample
+from pspexp.data.dataset import Sample
 from pspexp.errors import UserError
 
 _Fill = int | tuple[int, ...]

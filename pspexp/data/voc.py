@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_colours, fingerprint, identity
 from pspexp.data.labels import VOC_COLOURS, VOID, read_label, read_picture
-from pspexp.data.source import Role, Sample, check_classes, check_colours, fingerprint, identity
 from pspexp.errors import UserError, did_you_mean
 
 PICTURES, SPLITS = "JPEGImages", "ImageSets/Segmentation"
@@ -64,7 +64,7 @@ class VocSplit:
             return fingerprint((name, *picture, *label) for name, picture, label in samples)
 
 
-class VocSource:
+class VocDataset:
     """A folder in the VOC layout. Labels come from ``SegmentationClassGray`` where it has the file.
 
     Args:
@@ -93,14 +93,13 @@ class VocSource:
         subfolder: str | None = None,
         ignore_background: bool = False,
     ) -> None:
-        self.class_names = read_class_names(root) if class_names is None else list(class_names)
-        self.num_classes = len(self.class_names) if num_classes is None else num_classes
-        check_classes(self.num_classes, self.class_names, ignore_index)
+        names = read_class_names(root) if class_names is None else list(class_names)
+        count = len(names) if num_classes is None else num_classes
+        check_classes(count, names, ignore_index)
         check_colours(mean, std)
-        self.ignore_index = ignore_index
-        self.mean, self.std = list(mean), list(std)
         self._first = 1 if ignore_background else 0  # label value of class 0
-        self.palette = VOC_COLOURS[self._first : self._first + self.num_classes]
+        palette = VOC_COLOURS[self._first : self._first + count]
+        self.info = DatasetInfo(names, ignore_index, list(mean), list(std), palette)
         self._root, self._subfolder = root, subfolder
         self._splits = {"train": train_split, "val": val_split, "test": test_split}
 
@@ -121,11 +120,11 @@ class VocSource:
     def _values(self) -> list[int]:
         """What each of the 256 label values means."""
         values = [_INVALID] * 256
-        values[: self._first] = [self.ignore_index] * self._first
-        values[self._first : self._first + self.num_classes] = range(self.num_classes)
-        values[VOID] = self.ignore_index
-        if self.ignore_index >= self._first + self.num_classes:
-            values[self.ignore_index] = self.ignore_index
+        values[: self._first] = [self.info.ignore_index] * self._first
+        values[self._first : self._first + self.info.num_classes] = range(self.info.num_classes)
+        values[VOID] = self.info.ignore_index
+        if self.info.ignore_index >= self._first + self.info.num_classes:
+            values[self.info.ignore_index] = self.info.ignore_index
         return values
 
 

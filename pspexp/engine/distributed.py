@@ -82,7 +82,7 @@ class World:
             dist.destroy_process_group()
 
     @outside_inference_mode
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_cpu(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, on the CPU (so that it is exact for integers on every backend)."""
         total = tensor.cpu().clone()
         if self.size > 1:
@@ -147,7 +147,7 @@ class World:
         self._answer = asked, dist.all_reduce(asked, dist.ReduceOp.MAX, async_op=True)
         return found
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, on the device and without waiting for it."""
         if self.size > 1:
             tensor = tensor.clone()

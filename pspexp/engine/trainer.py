@@ -264,7 +264,7 @@ class Trainer:
         if None in divisors:
             return [1.0] * len(labels)
         own = torch.stack(divisors)  # type: ignore[arg-type]
-        total = self.world.total(own.sum()).clamp(min=torch.finfo(own.dtype).tiny)  # 0: then so is every loss
+        total = self.world.all_reduce(own.sum()).clamp(min=torch.finfo(own.dtype).tiny)  # 0: then so is every loss
         return list(own * (len(labels) * self.world.size) / total)
 
     def _backward(self, images: Tensor, labels: Tensor, share: Tensor | float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Evaluation of a split, shared by training and test."""
+"""Evaluation of a whole split, as training and test do it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,87 +7,71 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import nn
 
-from pspexp.config.build import Components
+from pspexp.data.dataset import Split
 from pspexp.data.loader import Batch, eval_loader
-from pspexp.data.source import Source, Split
+from pspexp.engine.components import Components
 from pspexp.engine.evaluator import Evaluation, Evaluator
 from pspexp.tracking import Progress, Tracker
-
-
-def build_evaluator(parts: Components) -> Evaluator:
-    """The evaluator that validation and test share."""
-    return Evaluator(
-        inference=parts.inference,
-        loss=parts.loss,
-        device=parts.device,
-        precision=parts.precision,
-        world=parts.world,
-        class_names=parts.source.class_names,
-        ignore_index=parts.source.ignore_index,
-        mean=parts.source.mean,
-        std=parts.source.std,
-    )
 
 
 def evaluate(
     model: nn.Module,
     split: Split,
     role: str,
-    evaluator: Evaluator,
+    components: Components,
     config: DictConfig,
-    source: Source,
     tracker: Tracker,
-    between: Callable[[], None],
+    on_batch_end: Callable[[], None],
 ) -> Evaluation:
     """Evaluate ``model`` on ``split`` with a progress bar, and draw samples.
 
     Args:
-        between: called after each loaded group of images, as often in each process.
+        model: may be another than that of ``components``, such as its moving average.
+        split: the images.
+        role: ``val`` or ``test``.
+        components: of the job.
+        config: of the job.
+        tracker: records the samples.
+        on_batch_end: called after each batch of the loader, as often in every process.
     """
-    limit, world = config.loader.max_eval_images, evaluator.world
-    groups = eval_loader(
+    world = components.world
+    names = split.names[: config.loader.max_eval_images]
+    loader = eval_loader(
         split,
-        evaluator.inference.prepare,
+        components.inference.prepare,
         batch_size=config.loader.eval_batch_size,
         num_workers=config.loader.num_workers,
-        max_images=limit,
-        pin_memory=evaluator.device.pin_memory,
+        max_images=config.loader.max_eval_images,
+        pin_memory=components.device.pin_memory,
         rank=world.rank,
         world_size=world.size,
     )
-    num_images = min(limit or len(split), len(split))
-    rounds = math.ceil(math.ceil(num_images / world.size) / config.loader.eval_batch_size)
+    rounds = math.ceil(math.ceil(len(names) / world.size) / config.loader.eval_batch_size)
 
-    def rounded() -> Iterator[list[Batch]]:
-        for group in groups:
-            yield group
-            between()
-        for _ in range(rounds - len(groups)):  # another process has an image more
-            between()
+    def batches() -> Iterator[Batch]:
+        for batches_by_size in loader:
+            yield from batches_by_size
+            on_batch_end()
+        for _ in range(rounds - len(loader)):  # another process has one image more
+            on_batch_end()
 
-    with Progress(num_images, role, unit="image", silent=not world.is_main_process) as progress:
-        # The others are as far, give or take one image.
-        evaluation = evaluator(
-            model, rounded(), num_images=num_images, on_images=lambda count: progress.add(count * world.size)
+    with Progress(len(names), role, unit="image", silent=not world.is_main_process) as progress:
+        evaluation = Evaluator(components)(
+            model,
+            batches(),
+            names,
+            # The others are as far, give or take one image.
+            on_batch_end=lambda num_images: progress.add(num_images * world.size),
         )
-    pictures = [
-        (split.names[picture.position], picture.image, picture.truth, picture.prediction)
-        for picture in evaluation.pictures
-    ]
-    tracker.samples(
-        role,
-        pictures,
-        palette=source.palette,
-        class_names=source.class_names,
-        ignore_index=source.ignore_index,
-    )
+    tracker.samples(role, evaluation.samples, components.dataset.info)
     return evaluation
 
 
-def describe(config: DictConfig, parts: Components, num_images: int, folder: Path) -> str:
-    """One line for people about what begins."""
-    processes = f" × {parts.world.size} processes" if parts.world.size > 1 else ""
+def describe(config: DictConfig, components: Components, num_images: int, folder: Path) -> str:
+    """One line for people about the run that begins."""
+    processes = f" × {components.world.size} processes" if components.world.size > 1 else ""
     return (
         f"{config.mode} {config.choices.model} on {config.choices.dataset} ({num_images} images), "
-        f"{parts.device.describe()}{processes}, {parts.precision.resolve(parts.device)}; records in {folder}"
+        f"{components.device.describe()}{processes}, {components.precision.resolve(components.device)}; "
+        f"records in {folder}"
     )

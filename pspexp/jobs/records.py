@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pspexp.config.build import Components, build
 from pspexp.config.from_run import config_changes
-from pspexp.data.source import Split
+from pspexp.data.dataset import Split
 from pspexp.errors import Interrupted, UserError
 from pspexp.tracking import LocalTracker, Logger, SilentTracker, Status, Tracker, provenance, repeat, runs
 from pspexp.tracking.local import read_summary

@@ -8,7 +8,7 @@ from pspexp.engine import checkpoint
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
 from pspexp.errors import Interrupted
-from pspexp.jobs.evaluate import build_evaluator, describe, evaluate
+from pspexp.jobs.evaluate import describe, evaluate
 from pspexp.jobs.records import Request, recorded, start_tracker
 from pspexp.launchers.base import StopSignal
 from pspexp.models.weights import load_weights
@@ -22,9 +22,8 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
     saved = world.broadcast_from_main(lambda: checkpoint.read(Path(config.checkpoint.path), foreign=True))
     ours = checkpoint.is_ours(saved)
     parts = build_components(config, device, world)
-    split = parts.source.open("test")
+    split = parts.dataset.open("test")
     load_weights(parts.model, saved)
-    evaluator = build_evaluator(parts)
     log.info("%s", describe(config, parts, len(split), job.folder))
     tracker = start_tracker(job, parts, {"test": split}, resume=False)
     found: dict[str, float] = {}
@@ -34,7 +33,7 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
             raise Interrupted(number, "stopped during the test")
 
     with recorded(tracker, lambda: {"last": found}):
-        evaluation = evaluate(parts.model, split, "test", evaluator, config, parts.source, tracker, stop_if_asked)
+        evaluation = evaluate(parts.model, split, "test", parts, config, tracker, stop_if_asked)
         found |= evaluation.scalars("test")
         tracker.report(
             "test",

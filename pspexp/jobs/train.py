@@ -15,7 +15,7 @@ from pspexp.engine.distributed import World
 from pspexp.engine.evaluator import Evaluation
 from pspexp.engine.trainer import Trainer
 from pspexp.errors import UserError
-from pspexp.jobs.evaluate import build_evaluator, describe, evaluate
+from pspexp.jobs.evaluate import describe, evaluate
 from pspexp.jobs.records import Request, own_state, public, recorded, start_tracker
 from pspexp.launchers.base import StopSignal
 from pspexp.optim import skips_on_request
@@ -30,14 +30,13 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     state = world.broadcast_from_main(lambda: saved_state(job, world))
     parts = build_training(config, device, world, start_weights=state is None)
     same_arithmetic(parts, state)
-    evaluator = build_evaluator(parts)
     log.info("%s", describe(config, parts, len(parts.training), folder))
-    log.info("%s", left_out(parts.data, len(parts.training)))
+    log.info("%s", left_out(parts.loader, len(parts.training)))
     splits = {"train": parts.training, "val": parts.validation}
     tracker = start_tracker(job, parts, splits, resume=state is not None)
 
     def validate(weights: nn.Module, between: Callable[[], None]) -> Evaluation:
-        found = evaluate(weights, parts.validation, "val", evaluator, config, parts.source, tracker, between)
+        found = evaluate(weights, parts.validation, "val", parts, config, tracker, between)
         parts.cache.report()
         return found
 
@@ -46,14 +45,14 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
         loss=parts.loss,
         optimizer=parts.optimizer,
         scheduler=parts.scheduler,
-        data=parts.data,
+        data=parts.loader,
         names=parts.training.names,
         validate=validate,
         world=world,
         device=device,
         precision=parts.precision,
-        mean=parts.source.mean,
-        std=parts.source.std,
+        mean=parts.dataset.info.mean,
+        std=parts.dataset.info.std,
         seed=config.seed,
         tracker=tracker,
         checkpoints=checkpoint.CheckpointFolder(folder / "checkpoints", public(config)),

@@ -5,7 +5,7 @@ Figures are made without pyplot, whose global state leaks memory and is not safe
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -16,8 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-Picture = tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
-"""Name, image ``[H, W, 3]``, truth ``[H, W]``, prediction ``[H, W]``."""
+from pspexp.data.dataset import DatasetInfo
+
+
+class EvaluatedSample(NamedTuple):
+    """One evaluated image: uint8 ``image [H, W, 3]``, ``label [H, W]`` and ``prediction [H, W]``."""
+
+    name: str
+    image: npt.NDArray[np.uint8]
+    label: npt.NDArray[np.uint8]
+    prediction: npt.NDArray[np.uint8]
+
 
 Series = Sequence[tuple[int, int, float]]
 """(step, epoch, value)."""
@@ -105,15 +114,14 @@ def confusion_matrix(counts: npt.NDArray[Any], class_names: Sequence[str], split
 
 def sample(
     split: str,
-    picture: Picture,
-    palette: npt.NDArray[np.uint8],
-    class_names: Sequence[str],
-    ignore_index: int,
+    sample: EvaluatedSample,
+    dataset: DatasetInfo,
 ) -> Figure:
     """Image | truth | prediction side by side, class colours over the image, legend of the classes seen."""
-    name, image, truth, prediction = picture
+    name, image, truth, prediction = sample
+    palette, ignore_index = dataset.palette, dataset.ignore_index
     panel, (height, width) = 4.2, truth.shape
-    handles = _legend_of(truth, prediction, palette, class_names, ignore_index)
+    handles = _legend_of(truth, prediction, palette, dataset.class_names, ignore_index)
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
     columns = int(np.clip(3 * panel / (0.75 + 0.09 * longest), 1, 8))  # inches, at the legend's font size
     rows = -(-len(handles) // columns)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pspexp.data.dataset import DatasetInfo
 from pspexp.tracking import figures
 from pspexp.tracking.provenance import Uncommitted, git_commit, versions
 from pspexp.utils.files import write_atomic
@@ -132,16 +132,14 @@ class LocalTracker:
     def samples(
         self,
         split: str,
-        pictures: Sequence[figures.Picture],
-        palette: npt.NDArray[np.uint8],
-        class_names: Sequence[str],
-        ignore_index: int,
+        samples: Sequence[figures.EvaluatedSample],
+        dataset: DatasetInfo,
     ) -> None:
         """Draws ``plots/samples/<name>.png`` (image | truth | prediction); see `Tracker.samples`."""
         with harmless("the samples"):
-            for picture in pictures:
-                figure = figures.sample(split, picture, palette, class_names, ignore_index)
-                name = picture[0].replace("/", "_").replace("\\", "_")
+            for sample in samples:
+                figure = figures.sample(split, sample, dataset)
+                name = sample.name.replace("/", "_").replace("\\", "_")
                 figures.save(figure, self.folder / "plots" / "samples" / f"{name}.png")
 
     def summary(

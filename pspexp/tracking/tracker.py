@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from pspexp.data.dataset import DatasetInfo
 from pspexp.metrics import Report, percent
-from pspexp.tracking.figures import Picture
+from pspexp.tracking.figures import EvaluatedSample
 from pspexp.tracking.local import LocalTracker, finite
 from pspexp.tracking.markdown import markdown_table, plain
 from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
@@ -164,22 +162,17 @@ class Tracker:
     def samples(
         self,
         split: str,
-        pictures: Sequence[Picture],
-        *,
-        palette: npt.NDArray[np.uint8],
-        class_names: Sequence[str],
-        ignore_index: int,
+        samples: Sequence[EvaluatedSample],
+        dataset: DatasetInfo,
     ) -> None:
         """Draws image | truth | prediction into ``plots/samples/<name>.png``.
 
         Args:
             split: shown in the title.
-            pictures: (name, uint8 image ``[H, W, 3]``, uint8 truth ``[H, W]``, uint8 prediction ``[H, W]``).
-            palette: uint8 ``[C, 3]``.
-            class_names: C names.
-            ignore_index: truth of pixels that do not count.
+            samples: what to draw.
+            dataset: names and colours of the classes.
         """
-        self._local.samples(split, pictures, palette, class_names, ignore_index)
+        self._local.samples(split, samples, dataset)
         self._files("plots/samples/*.png")
 
     def finish(

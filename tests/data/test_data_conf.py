@@ -31,20 +31,20 @@ def build(group: str, *overrides: str) -> Any:
 def test_datasets_build_without_files(option: str) -> None:
     source = build("dataset", f"+dataset={option}")
     count = {"voc2007": 20, "voc2007_21": 21, "voc2012": 21, "camvid": 11, "shapes": 5}[option]
-    assert source.num_classes == len(source.class_names) == len(source.palette) == count
-    assert source.ignore_index == 255
-    assert len(source.mean) == len(source.std) == 3
+    assert source.info.num_classes == len(source.info.class_names) == len(source.info.palette) == count
+    assert source.info.ignore_index == 255
+    assert len(source.info.mean) == len(source.info.std) == 3
 
 
 def test_class_names_are_those_of_the_labels() -> None:
-    assert build("dataset", "+dataset=voc2007").class_names == list(VOC_CLASSES[1:])
-    assert build("dataset", "+dataset=voc2007_21").class_names == list(VOC_CLASSES)
-    assert build("dataset", "+dataset=shapes").class_names == list(SHAPES_CLASSES)
+    assert build("dataset", "+dataset=voc2007").info.class_names == list(VOC_CLASSES[1:])
+    assert build("dataset", "+dataset=voc2007_21").info.class_names == list(VOC_CLASSES)
+    assert build("dataset", "+dataset=shapes").info.class_names == list(SHAPES_CLASSES)
 
 
 def test_a_folder_takes_its_names_from_the_command_line() -> None:
     source = build("dataset", "+dataset=voc_folder", "dataset.root=x", "dataset.class_names=[a,b]")
-    assert (source.num_classes, source.class_names) == (2, ["a", "b"])
+    assert (source.info.num_classes, source.info.class_names) == (2, ["a", "b"])
 
 
 @pytest.mark.parametrize("option", options("augment"))

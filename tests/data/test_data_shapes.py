@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pspexp.data.shapes import SHAPES_CLASSES, ShapesSource
+from pspexp.data.shapes import SHAPES_CLASSES, ShapesDataset
 from pspexp.errors import UserError
 
 
-def make_source(**changes: Any) -> ShapesSource:
+def make_source(**changes: Any) -> ShapesDataset:
     arguments: dict[str, Any] = {
         "num_classes": 5,
         "class_names": SHAPES_CLASSES,
@@ -25,7 +25,7 @@ def make_source(**changes: Any) -> ShapesSource:
         "image_size": 64,
         "seed": 0,
     }
-    return ShapesSource(**{**arguments, **changes})
+    return ShapesDataset(**{**arguments, **changes})
 
 
 def test_pictures_are_the_same_everywhere() -> None:

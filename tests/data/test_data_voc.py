@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pspexp.data.labels import VOC_CLASSES, VOC_COLOURS
-from pspexp.data.voc import VocSource, read_class_names
+from pspexp.data.voc import VocDataset, read_class_names
 from pspexp.errors import UserError
 
 LABEL = np.array([[0, 1, 20, 255], [0, 15, 15, 0]], np.uint8)
@@ -30,7 +30,7 @@ def make_tree(folder: Path, train: int = 2, label: np.ndarray = LABEL) -> Path:
     return folder
 
 
-def make_source(root: Path, **changes: Any) -> VocSource:
+def make_source(root: Path, **changes: Any) -> VocDataset:
     arguments: dict[str, Any] = {
         "root": str(root),
         "num_classes": 20,
@@ -44,7 +44,7 @@ def make_source(root: Path, **changes: Any) -> VocSource:
         "subfolder": "VOC2007",
         "ignore_background": True,
     }
-    return VocSource(**{**arguments, **changes})
+    return VocDataset(**{**arguments, **changes})
 
 
 @pytest.mark.parametrize("root", [".", "VOCdevkit", "VOCdevkit/VOC2007"])
@@ -61,7 +61,7 @@ def test_reference_protocol_ignores_background_and_boundary(tmp_path: Path) -> N
     picture, label = source.open("train")[1]
     assert picture.mode == "RGB"
     assert np.asarray(label).tolist() == [[255, 0, 19, 255], [255, 14, 14, 255]]
-    assert source.palette.tolist() == VOC_COLOURS[1:21].tolist()
+    assert source.info.palette.tolist() == VOC_COLOURS[1:21].tolist()
 
 
 def test_background_can_be_a_class(tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_a_folder_brings_its_own_class_names(tmp_path: Path) -> None:
     (tree / "classes.txt").write_text("\ufeffground\nsky \n\n", encoding="utf-8")
     settings: dict[str, Any] = {"subfolder": None, "ignore_background": False, "num_classes": None}
     source = make_source(tree, class_names=None, **settings)
-    assert (source.num_classes, source.class_names) == (2, ["ground", "sky"])
+    assert (source.info.num_classes, source.info.class_names) == (2, ["ground", "sky"])
     assert np.asarray(source.open("train")[0][1])[0].tolist() == [0, 1, 1, 255]
-    assert make_source(tree, class_names=["a", "b"], **settings).num_classes == 2
+    assert make_source(tree, class_names=["a", "b"], **settings).info.num_classes == 2
 
 
 def test_missing_class_names_say_how_to_give_them(tmp_path: Path) -> None:

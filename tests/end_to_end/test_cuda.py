@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.engine.test_trainer import assert_same
 
 from tests.conftest import TINY, Cli, last, losses
+from tests.engine.test_trainer import assert_same
 
 pytestmark = [pytest.mark.cuda, pytest.mark.slow]
 

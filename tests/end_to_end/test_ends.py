@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.engine.test_trainer import assert_same
 
 from tests.conftest import TINY, Cli, last
+from tests.engine.test_trainer import assert_same
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engine.test_trainer import assert_same
 
 from pspexp.losses import CrossEntropy
 from tests.conftest import TINY, Cli, last
 from tests.end_to_end.conftest import LIMIT_S, Start, children, until
+from tests.engine.test_trainer import assert_same
 
 TWO = (*TINY, "launcher=ddp", "launcher.nproc_per_node=2")
 LONG = (*TWO, "trainer.epochs=40", "trainer.validate_every=40", "trainer.log_every=4", "checkpoint.every_steps=4")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.engine.test_trainer import assert_same
 
 from tests.conftest import TINY, Cli, last, type_in
+from tests.engine.test_trainer import assert_same
 
 TIMES = ("time", "train/images_per_second", "train/data_time", "train/step_time")
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engine.test_trainer import assert_same
 
 from tests.conftest import TINY, Cli
 from tests.end_to_end.conftest import CHECKOUT, Start, children, ends, until
+from tests.engine.test_trainer import assert_same
 
 GRID = ("-m", *TINY, "trainer.max_steps=2", "hydra.sweep.dir=sweep")  # and what varies
 SABOTEUR = "+device.plugin=math,tests.end_to_end.saboteur"

@@ -16,7 +16,7 @@ from torch.distributed import GradBucket
 
 from pspexp import optim
 from pspexp.data.loader import TrainLoader, eval_loader
-from pspexp.data.shapes import SHAPES_CLASSES, ShapesSource
+from pspexp.data.shapes import SHAPES_CLASSES, ShapesDataset
 from pspexp.data.transforms import ScaleCropFlip
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World, create_store, process_info_from_torchrun
@@ -30,7 +30,7 @@ from pspexp.losses import OHEM, CrossEntropy, SegmentationLoss
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 CLASSES = list(SHAPES_CLASSES)
-SOURCE = ShapesSource(len(CLASSES), CLASSES, 255, "train", "val", "val", MEAN, STD, 12, 5, 48, 0)
+SOURCE = ShapesDataset(len(CLASSES), CLASSES, 255, "train", "val", "val", MEAN, STD, 12, 5, 48, 0)
 
 
 Work = Callable[[World], Any]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.test_trainer import assert_same
 
 from tests.conftest import TINY, Cli, last, losses
+from tests.engine.test_trainer import assert_same
 
 STAND_IN = Path(__file__).parents[1] / "stand_in"
 CHECKOUT = STAND_IN.parents[1]

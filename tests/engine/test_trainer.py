@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pspexp import optim
 from pspexp.data.loader import Batch, TrainLoader, eval_loader
-from pspexp.data.shapes import SHAPES_CLASSES, ShapesSource
+from pspexp.data.shapes import SHAPES_CLASSES, ShapesDataset
 from pspexp.data.transforms import ScaleCropFlip
 from pspexp.engine import checkpoint
 from pspexp.engine.device import Device
@@ -55,9 +55,9 @@ class Numbers(LocalTracker):
         pass
 
 
-def source() -> ShapesSource:
+def source() -> ShapesDataset:
     names = list(SHAPES_CLASSES)
-    return ShapesSource(len(names), names, 255, "train", "val", "val", MEAN, STD, 10, 3, 48, 0)
+    return ShapesDataset(len(names), names, 255, "train", "val", "val", MEAN, STD, 10, 3, 48, 0)
 
 
 Make = Callable[..., Trainer]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.jobs.compare.test_compare import make_run
 
 from tests.conftest import Cli
+from tests.jobs.compare.test_compare import make_run
 
 CLASSES = "['cat', 'a+b', 'gone']"
 

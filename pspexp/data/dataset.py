@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -33,15 +34,33 @@ class Split(Protocol):
         ...
 
 
-class Source(Protocol):
-    """What ``conf/dataset/*.yaml`` builds."""
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What the rest of the package needs to know about a data set besides its samples.
 
-    num_classes: int
+    Attributes:
+        class_names: one name for each class id.
+        ignore_index: label of pixels that are neither trained on nor scored.
+        mean, std: of the red, green and blue channel, as fractions of 255.
+        palette: uint8 ``[C, 3]``, the RGB colour of each class.
+    """
+
     class_names: list[str]
     ignore_index: int
     mean: list[float]
     std: list[float]
     palette: npt.NDArray[np.uint8]
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_names)
+
+
+class SegmentationDataset(Protocol):
+    """What ``conf/dataset/*.yaml`` builds."""
+
+    info: DatasetInfo
 
     def open(self, role: Role) -> Split:
         """Check the files and give the samples; raises UserError with everything that is missing."""

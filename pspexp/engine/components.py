@@ -1,0 +1,40 @@
+"""What a job is made of, once the configuration has been built."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pspexp.data.cache import SampleCache
+from pspexp.data.dataset import SegmentationDataset, Split
+from pspexp.data.loader import TrainLoader
+from pspexp.engine.device import Device
+from pspexp.engine.distributed import World
+from pspexp.engine.precision import Precision
+from pspexp.inference import Inference
+
+
+@dataclass(frozen=True)
+class Components:
+    """What every job that runs a network needs; model and loss are on the device."""
+
+    world: World
+    device: Device
+    precision: Precision
+    dataset: SegmentationDataset
+    inference: Inference
+    model: nn.Module
+    loss: nn.Module
+
+
+@dataclass(frozen=True)
+class TrainingComponents(Components):
+    """What a training needs besides."""
+
+    training: Split
+    validation: Split
+    cache: SampleCache
+    loader: TrainLoader
+    optimizer: Optimizer
+    scheduler: LRScheduler

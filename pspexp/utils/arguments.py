@@ -1,0 +1,51 @@
+"""Ranges and choices of arguments: stated once, in the signature, and checked wherever the function is called from."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from pydantic import ConfigDict, ValidationError, validate_call
+
+from pspexp.errors import ArgumentError, as_yaml
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def checked(function: Callable[P, T]) -> Callable[P, T]:
+    """Refuse arguments outside the types, ranges and choices in the signature of ``function``.
+
+    A range is written ``Annotated[float, Field(gt=0)]``, a choice ``Literal["a", "b"]``. The configuration schema
+    reads the same signature, so that a value from YAML is refused before anything is built.
+
+    Raises:
+        ArgumentError: (from the decorated function) names every argument that is refused.
+    """
+    validated = validate_call(function, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+    names = list(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return validated(*args, **kwargs)
+        except ValidationError as error:
+            if error.title != function.__qualname__:
+                raise  # from within the function
+            problems = [describe(problem, names) for problem in error.errors()]
+        raise ArgumentError(*problems)
+
+    return call
+
+
+def describe(problem: Any, names: list[str]) -> str:
+    """One pydantic problem, as in ``gamma=-1: must be greater than 0``."""
+    first, *rest = problem["loc"]
+    key = ".".join(str(part) for part in (names[first] if isinstance(first, int) else first, *rest))
+    return f"{key}={as_yaml(problem['input'])}: {requirement(problem)}"
+
+
+def requirement(problem: Any) -> str:
+    """What a value must be, from a pydantic problem."""
+    message: str = problem["msg"].replace("Input should", "must")
+    return message[0].lower() + message[1:]

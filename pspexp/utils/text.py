@@ -1,0 +1,29 @@
+"""Short forms of text, for messages and tables."""
+
+from collections.abc import Sequence
+
+
+def shorten(text: str, limit: int, placeholder: str = "…") -> str:
+    """``text`` in at most ``limit`` characters; ``placeholder`` stands for what was cut off its end."""
+    return text if len(text) <= limit else text[: limit - len(placeholder)] + placeholder
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """A message with its line breaks and runs of spaces collapsed, shortened to ``limit`` characters."""
+    return shorten(" ".join(str(error).split()), limit)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if it has none."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def first_names(names: Sequence[str], limit: int = 5) -> str:
+    """The first ``limit`` names, comma-separated, and an ellipsis if there are more."""
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+
+
+def count(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``, ``2 processes``."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"
