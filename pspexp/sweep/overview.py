@@ -29,7 +29,7 @@ from pspexp.tracking.mlflow import sweep_filter
 from pspexp.tracking.provenance import git_commit
 from pspexp.tracking.sweep_figures import heat_map, parallel_coordinates
 from pspexp.tracking.tracker import Logger, Status
-from pspexp.utils.files import write_atomic
+from pspexp.utils.files import write_text_atomic
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ def finish(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
     rows = collect(sweep)
     if not rows:  # Hydra has refused it
         return False
-    write_atomic(sweep.folder / CSV, as_csv(sweep, rows))
-    write_atomic(sweep.folder / NOTE, as_markdown(sweep, rows) + "\n")
+    write_text_atomic(sweep.folder / CSV, as_csv(sweep, rows))
+    write_text_atomic(sweep.folder / NOTE, as_markdown(sweep, rows) + "\n")
     draw(sweep, rows)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if not console.is_terminal:
@@ -200,7 +200,7 @@ def show(sweep: Sweep, config: DictConfig, status: Status) -> bool:
             run_id = json.loads(known.read_text())["run_id"] if known.is_file() else None
             tags = {"kind": "sweep", "git_commit": git_commit() or "unknown"}
             run_id = view.open(run_id=run_id, name=f"sweep {sweep.id}", params=sweep.varies, tags=tags)
-            write_atomic(known, json.dumps({"run_id": run_id}))
+            write_text_atomic(known, json.dumps({"run_id": run_id}))
             files = (CSV, NOTE, *PLOTS)
             view.files(sweep.folder, [path for path in files if (sweep.folder / path).is_file()])
             view.note((sweep.folder / NOTE).read_text(encoding="utf-8"))

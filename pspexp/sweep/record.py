@@ -11,7 +11,7 @@ from pspexp.sweep.sweep import JOB_FILE, Sweep, readable
 from pspexp.tracking import runs
 from pspexp.tracking.local import read_summary
 from pspexp.tracking.secrets import without_secrets
-from pspexp.utils.files import write_atomic
+from pspexp.utils.files import write_text_atomic
 
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "NOT STARTED"]
 
@@ -66,7 +66,7 @@ def shown(value: Any) -> str:
 
 def save(folder: Path, record: Record) -> None:
     """Write a record into its run folder."""
-    write_atomic(folder / JOB_FILE, json.dumps(asdict(record), indent=2) + "\n")
+    write_text_atomic(folder / JOB_FILE, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def load(folder: Path, *, run_dir_lock: bool = False) -> Record | None:

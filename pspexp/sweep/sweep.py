@@ -17,7 +17,7 @@ from pspexp.config.resume import MACHINE_KEYS
 from pspexp.errors import UserError
 from pspexp.tracking import runs
 from pspexp.tracking.secrets import without_secrets, words_without_secrets
-from pspexp.utils.files import write_atomic
+from pspexp.utils.files import write_text_atomic
 from pspexp.utils.trees import flatten
 
 FILE, JOB_FILE = "sweep.json", "job.json"
@@ -72,7 +72,9 @@ def begin(folder: Path, words: Sequence[str], config: DictConfig) -> Sweep:
         refuse_occupied(folder)
         readable = re.sub(r"[^\w.-]", "_", folder.name)  # MLflow's filter knows no escaped quotes
         sweep = Sweep(folder, f"{readable}-{secrets.token_hex(2)}", varies, flat)
-        write_atomic(folder / FILE, json.dumps({**asdict(sweep), "folder": folder.name}, indent=2, default=str) + "\n")
+        write_text_atomic(
+            folder / FILE, json.dumps({**asdict(sweep), "folder": folder.name}, indent=2, default=str) + "\n"
+        )
         return load(folder)  # what JSON makes of it, so that going on compares like with like
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from pspexp.data.dataset import DatasetInfo
 from pspexp.tracking import figures
 from pspexp.tracking.provenance import Uncommitted, git_commit, versions
-from pspexp.utils.files import write_atomic
+from pspexp.utils.files import write_text_atomic
 
 if TYPE_CHECKING:
     from pspexp.metrics import Report
@@ -55,8 +55,8 @@ class LocalTracker:
 
     def config(self, text: str, overrides: Sequence[str]) -> None:
         """Writes ``config.yaml`` and ``overrides.txt`` (one override a line)."""
-        write_atomic(self.folder / "config.yaml", text)
-        write_atomic(self.folder / "overrides.txt", "".join(f"{word}\n" for word in overrides))
+        write_text_atomic(self.folder / "config.yaml", text)
+        write_text_atomic(self.folder / "overrides.txt", "".join(f"{word}\n" for word in overrides))
 
     def provenance(
         self, attempt: Mapping[str, Any], changes: Uncommitted | None, rerun_of: str | None, *, resume: bool
@@ -76,10 +76,10 @@ class LocalTracker:
             same = [str(one.get("diff")) for one in attempts if one.get("uncommitted") == changes.fingerprint]
             number = f"-{len(attempts) + 1}" if attempts else ""
             diff = same[0] if same else changes.file.replace(".", f"{number}.")
-            write_atomic(self.folder / diff, changes.text)
+            write_text_atomic(self.folder / diff, changes.text)
         attempts.append({**attempt, "diff": diff})
         content = {"rerun_of": earlier.get("rerun_of", rerun_of), "attempts": attempts}
-        write_atomic(self.folder / "provenance.json", json.dumps(content, indent=2) + "\n")
+        write_text_atomic(self.folder / "provenance.json", json.dumps(content, indent=2) + "\n")
 
     def metrics(self, values: Mapping[str, float], *, step: int, epoch: int, time_s: float) -> None:
         """Appends one flat JSON line to ``metrics.jsonl``; non-finite values are left out."""
@@ -106,7 +106,7 @@ class LocalTracker:
             return record["step"] == step and (keep_evaluation or not _is_evaluation(record))
 
         kept = [json.dumps(record) + "\n" for record in read_records(self.folder) if stays(record)]
-        write_atomic(self._records, "".join(kept))
+        write_text_atomic(self._records, "".join(kept))
 
     def report(self, split: str, report: "Report") -> None:
         """Writes ``tables/{split}_iou.csv`` and ``plots/confusion_matrix.png``."""
@@ -114,7 +114,7 @@ class LocalTracker:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["class", "iou", "accuracy", "pixels"])
         table.writerows(report.rows())  # None, undefined, becomes an empty field
-        write_atomic(self.folder / "tables" / f"{split}_iou.csv", text.getvalue())
+        write_text_atomic(self.folder / "tables" / f"{split}_iou.csv", text.getvalue())
         with harmless("the confusion matrix"):
             figure = figures.confusion_matrix(np.asarray(report.confusion), report.class_names, split)
             figures.save(figure, self.folder / "plots" / "confusion_matrix.png")
@@ -161,7 +161,7 @@ class LocalTracker:
             "git_commit": git_commit(),
             "versions": versions(),
         }
-        write_atomic(self.folder / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_text_atomic(self.folder / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

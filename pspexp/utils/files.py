@@ -1,15 +1,33 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomic(file: Path, text: str) -> None:
-    """Writes a whole text file, or leaves the old one untouched; makes its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
-    with part.open("w", encoding="utf-8", errors="surrogateescape") as handle:  # a diff may hold any bytes
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(file)
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that replaces ``path`` at the end of the block, or not at all if the block raises.
+
+    Missing parent folders are created. The content is on the disk before it gets its name, so that not even a power
+    failure leaves half a file. The unfinished file always has the same name: what a killed process left is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, see `atomic_write`. Bytes that were decoded with ``surrogateescape`` are restored."""
+    with atomic_write(path) as file:
+        file.write(text.encode(errors="surrogateescape"))

@@ -10,7 +10,7 @@ from pspexp.sweep import overview
 from pspexp.sweep.record import Record, load, name_of, save
 from pspexp.sweep.run_sweep import run_sweep
 from pspexp.sweep.sweep import Sweep
-from pspexp.utils.files import write_atomic
+from pspexp.utils.files import write_text_atomic
 
 LR, SIZE = "optimizer.lr", "loader.batch_size"
 
@@ -99,7 +99,7 @@ def test_a_job_whose_end_nobody_noted_is_judged_by_its_run(tmp_path: Path) -> No
     running = Record("s", 0, "seed=1", {"seed": 1}, metric="best/mean_iou")
     save(tmp_path, running)
     assert load(tmp_path).state == "KILLED"  # type: ignore[union-attr]
-    write_atomic(tmp_path / "summary.json", '{"status": "FINISHED", "best": {"best/mean_iou": 0.5}}')
+    write_text_atomic(tmp_path / "summary.json", '{"status": "FINISHED", "best": {"best/mean_iou": 0.5}}')
     found = load(tmp_path, run_dir_lock=True)
     assert found is not None
     assert (found.state, found.result) == ("FINISHED", 0.5)

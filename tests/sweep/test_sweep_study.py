@@ -7,7 +7,7 @@ import pytest
 from pspexp.config import compose as composition
 from pspexp.errors import UserError
 from pspexp.sweep import sweep as study
-from pspexp.utils.files import write_atomic
+from pspexp.utils.files import write_text_atomic
 
 WORDS = ("dataset=shapes", "optimizer.lr=1e-3,1e-4", "model=pspnet18,pspnet50")
 
@@ -65,7 +65,7 @@ def test_another_sweep_is_refused_with_the_difference(words: tuple[str, ...], to
 )
 def test_a_folder_that_holds_something_else_is_refused(file: str, content: str, told: str, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    write_atomic(folder / file, content)
+    write_text_atomic(folder / file, content)
     with pytest.raises(UserError) as refused:
         begin(folder, *WORDS)
     assert told in str(refused.value)
@@ -75,7 +75,7 @@ def test_a_folder_that_holds_something_else_is_refused(file: str, content: str, 
 
 def test_a_run_is_no_place_for_a_sweep(tmp_path: Path) -> None:
     for name in ("config.yaml", "overrides.txt"):  # one of them alone may be anybody's
-        write_atomic(tmp_path / "run" / name, "")
+        write_text_atomic(tmp_path / "run" / name, "")
     with pytest.raises(UserError, match=r"run: holds a run; choose another folder"):
         begin(tmp_path / "run", *WORDS)
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from pspexp.jobs.compare.comparison import Comparison
 from pspexp.jobs.compare.tables import LONGEST, Cell, Sheet, sheets
 from pspexp.tracking.markdown import markdown_table, plain
-from pspexp.utils.files import write_atomic
+from pspexp.utils.files import write_text_atomic
 
 Rows = list[list[object]]
 
@@ -49,7 +49,7 @@ def write(result: Comparison, folder: Path, source: str) -> list[str]:
     for name in tables.keys() - texts.keys():
         (folder / name).unlink(missing_ok=True)  # of an earlier comparison in this folder
     for name, text in texts.items():
-        write_atomic(folder / name, text)
+        write_text_atomic(folder / name, text)
     return list(texts)
 
 
