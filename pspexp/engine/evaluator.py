@@ -12,10 +12,8 @@ from pspexp.data.transforms import normalize
 from pspexp.engine.components import Components
 from pspexp.losses import mean_loss
 from pspexp.metrics import ConfusionMatrix, Report
-from pspexp.models.folding import folded
+from pspexp.models.folding import fold_batch_norms
 from pspexp.tracking.figures import EvaluatedSample
-
-PROBE_SIZE = 129  # pixels; one image, the same in every process, shows whether folding leaves the logits alone
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Evaluator:
         for batch in batches:
             images = normalize(parts.device.move(batch.images), info.mean, info.std, torch.float32)
             labels = parts.device.move(batch.labels).long()
-            network = network or folded(model, probe_image().to(images))
+            network = network or fold_batch_norms(model, images)
             with parts.precision.autocast(parts.device):
                 logits = parts.inference.logits(network, images)
             prediction = logits.max(1).indices  # six times as fast as argmax on CPUs
@@ -92,14 +90,9 @@ class Evaluator:
                     samples[index] = as_sample(names[index], batch, row, prediction)
             on_batch_end(len(batch.indices))
         matrix.counts, losses = parts.world.all_reduce_cpu(matrix.counts), parts.world.all_reduce_cpu(losses)
-        samples = {index: sample for found in parts.world.gather(samples) for index, sample in found.items()}
+        samples = {index: sample for found in parts.world.all_gather_object(samples) for index, sample in found.items()}
         loss = losses.double().sum().item() / max(len(names), 1)
         return Evaluation(matrix.report(info.class_names), loss, [samples[index] for index in sorted(samples)])
-
-
-def probe_image() -> Tensor:
-    """``[1, 3, H, W]`` of fixed random numbers, distributed as normalised images are."""
-    return torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0))
 
 
 def as_sample(name: str, batch: Batch, row: int, prediction: Tensor) -> EvaluatedSample:

@@ -1,68 +1,93 @@
-"""Batch norms folded into the convolutions before them: fewer passes over memory in evaluation."""
+"""Batch norms folded into the convolutions in front of them: fewer passes over memory in evaluation."""
 
+import logging
+from collections import Counter
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.hooks import RemovableHandle
+
+from pspexp.utils.text import one_line
+
+PROBE_SIZE = 129  # pixels; one image of random numbers shows whether folding leaves the logits unchanged
+TOLERANCE = 1e-3  # relative to the largest logit: far above rounding in float32, far below a wrongly folded network
+
+log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def folded(model: nn.Module, images: Tensor) -> nn.Module:
-    """A copy of ``model`` that computes the same with fewer operations, or ``model`` itself if there is none.
+def fold_batch_norms(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy of ``model`` that computes the same function with fewer operations, or ``model`` itself.
+
+    The copy is used only if it gives the same logits for a fixed random image. ``model`` is neither run nor changed.
 
     Args:
-        model: in evaluation mode; gives ``{"out": logits}``.
-        images: ``[N, 3, H, W]``, to see which batch norm follows which convolution, and to compare the results:
-            a network that uses a convolution's output in another place as well cannot be folded.
+        model: a network in evaluation mode that returns ``{"out": logits}``.
+        images: the first batch of the evaluation, ``[N, 3, H, W]``. On accelerators folding gains for one image at a
+            time and loses for many (docs/benchmarks.md), where it is left out.
     """
-    pairs, expected = _pairs(model, images)
-    if not pairs:
+    if len(images) > 1 and images.device.type != "cpu":
         return model
-    copy = deepcopy(model)
-    for conv_name, norm_name in pairs:
-        conv, norm = copy.get_submodule(conv_name), copy.get_submodule(norm_name)
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
-        _replace(copy, conv_name, fuse_conv_bn_eval(conv, norm))
-        _replace(copy, norm_name, nn.Identity())
-    difference = (copy(images)["out"] - expected).abs().max()
-    return copy if difference <= 1e-3 * expected.abs().max() else model
-
-
-def _pairs(model: nn.Module, images: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
-    """Names of each convolution and the batch norm that gets its output, and the logits of ``images``."""
-    outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept so that no other gets their id
-    pairs: list[tuple[str, str]] = []
-    handles: list[RemovableHandle] = []
-    for name, module in model.named_modules():
-        if type(module) is nn.Conv2d:
-
-            def produced(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
-                outputs[id(output)] = (name, output)
-
-            handles.append(module.register_forward_hook(produced))
-        elif _is_norm(module) and module.track_running_stats:
-
-            def consumed(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                if id(inputs[0]) in outputs:
-                    pairs.append((outputs[id(inputs[0])][0], name))
-
-            handles.append(module.register_forward_pre_hook(consumed))
+    probe = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0)).to(images)
     try:
-        logits: Tensor = model(images)["out"]
-    finally:
-        for handle in handles:
-            handle.remove()
-    return pairs, logits
+        return _folded_copy(model, probe) or model
+    except Exception as error:  # an arbitrary network may refuse to be copied, probed or folded in any way
+        log.debug("batch norms are not folded: %s: %s", type(error).__name__, one_line(error))
+        return model
 
 
-def _is_norm(module: nn.Module) -> bool:
-    """Whether it is one of torch's, or a device's own form of the convert_sync_batch_norm one; in evaluation they are the same."""
-    return type(module) is nn.BatchNorm2d or isinstance(module, nn.SyncBatchNorm)
+def _folded_copy(model: nn.Module, probe: Tensor) -> nn.Module | None:
+    """The folded copy; None if nothing can be folded or the logits differ."""
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return None  # hooks may depend on what the modules compute, and a copy would call them, too
+    if not any(_is_batch_norm(module) for module in model.modules()):
+        return None
+    copy = deepcopy(model)
+    pairs, expected = _find_pairs(copy, probe)
+    if not pairs:
+        return None
+    for conv, norm in pairs:
+        _replace(copy, conv, fuse_conv_bn_eval(conv, norm))
+        _replace(copy, norm, nn.Identity())
+    difference = (copy(probe)["out"] - expected).abs().max()
+    return copy if difference <= TOLERANCE * expected.abs().max() else None
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def _find_pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, Any]], Tensor]:
+    """Each convolution with the batch norm that is given its output, and the logits of ``probe``.
+
+    Modules that are called more than once, or have more than one name, are left out.
+    """
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holding the tensors keeps their ids from being reused
+    pairs: list[tuple[nn.Conv2d, Any]] = []
+    uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+
+    def after_convolution(module: nn.Conv2d, _: object, output: Tensor) -> None:
+        uses[module] += 1
+        outputs[id(output)] = module, output
+
+    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        uses[module] += 1
+        if id(inputs[0]) in outputs:
+            pairs.append((outputs[id(inputs[0])][0], module))
+
+    handles = [m.register_forward_hook(after_convolution) for m in model.modules() if type(m) is nn.Conv2d]
+    handles += [m.register_forward_pre_hook(before_norm) for m in model.modules() if _is_batch_norm(m)]
+    logits: Tensor = model(probe)["out"]
+    for handle in handles:
+        handle.remove()
+    return [(conv, norm) for conv, norm in pairs if uses[conv] == uses[norm] == 2], logits  # one name and one call
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    """Whether it is torch's batch norm or a synchronised one (torch's or a device's), which evaluate alike."""
+    is_norm = type(module) is nn.BatchNorm2d or isinstance(module, nn.SyncBatchNorm)
+    return is_norm and bool(module.track_running_stats)
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    name = next(name for name, module in model.named_modules() if module is old)
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    setattr(model.get_submodule(parent), child, new)

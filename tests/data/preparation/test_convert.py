@@ -15,7 +15,7 @@ from pspexp.data.labels import VOC_COLOURS, read_label
 from pspexp.data.preparation.convert import convert_folder
 from pspexp.errors import UserError
 
-TOOL = Path(__file__).parents[2] / "tools/convert_voc_label.py"
+TOOL = Path(__file__).parents[3] / "tools/convert_voc_label.py"
 
 
 def save(path: Path, label: np.ndarray, kind: str = "palette") -> None:

@@ -154,7 +154,7 @@ def test_a_forgotten_iterator_does_not_keep_the_process_alive() -> None:
     code = """
 import sys
 sys.path[:0] = sys.argv[1:]
-from test_data_loader import make_loader
+from test_loader import make_loader
 if __name__ == "__main__":
     kept = make_loader(num_workers=2).batches(0, 12)
     next(kept)

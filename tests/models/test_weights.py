@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import models_golden as foreign
+import foreign_checkpoints as foreign
 import numpy as np
 import pytest
 import timm

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import models_golden as foreign
+import foreign_checkpoints as foreign
 import numpy as np
 import pytest
 import torch

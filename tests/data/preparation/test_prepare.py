@@ -18,7 +18,7 @@ from pspexp.data.preparation.archive import extract
 from pspexp.data.preparation.prepare import prepare
 from pspexp.errors import UserError
 
-TOOL = Path(__file__).parents[2] / "tools/prepare_voc.py"
+TOOL = Path(__file__).parents[3] / "tools/prepare_voc.py"
 LABEL = np.array([[0, 1, 20, 255], [0, 15, 15, 0]], np.uint8)
 
 

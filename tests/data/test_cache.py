@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_data_loader import content, make_loader, same
+from test_loader import content, make_loader, same
 
 from pspexp.config.build import build_training, init_distributed
 from pspexp.config.compose import compose
