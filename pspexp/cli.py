@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pspexp.config import compose as composition
 from pspexp.config.overrides import quoted
-from pspexp.errors import WRONG_INPUT, Interrupted, JobFailed, UserError, essence
+from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
 from pspexp.launchers import base as launch
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def task_code() -> int:
         return 128 + signal.SIGINT
     except SystemExit as end:
         # 1 before the task began is Hydra's word for wrong input; from within it comes as an error of its own.
-        return WRONG_INPUT if end.code == 1 and not started else int(end.code or 0)
+        return EXIT_USER_ERROR if end.code == 1 and not started else int(end.code or 0)
     return 0
 
 
@@ -307,7 +307,7 @@ def end_of_job(error: Exception, code: int, settings: HydraConf) -> None:
         if settings.sweeper._target_.endswith(".BasicSweeper"):
             return  # it compares nothing, and the overview tells
     # An optimiser has to know. Of this kind of error Hydra prints the message alone.
-    raise CompactHydraException(f"job {settings.job.num}: {essence(error)}")
+    raise CompactHydraException(f"job {settings.job.num}: {summarize(error)}")
 
 
 def report(error: Exception) -> int:
@@ -315,7 +315,7 @@ def report(error: Exception) -> int:
     if isinstance(error, UserError):
         if not (error.shared and is_follower()):
             log.error("%s", error, exc_info="HYDRA_FULL_ERROR" in os.environ)
-        return WRONG_INPUT
+        return EXIT_USER_ERROR
     if isinstance(error, JobFailed):
         log.error("%s", error)
         return 1
@@ -336,4 +336,4 @@ def complain(error: UserError) -> int:
     print(error, file=sys.stderr)
     if "HYDRA_FULL_ERROR" in os.environ:
         traceback.print_exception(error)
-    return WRONG_INPUT
+    return EXIT_USER_ERROR

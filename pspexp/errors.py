@@ -1,18 +1,18 @@
-"""Errors that end a command, and how their messages name settings and values."""
+"""Errors that end a command, and how messages name settings and values."""
 
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-WRONG_INPUT = 2  # the command's exit code
+EXIT_USER_ERROR = 2  # exit code of the command
 
 
 class UserError(ValueError):
     """The user's input is wrong; the command line turns it into exit code 2 without a traceback.
 
     Args:
-        problems: one line each, naming key or file, value, limit and fix. All that were found, not only the first.
-        shared: every process of the job raises the same error; the first one tells it.
+        problems: all problems found, one line each, naming key or file, value, limit and fix.
+        shared: whether every process of the job raises the same error, so that only process 0 needs to report it.
     """
 
     def __init__(self, *problems: str, shared: bool = False) -> None:
@@ -24,7 +24,7 @@ class UserError(ValueError):
 
 
 class ArgumentError(UserError):
-    """An argument of a configurable class or function cannot be used.
+    """A configurable class or function refuses an argument.
 
     Args:
         problems: ``name=value: must be …; fix``, with the bare name of the argument. `pspexp.config.build.build` puts
@@ -42,7 +42,7 @@ def setting(key: str, *value: object) -> str:
 
 
 def as_yaml(value: object) -> str:
-    """A value as it is typed on the command line: ``null``, ``true``, ``[1, 2]``."""
+    """A value as it is written on the command line: ``null``, ``true``, ``[1, 2]``."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
@@ -56,11 +56,11 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked to stop
-    """A signal ended the job; what can be saved has been saved.
+class Interrupted(Exception):  # noqa: N818 - not an error: a stop was requested
+    """A signal ended the job, after everything that could be saved was saved.
 
     Args:
-        signal_number: the command exits with 128 + this.
+        signal_number: number of the signal; the exit code of the command is 128 plus this number.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -68,12 +68,12 @@ class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked to st
         self.signal_number = signal_number
 
 
-class JobFailed(Exception):  # noqa: N818 - reads as what happened
-    """Another process of the job failed; the message holds its traceback, or what killed it."""
+class JobFailed(Exception):  # noqa: N818 - names what happened
+    """Another process of the job failed; the message holds its traceback or the signal that killed it."""
 
 
-def essence(error: BaseException) -> str:
-    """One line for people about what an error says; of a traceback in its message the exception."""
+def summarize(error: BaseException) -> str:
+    """One line about an error: its type and the first line of its message, or the exception of a traceback in it."""
     lines = str(error).strip().splitlines()
     if isinstance(error, UserError):
         return lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")

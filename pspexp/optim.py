@@ -1,41 +1,46 @@
 """Parameter groups, optimizers and learning-rate schedules.
 
-Every schedule is a closed form in the number of steps done, times the learning rate of the group. So it goes
-on after a resume without a history, and any step can be checked on its own.
+Every schedule multiplies the learning rate of each group by a closed-form function of the step, so resuming needs no
+history and any step can be checked on its own.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from pspexp.errors import UserError
+from pspexp.errors import ArgumentError
+from pspexp.utils.arguments import checked
 
-Rule = tuple[str, object, bool, str]
-"""Key, value, whether the value is allowed, and what is."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Betas = Annotated[Sequence[Momentum], Field(min_length=2, max_length=2)]
+Steps = Annotated[int, Field(ge=0)]
 
 
 def parameter_groups(
     model: nn.Module, lr: float, weight_decay: float, head_lr_factor: float, decay_norm_and_bias: bool
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in up to four groups: backbone before head, each with and without weight decay.
+    """Trainable parameters in up to four groups: backbone and head, each with and without weight decay.
 
     Args:
-        model: the bare model, before any wrapper. Parameters whose name starts with ``backbone.`` are the
-            backbone's, all others the head's.
+        model: unwrapped model. Parameters whose name starts with ``backbone.`` belong to the backbone, all others to
+            the head.
         lr: learning rate of the backbone.
-        weight_decay: weight decay of convolutions and other weights of more than one dimension.
-        head_lr_factor: the head's learning rate is ``lr * head_lr_factor``.
-        decay_norm_and_bias: also decay one-dimensional parameters (scale and shift of norms, biases).
+        weight_decay: weight decay of convolutions and other weights with more than one dimension.
+        head_lr_factor: learning rate of the head as a multiple of ``lr``.
+        decay_norm_and_bias: apply weight decay to one-dimensional parameters (norms, biases), too.
 
     Returns:
-        Groups with the keys ``name``, ``params``, ``lr`` and ``weight_decay``; empty ones are left out.
+        Non-empty groups with the keys ``name``, ``params``, ``lr`` and ``weight_decay``.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -54,67 +59,65 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
+@checked
 def adam(
     model: nn.Module,
     *,
-    lr: float,
-    betas: Sequence[float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    head_lr_factor: float = 1.0,
+    lr: Positive,
+    betas: Betas = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    head_lr_factor: Positive = 1.0,
     decay_norm_and_bias: bool = True,
 ) -> Adam:
     """Adam (Kingma and Ba, 2015) on ``parameter_groups``; weight decay as an L2 term in the gradient."""
-    _require(*_common_rules(lr, weight_decay, head_lr_factor), *_adam_rules(betas, eps))
     groups = parameter_groups(model, lr, weight_decay, head_lr_factor, decay_norm_and_bias)
-    return Adam(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=_can_fuse(Adam, model))
+    return Adam(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=use_fused(Adam, model))
 
 
+@checked
 def adamw(
     model: nn.Module,
     *,
-    lr: float,
-    betas: Sequence[float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 1e-4,
-    head_lr_factor: float = 1.0,
+    lr: Positive,
+    betas: Betas = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 1e-4,
+    head_lr_factor: Positive = 1.0,
     decay_norm_and_bias: bool = True,
 ) -> AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) on ``parameter_groups``; weight decay apart from the gradient."""
-    _require(*_common_rules(lr, weight_decay, head_lr_factor), *_adam_rules(betas, eps))
+    """AdamW (Loshchilov and Hutter, 2019) on ``parameter_groups``; weight decay decoupled from the gradient."""
     groups = parameter_groups(model, lr, weight_decay, head_lr_factor, decay_norm_and_bias)
-    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=_can_fuse(AdamW, model))
+    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=use_fused(AdamW, model))
 
 
+@checked
 def sgd(
     model: nn.Module,
     *,
-    lr: float,
-    momentum: float = 0.9,
+    lr: Positive,
+    momentum: Momentum = 0.9,
     nesterov: bool = False,
-    weight_decay: float = 1e-4,
-    head_lr_factor: float = 1.0,
+    weight_decay: NonNegative = 1e-4,
+    head_lr_factor: Positive = 1.0,
     decay_norm_and_bias: bool = True,
 ) -> SGD:
     """Stochastic gradient descent with momentum on ``parameter_groups``."""
-    _require(
-        *_common_rules(lr, weight_decay, head_lr_factor),
-        ("optimizer.momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1"),
-        ("optimizer.nesterov", nesterov, not nesterov or momentum > 0, "false without momentum"),
-    )
+    if nesterov and not momentum:
+        raise ArgumentError("nesterov=true: needs momentum above 0; set momentum, or nesterov to false")
     groups = parameter_groups(model, lr, weight_decay, head_lr_factor, decay_norm_and_bias)
-    optimizer = SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(SGD, model))
-    if momentum:  # zeros are what torch starts from; its fused kernel cannot begin for one parameter later than others
+    optimizer = SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=use_fused(SGD, model))
+    if momentum:  # torch starts from zeros, too, but its fused kernel needs all buffers to start at the same step
         for group in optimizer.param_groups:
             optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})
     return optimizer
 
 
-def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """``optimizer.load_state_dict`` of a state that another device, or another memory layout, has saved.
+def load_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Load a state dict that may have been saved on another device or with another memory format.
 
-    The kernels' kind is this device's. Moments take the layout of their parameters: fused kernels go through
-    both side by side in memory without looking.
+    The choice of kernels (fused, foreach) stays that of this device. Moments get the memory format of their
+    parameters, since fused kernels read both in memory order without checking.
     """
     groups = [
         theirs | {key: ours[key] for key in ("fused", "foreach") if key in ours}
@@ -127,26 +130,26 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
                 state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def skips_on_request(optimizer: Optimizer) -> bool:
-    """Whether a step leaves the weights alone when ``optimizer.found_inf``, a tensor on the device, is 1.
+def supports_found_inf(optimizer: Optimizer) -> bool:
+    """Whether a step is skipped when ``optimizer.found_inf``, a tensor on the device, is 1.
 
-    Torch's fused optimizers do, for its gradient scaler. So a found_nonfinite step can be refused without asking the device.
+    Torch's fused optimizers do this for its gradient scaler. It allows skipping a step without synchronisation.
     """
     return bool(optimizer.defaults.get("fused"))
 
 
-def _can_fuse(kind: Any, model: nn.Module) -> bool | None:
-    """True if torch can update all parameters in one pass on the model's device, else None: as torch likes."""
-    return _fuses(kind, next(model.parameters()).device.type) or None
+def use_fused(optimizer_class: Any, model: nn.Module) -> bool | None:
+    """True if torch's fused kernels work on the model's device, else None, which leaves the choice to torch."""
+    return fused_works(optimizer_class, next(model.parameters()).device.type) or None
 
 
 @cache
-def _fuses(kind: Any, device: str) -> bool:
-    """Tried, and so is `skips_on_request`: torch lists devices that lack the kernels or whose kernels do not look."""
+def fused_works(optimizer_class: Any, device: str) -> bool:
+    """Whether a fused step runs and honours ``found_inf``: torch also lists devices for which one of them fails."""
     try:
         weight = torch.ones(1, device=device, requires_grad=True)
         weight.grad = torch.ones_like(weight)
-        optimizer = kind([weight], lr=0.1, fused=True)
+        optimizer = optimizer_class([weight], lr=0.1, fused=True)
         optimizer.found_inf = torch.ones((), device=device)
         optimizer.step()
     except RuntimeError:
@@ -154,92 +157,78 @@ def _fuses(kind: Any, device: str) -> bool:
     return weight.item() == 1
 
 
-def cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, final_factor: float = 0.01) -> LambdaLR:
-    """Half a cosine from 1 down to `final_factor` (Loshchilov and Hutter, 2017, eq. 5); see ``_schedule``."""
-    return _schedule(
-        optimizer,
-        total_steps,
-        warmup_steps,
-        lambda done: final_factor + (1 - final_factor) * (1 + math.cos(math.pi * float(done))) / 2,
-        ("scheduler.final_factor", final_factor, 0 <= final_factor <= 1, "from 0 to 1"),
-    )
-
-
-def poly(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, power: float = 0.9) -> LambdaLR:
-    """``(1 - done)^power``, down to 0 (Zhao et al., 2017, sec. 5.1); see ``_schedule``."""
-    return _schedule(
-        optimizer,
-        total_steps,
-        warmup_steps,
-        lambda done: float(1 - done) ** power,
-        ("scheduler.power", power, 0 < power < math.inf, "finite and above 0"),
-    )
-
-
-def step(
-    optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, factor: float = 0.1, parts: int = 5
-) -> LambdaLR:
-    """`parts` equal parts, each at `factor` times the rate of the one before; see ``_schedule``."""
-    return _schedule(
-        optimizer,
-        total_steps,
-        warmup_steps,
-        lambda done: float(factor ** min(int(done * parts), parts - 1)),
-        ("scheduler.factor", factor, 0 < factor <= 1, "above 0 and at most 1"),
-        ("scheduler.parts", parts, parts >= 1, "1 or more"),
-    )
-
-
-def constant(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0) -> LambdaLR:
-    """The full rate throughout, after the warm-up; see ``_schedule``."""
-    return _schedule(optimizer, total_steps, warmup_steps, lambda done: 1.0)
-
-
-def _schedule(
+@checked
+def cosine(
     optimizer: Optimizer,
     total_steps: int,
-    warmup_steps: int,
-    decay: Callable[[Fraction], float],
-    *rules: Rule,
+    *,
+    warmup_steps: Steps = 0,
+    final_factor: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.01,
 ) -> LambdaLR:
-    """A schedule over `total_steps` optimizer steps, with ``.step()`` to be called after each of them.
+    """Half a cosine from 1 down to ``final_factor`` (Loshchilov and Hutter, 2017, eq. 5); see ``with_warmup``."""
+    return with_warmup(
+        optimizer,
+        total_steps,
+        warmup_steps,
+        lambda progress: final_factor + (1 - final_factor) * (1 + math.cos(math.pi * float(progress))) / 2,
+    )
 
-    Step s (from 0) of the warm-up runs at ``(s + 1) / (warmup_steps + 1)`` of the full rate: never at 0, and
-    the step after the warm-up is the first at the full rate. From there `decay` takes over, called with the
-    share of the remaining steps that is done: 0 at its first step, 1 when training has ended and after that.
+
+@checked
+def poly(optimizer: Optimizer, total_steps: int, *, warmup_steps: Steps = 0, power: Positive = 0.9) -> LambdaLR:
+    """``(1 - progress)^power``, down to 0 (Zhao et al., 2017, sec. 5.1); see ``with_warmup``."""
+    return with_warmup(optimizer, total_steps, warmup_steps, lambda progress: float(1 - progress) ** power)
+
+
+@checked
+def step(
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    warmup_steps: Steps = 0,
+    factor: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.1,
+    parts: Annotated[int, Field(ge=1)] = 5,
+) -> LambdaLR:
+    """``parts`` equal parts, each at ``factor`` times the learning rate of the previous one; see ``with_warmup``."""
+    return with_warmup(
+        optimizer, total_steps, warmup_steps, lambda progress: float(factor ** min(int(progress * parts), parts - 1))
+    )
+
+
+@checked
+def constant(optimizer: Optimizer, total_steps: int, *, warmup_steps: Steps = 0) -> LambdaLR:
+    """The full learning rate after the warm-up; see ``with_warmup``."""
+    return with_warmup(optimizer, total_steps, warmup_steps, lambda progress: 1.0)
+
+
+def with_warmup(
+    optimizer: Optimizer, total_steps: int, warmup_steps: int, decay: Callable[[Fraction], float]
+) -> LambdaLR:
+    """A linear warm-up, then ``decay``; ``.step()`` must be called after each optimizer step.
+
+    Args:
+        optimizer: optimizer with the full learning rates.
+        total_steps: number of optimizer steps of the training.
+        warmup_steps: number of warm-up steps. Step s (from 0) runs at ``(s + 1) / (warmup_steps + 1)`` of the full
+            learning rate: never at 0, and the step after the warm-up is the first at the full rate.
+        decay: factor of the learning rate as a function of the progress after the warm-up: 0 at its first step, 1 at
+            the end of the training and beyond.
+
+    Raises:
+        ArgumentError: the warm-up is not shorter than the training.
     """
     assert total_steps >= 1, total_steps
-    limit = f"from 0 to {total_steps - 1}, fewer than the {total_steps} steps of the training"
-    _require(("scheduler.warmup_steps", warmup_steps, 0 <= warmup_steps < total_steps, limit), *rules)
+    if warmup_steps >= total_steps:
+        raise ArgumentError(
+            f"warmup_steps={warmup_steps}: must be from 0 to {total_steps - 1}, fewer than the {total_steps} steps of "
+            "the training"
+        )
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
-        # Exact: floats would put some borders of `step` one step late (15 / 22 * 22 < 15).
+        # Exact: with floats some boundaries of `step` would be one step late (15 / 22 * 22 < 15).
         return decay(min(Fraction(step - warmup_steps, total_steps - warmup_steps), Fraction(1)))
 
     # A plain function, so that the state dict holds numbers only.
     return LambdaLR(optimizer, factor)
-
-
-def _common_rules(lr: float, weight_decay: float, head_lr_factor: float) -> list[Rule]:
-    return [
-        ("optimizer.lr", lr, 0 < lr < math.inf, "finite and above 0"),
-        ("optimizer.weight_decay", weight_decay, 0 <= weight_decay < math.inf, "finite and not negative"),
-        ("optimizer.head_lr_factor", head_lr_factor, 0 < head_lr_factor < math.inf, "finite and above 0"),
-    ]
-
-
-def _adam_rules(betas: Sequence[float], eps: float) -> list[Rule]:
-    allowed = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
-    return [
-        ("optimizer.betas", betas, allowed, "two values, each at least 0 and below 1"),
-        ("optimizer.eps", eps, 0 < eps < math.inf, "finite and above 0"),
-    ]
-
-
-def _require(*rules: Rule) -> None:
-    """Raise one error that names every rule that does not hold."""
-    problems = [f"{key}={value}: must be {limit}" for key, value, allowed, limit in rules if not allowed]
-    if problems:
-        raise UserError(*problems)

@@ -82,7 +82,7 @@ def build_components(config: DictConfig, device: Device, world: World) -> Compon
     """
     attempt = ErrorCollector()
     parts = collect_components(config, attempt, device, world, start_weights=False)
-    world.raise_problems(attempt.problems)
+    world.raise_collectively(attempt.problems)
     return Components(**parts)
 
 
@@ -113,7 +113,7 @@ def build_training(config: DictConfig, device: Device, world: World, *, start_we
         optimizer,
         loader,
     )
-    world.raise_problems(attempt.problems)
+    world.raise_collectively(attempt.problems)
     return TrainingComponents(
         **parts,
         training=training,
@@ -158,10 +158,10 @@ def collect_components(
 
 def with_sync_batch_norm(model: nn.Module, device: Device, world: World) -> nn.Module:
     """``model`` with batch norms over the images of all processes, where the device can do that."""
-    converted = world.convert_sync_batch_norm(model)
+    converted = world.convert_sync_batchnorm(model)
     if converted is None:
         log.warning(
-            "sync_batch_norm: device=%s has no convert_sync_batch_norm batch normalisation: each of the %d processes normalises "
+            "sync_batch_norm: device=%s has no synchronised batch normalisation: each of the %d processes normalises "
             "over its own images", device.type, world.size,
         )  # fmt: skip
     return model if converted is None else converted

@@ -1,7 +1,7 @@
-"""Where tensors live and in which precision the network computes.
+"""Devices.
 
-No branch here asks for a device's *name*: what a device can do is found by trying it, and what only its maker
-knows stands in its YAML file.
+No branch depends on a device's *name*: capabilities are detected by trying them, and what only the vendor knows is
+set in the device's YAML file.
 """
 
 import importlib
@@ -9,40 +9,38 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pkgutil import resolve_name
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from pspexp.errors import UserError
+from pspexp.errors import ArgumentError, UserError, setting
+from pspexp.utils.arguments import checked
+from pspexp.utils.text import count, first_line
 
-HOST = "cpu"  # has no cards, and its tensors travel through gloo
+HOST = "cpu"  # has no cards; its tensors use gloo
 AUTO_ORDER = ("cuda", "mps")  # what ``auto`` tries before the host
 
 
-def why_unusable(kind: str) -> str | None:
-    """None if a tensor can be made on the device ``kind``, else torch's own reason in one line."""
+def unavailable_reason(type: str) -> str | None:
+    """Torch's reason, in one line, for not creating tensors on a device type; None if it does."""
     try:
-        torch.zeros(1, device=kind)
+        torch.zeros(1, device=type)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         return first_line(error).split(". ")[0].rstrip(".")
     return None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
-
-
-def card_names(type: str, plugin: str | None = None, variable: str | None = None) -> tuple[str, list[str]]:
-    """The environment variable by which a process is shown some of a machine's cards, and those this process is shown.
+def visible_cards(type: str, plugin: str | None = None, variable: str | None = None) -> tuple[str, list[str]]:
+    """The environment variable that restricts a process to some of a machine's cards, and the cards visible here.
 
     Args:
-        type, plugin: as for `Device`.
-        variable: None: ``<TYPE>_VISIBLE_DEVICES``.
+        type, plugin: see `Device`.
+        variable: name of the variable; None means ``<TYPE>_VISIBLE_DEVICES``.
 
     Returns:
-        No names for a device without cards.
+        The name and the cards, as they are written in the variable; both empty for a device without cards.
 
     Raises:
         UserError: the plugin cannot be imported.
@@ -50,41 +48,43 @@ def card_names(type: str, plugin: str | None = None, variable: str | None = None
     import_plugin(type, plugin)
     for kind in AUTO_ORDER if type == "auto" else (type,):
         module: Any = getattr(torch, kind, None)
-        count = module.device_count() if kind != HOST and hasattr(module, "device_count") else 0
-        if count:
+        num_cards = module.device_count() if kind != HOST and hasattr(module, "device_count") else 0
+        if num_cards:
             variable = variable or f"{kind.upper()}_VISIBLE_DEVICES"
-            shown = os.environ.get(variable)
-            return variable, shown.split(",")[:count] if shown else [str(index) for index in range(count)]
+            visible = os.environ.get(variable)
+            return variable, visible.split(",")[:num_cards] if visible else [str(index) for index in range(num_cards)]
     return "", []
 
 
 class Device:
-    """One place for tensors, made the process's current device.
+    """A torch device, made the current device of the process.
 
     Args:
-        type: a torch device type, or ``auto``: the first usable of CUDA and MPS, else the CPU.
-        plugin: module whose import teaches torch this type, such as ``torch_npu``.
-        index: number of the card; None: the process's number on its machine.
-        local_rank: number of this process on its machine, for `index`.
-        dist_backend: name of the process-group backend; None: the one that torch, or the plugin, registered.
-        amp_dtypes: the formats of mixed precision that the device supports, best first; None: found by trying.
-        autocast: dotted name of a class to use instead of ``torch.autocast``, called with ``dtype=``.
-        grad_scaler: dotted name of a class to use instead of ``torch.amp.GradScaler``, called without arguments.
-        sync_batch_norm: dotted name of a class to use instead of ``torch.nn.SyncBatchNorm``.
-        visible_devices: environment variable by which processes are shown some of the cards, for the parallel jobs
-            of a sweep (see `card_names`); it must be set before this process.
+        type: torch device type, or ``auto`` for the first available of CUDA, MPS and CPU.
+        plugin: module that registers the device type with torch when it is imported, such as ``torch_npu``.
+        index: number of the card; None means ``local_rank``.
+        local_rank: number of this process on its machine.
+        dist_backend: name of the process-group backend; None means the one registered by torch or the plugin.
+        amp_dtypes: mixed-precision formats that the device supports, best first; None means detected by trying.
+        autocast: dotted name of a replacement for ``torch.autocast``, called with ``dtype=``.
+        grad_scaler: dotted name of a replacement for ``torch.amp.GradScaler``, called without arguments.
+        sync_batch_norm: dotted name of a replacement for ``torch.nn.SyncBatchNorm``.
+        visible_devices: environment variable that restricts a process to some of the cards, for the parallel jobs of
+            a sweep (see `visible_cards`). Read by the sweep, not here: it must be set before a process starts.
 
     Raises:
-        UserError: the device cannot be used on this machine; names the cause.
+        UserError: the device cannot be used on this machine; names the reason.
+        ArgumentError: an argument does not fit the device.
     """
 
+    @checked
     def __init__(
         self,
         type: str = "auto",
         *,
         plugin: str | None = None,
-        index: int | None = None,
-        local_rank: int = 0,
+        index: Annotated[int, Field(ge=0)] | None = None,
+        local_rank: Annotated[int, Field(ge=0)] = 0,
         dist_backend: str | None = None,
         amp_dtypes: Sequence[Literal["bf16", "fp16"]] | None = None,
         autocast: str | None = None,
@@ -94,34 +94,37 @@ class Device:
     ) -> None:
         import_plugin(type, plugin)
         if type == "auto":
-            type = next((kind for kind in AUTO_ORDER if why_unusable(kind) is None), HOST)
-        elif reason := why_unusable(type):
-            raise UserError(f"device={type}: not usable here ({reason}); try device=auto or device=cpu")
+            type = next((kind for kind in AUTO_ORDER if unavailable_reason(kind) is None), HOST)
+        elif reason := unavailable_reason(type):
+            fix = f"try {setting('device', 'auto')} or {setting('device', 'cpu')}"
+            raise UserError(f"{setting('device', type)}: not available here ({reason}); {fix}")
         self.type, self.amp_dtypes = type, amp_dtypes
         self.torch = torch.device(type)
         self.dist_backend = dist_backend
         if type == HOST and index is not None:
-            raise UserError(f"device.index={index}: device={type} has no cards to choose from; leave it out")
+            raise ArgumentError(f"index={index}: {setting('device', type)} has no cards to choose from; remove it")
         if hasattr(self._module, "set_device") and type != HOST:
             self.torch = torch.device(type, self._choose_card(index, local_rank))
-            self._module.set_device(self.torch)  # before anything else: streams and process groups belong to a card
-        self._autocast = resolve("device.autocast", autocast)
-        self._grad_scaler = resolve("device.grad_scaler", grad_scaler)
-        self.sync_batch_norm: Any = resolve("device.sync_batch_norm", sync_batch_norm) or nn.SyncBatchNorm
-        # Copies in a stream of their own need not wait for the work that is queued.
-        self._copies: Any = self._module.Stream() if self.pin_memory and hasattr(self._module, "Stream") else None
+            self._module.set_device(self.torch)  # first of all: streams and process groups belong to a card
+        self._autocast = import_name("autocast", autocast)
+        self._grad_scaler = import_name("grad_scaler", grad_scaler)
+        self.sync_batch_norm: Any = import_name("sync_batch_norm", sync_batch_norm) or nn.SyncBatchNorm
+        # In a stream of their own, copies do not wait for queued work.
+        self._copy_stream: Any = self._module.Stream() if self.pin_memory and hasattr(self._module, "Stream") else None
 
     def _choose_card(self, index: int | None, local_rank: int) -> int:
-        count = self._module.device_count()
-        if index is not None and not 0 <= index < count:
-            raise UserError(f"device.index={index}: this machine has {cards(count, self.type)}; {numbers(count)}")
-        if index is not None and local_rank > 0 and count > 1:
-            raise UserError(f"device.index={index}: several processes would share this card; leave it out")
-        if index is None and local_rank >= count:
+        num_cards = self._module.device_count()
+        cards = count(num_cards, f"{self.type} card")
+        if index is not None and index >= num_cards:
+            valid = "0" if num_cards == 1 else f"0 to {num_cards - 1}"
+            raise ArgumentError(f"index={index}: this machine has {cards}; use {valid}")
+        if index is not None and local_rank > 0 and num_cards > 1:
+            raise ArgumentError(f"index={index}: several processes would share this card; remove it")
+        if index is None and local_rank >= num_cards:
             raise UserError(
-                f"launcher.nproc_per_node: process {local_rank} of this machine has no card, there is only "
-                f"{cards(count, self.type)}; start at most {count} a machine, or, where each process is shown a card "
-                "of its own, set device.index=0"
+                f"{setting('launcher.nproc_per_node')}: no card for process {local_rank} of this machine, which has "
+                f"{cards}; start at most {count(num_cards, 'process')} per machine, or set "
+                f"{setting('device.index', 0)} if each process sees only a card of its own"
             )
         return local_rank if index is None else index
 
@@ -131,14 +134,14 @@ class Device:
 
     @property
     def pin_memory(self) -> bool:
-        """Whether page-locked host memory speeds up copies to this device."""
+        """Whether page-locked (pinned) host memory speeds up copies to this device."""
         return hasattr(self._module, "get_device_properties")
 
     def backends(self) -> str:
-        """The process-group backends, for ``init_process_group``: gloo for the host, the device's own for the device.
+        """The process-group backends, as in ``cpu:gloo,cuda:nccl``, for ``init_process_group``.
 
         Raises:
-            UserError: none is known.
+            UserError: none is known for this device.
         """
         known = torch.distributed.Backend.default_device_backend_map
         backend = self.dist_backend or known.get(self.type)
@@ -146,47 +149,50 @@ class Device:
             return f"{HOST}:{backend}"
         if backend is None:
             raise UserError(
-                f"device.dist_backend=null: torch knows no process-group backend for {self.type}; "
-                "name one, or use launcher=single"
+                f"{setting('device.dist_backend', None)}: torch has no process-group backend for {self.type}; "
+                f"name one, or use {setting('launcher', 'single')}"
             )
         if not torch.distributed.is_backend_available(backend):
-            raise UserError(f"device.dist_backend={backend}: not in this torch; known are {', '.join(known.values())}")
+            raise UserError(
+                f"{setting('device.dist_backend', backend)}: not available in this torch; use one of "
+                f"{', '.join(known.values())}"
+            )
         return f"{HOST}:gloo,{self.type}:{backend}"
 
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
-        """``tensor`` on this device; from pinned memory without waiting, and beside the work that is queued."""
-        if self._copies is None or not tensor.is_pinned():
+        """``tensor`` on this device; pinned memory is copied asynchronously, in parallel with queued work."""
+        if self._copy_stream is None or not tensor.is_pinned():
             return tensor.to(self.torch, non_blocking=True)
-        with self._module.stream(self._copies):
+        with self._module.stream(self._copy_stream):
             moved = tensor.to(self.torch, non_blocking=True)
-        now = self._module.current_stream()
-        now.wait_stream(self._copies)
-        moved.record_stream(now)  # else its memory could be given away while it is still read
+        current = self._module.current_stream()
+        current.wait_stream(self._copy_stream)
+        moved.record_stream(current)  # otherwise its memory could be reused while it is still being read
         return moved
 
     def record_event(self) -> Callable[[], None]:
-        """Mark the end of the work queued so far; calling the result waits until the device has come there."""
+        """Record an event after the work queued so far; calling the result waits for it."""
         if not hasattr(self._module, "Event") or self.type == HOST:
-            return lambda: None  # computes at once, or queues without telling
+            return lambda: None  # computes synchronously, or has no events
         event = self._module.Event()
         event.record()
         wait: Callable[[], None] = event.synchronize
         return wait
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
-        """Mixed precision: a context in which torch chooses ``dtype`` where it may."""
+        """Mixed-precision context with ``dtype`` as the lower precision."""
         if self._autocast is not None:
             context: AbstractContextManager[Any] = self._autocast(dtype=dtype)
             return context
         return torch.autocast(self.type, dtype=dtype)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
-        """A scaler of losses for fp16, which may turn out to have disabled itself."""
+        """Loss scaler for fp16. Torch's disables itself where it is not supported."""
         scaler: torch.amp.GradScaler = self._grad_scaler() if self._grad_scaler else torch.amp.GradScaler(self.type)
         return scaler
 
     def describe(self) -> str:
-        """Name for people, e.g. ``cpu (2 threads)`` or ``cuda:0 (NVIDIA H100, 80 GiB)``."""
+        """Human-readable name, e.g. ``cpu (2 threads)`` or ``cuda:0 (NVIDIA H100, 80 GiB)``."""
         if self.type == HOST:
             return f"{self.type} ({torch.get_num_threads()} threads)"
         if hasattr(self._module, "get_device_properties"):
@@ -198,41 +204,35 @@ class Device:
 
 
 def import_plugin(type: str, plugin: str | None) -> None:
-    """Import the module that teaches torch a device type.
+    """Import the module that registers a device type with torch.
 
     Raises:
-        UserError: it is not installed, or fails.
+        UserError: the module is not installed or fails to import.
     """
     if plugin is None:
         return
     try:
         importlib.import_module(plugin)
-    except Exception as error:  # whatever a vendor's module does when its driver is missing
+    except Exception as error:  # a vendor's module may raise anything if its driver is missing
         absent = isinstance(error, ModuleNotFoundError) and error.name == plugin.partition(".")[0]
-        cause = "is not installed" if absent else f"fails to import ({error.__class__.__name__}: {first_line(error)})"
-        fix = "install it as its vendor says" if absent else "repair it or its driver"
-        raise UserError(f"device={type}: its plugin {plugin} {cause}; {fix}, or use device=cpu") from error
+        reason = "is not installed" if absent else f"fails to import ({error.__class__.__name__}: {first_line(error)})"
+        fix = "follow the vendor's instructions to install it" if absent else "repair it or its driver"
+        raise UserError(
+            f"{setting('device', type)}: plugin {plugin} {reason}; {fix}, or use {setting('device', 'cpu')}"
+        ) from error
 
 
-def resolve(key: str, name: str | None) -> Any:
-    """What a dotted name stands for, or None without one.
+def import_name(argument: str, name: str | None) -> Any:
+    """The object with a dotted name, or None if there is no name.
 
     Raises:
-        UserError: there is no such thing.
+        ArgumentError: the object cannot be imported.
     """
     if name is None:
         return None
     try:
         return resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{key}={name}: cannot be imported ({first_line(error)}); correct it or set it null") from error
-
-
-def cards(count: int, type: str) -> str:
-    """``2 cuda cards``."""
-    return f"{count} {type} card{'' if count == 1 else 's'}"
-
-
-def numbers(count: int) -> str:
-    """What to type for one of ``count`` cards."""
-    return "use 0" if count == 1 else f"use 0 to {count - 1}"
+        raise ArgumentError(
+            f"{argument}={name}: cannot be imported ({first_line(error)}); correct it or set it to null"
+        ) from error

@@ -1,4 +1,4 @@
-"""Who else is computing: the processes of one job and what they tell each other. Alone, every call is free."""
+"""The processes of one job and their communication. In a single process every call is free."""
 
 import atexit
 import os
@@ -19,79 +19,80 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from torch.nn.parallel import DistributedDataParallel
 
 from pspexp.engine.device import Device
-from pspexp.errors import UserError
+from pspexp.errors import UserError, setting
+from pspexp.utils.files import write_text_atomic
 
 T = TypeVar("T")
-outside_inference_mode = torch.inference_mode(False)  # in it, old torch lets gloo's threads change no tensor
+outside_inference_mode = torch.inference_mode(False)  # inside it, gloo's threads cannot write tensors in older torch
 LOOPBACK = "127.0.0.1"
-RENDEZVOUS_TIMEOUT_S = 300  # how long processes wait for the first one's word
+RENDEZVOUS_TIMEOUT_S = 300  # how long the other processes wait for the address of process 0
 
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """A process's place in its job, known before it has met the others.
+    """A process's rank in its job, known before the process group is initialised.
 
     Attributes:
         rank: number of the process, from 0.
-        size: number of processes (world size).
+        world_size: number of processes.
         local_rank: number of the process on its machine, from 0.
-        store: makes the store through which the processes meet.
-        restarts: how often the job has been restarted after a failure.
+        make_store: returns the store through which the processes find each other.
+        restart_count: how often the job has been restarted after a failure.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    store: Callable[[], Store] | None = None
-    restarts: int = 0
+    make_store: Callable[[], Store] | None = None
+    restart_count: int = 0
 
 
 class World:
-    """The processes of a job, after they have met. Collective calls must be made by all of them, in one order.
+    """The process group of a job. All processes must make the same collective calls in the same order.
 
     Args:
-        place: of this process.
-        device: that it computes on. On it the device's own backend is used, for everything else gloo.
+        process: rank of this process.
+        device: device of this process. Tensors on it use its own backend, all others gloo.
 
     Raises:
-        UserError: the device has no backend for several processes.
+        UserError: the device has no process-group backend.
     """
 
-    def __init__(self, place: ProcessInfo, device: Device) -> None:
-        self.rank, self.size = place.rank, place.size
+    def __init__(self, process: ProcessInfo, device: Device) -> None:
+        self.rank, self.size = process.rank, process.world_size
         self._device = device
-        self._answer: tuple[Tensor, Any] | None = None
+        self._pending_max: tuple[Tensor, Any] | None = None
         if self.size == 1:
             return
         backend = device.backends()
-        assert place.store is not None, place
+        assert process.make_store is not None, process
         with default_signal_handlers():
-            dist.init_process_group(backend, store=place.store(), rank=place.rank, world_size=place.size)
+            dist.init_process_group(backend, store=process.make_store(), rank=self.rank, world_size=self.size)
 
     @property
     def is_main_process(self) -> bool:
         """Whether this process writes the records."""
         return self.rank == 0
 
-    def leave(self) -> None:
-        """End the process group. Only after success: it would hide which process failed."""
+    def close(self) -> None:
+        """Destroy the process group. Only after success: otherwise it would hide which process failed."""
         if self.size > 1:
-            if self._answer is not None:
-                self._answer[1].wait()
-            dist.barrier()  # the store is gone when the first process leaves
+            if self._pending_max is not None:
+                self._pending_max[1].wait()
+            dist.barrier()  # the store disappears when process 0 exits
             dist.destroy_process_group()
 
     @outside_inference_mode
     def all_reduce_cpu(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes, on the CPU (so that it is exact for integers on every backend)."""
+        """The sum over the processes, on the CPU, where integer sums are exact with every backend."""
         total = tensor.cpu().clone()
         if self.size > 1:
             dist.all_reduce(total)
         return total
 
     @outside_inference_mode
-    def gather(self, value: T) -> list[T]:
-        """The value of each process, by rank; anything that can be pickled."""
+    def all_gather_object(self, value: T) -> list[T]:
+        """The picklable value of each process, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -99,53 +100,53 @@ class World:
         return values
 
     @outside_inference_mode
-    def gather_tensor(self, tensor: Tensor) -> list[Tensor]:
-        """The tensor of each process, by rank: of one shape and type, on the CPU."""
+    def all_gather_cpu(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of each process, by rank, on the CPU; all must have the same shape and type."""
+        own = tensor.cpu()
         if self.size == 1:
-            return [tensor.cpu()]
-        own = tensor.cpu().clone()
+            return [own]
         tensors = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(tensors, own)
+        dist.all_gather(tensors, own.clone())
         return tensors
 
     @outside_inference_mode
     def broadcast_from_main(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns, or the UserError it raises, in the first process: it alone calls it."""
+        """The result of ``make``, or the UserError it raises; only process 0 calls it."""
         if self.size == 1:
             return make()
-        box: list[Any] = [None, ()]
+        message: list[Any] = [None, ()]
         if self.is_main_process:
             try:
-                box = [make(), ()]
+                message = [make(), ()]
             except UserError as error:
-                box = [None, error.problems]
-        dist.broadcast_object_list(box)
-        if box[1]:
-            raise UserError(*box[1], shared=True)
-        made: T = box[0]
-        return made
+                message = [None, error.problems]
+        dist.broadcast_object_list(message)
+        if message[1]:
+            raise UserError(*message[1], shared=True)
+        result: T = message[0]
+        return result
 
-    def raise_problems(self, problems: Sequence[str]) -> None:
-        """Raise a UserError in every process if any of them has problems."""
+    def raise_collectively(self, problems: Sequence[str]) -> None:
+        """Raise UserError in every process, with the problems of all of them, if any process has problems."""
         if self.size == 1 and problems:
             raise UserError(*problems)
-        everyones = [problem for found in self.gather(tuple(problems)) for problem in found]
-        if everyones:
-            raise UserError(*dict.fromkeys(everyones), shared=True)
+        found = [problem for each in self.all_gather_object(tuple(problems)) for problem in each]
+        if found:
+            raise UserError(*dict.fromkeys(found), shared=True)
 
     @outside_inference_mode
     def all_reduce_max_async(self, value: int) -> int:
-        """The largest value any process gave at the call before this one; so nobody waits, and all hear the same."""
+        """The maximum over the processes of the values of the previous call, so that no process has to wait."""
         if self.size == 1:
             return value
-        found = 0
-        if self._answer is not None:
-            tensor, work = self._answer
+        previous = 0
+        if self._pending_max is not None:
+            tensor, work = self._pending_max
             work.wait()
-            found = int(tensor)
-        asked = torch.tensor([value])
-        self._answer = asked, dist.all_reduce(asked, dist.ReduceOp.MAX, async_op=True)
-        return found
+            previous = int(tensor)
+        tensor = torch.tensor([value])
+        self._pending_max = tensor, dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True)
+        return previous
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, on the device and without waiting for it."""
@@ -155,23 +156,23 @@ class World:
         return tensor
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give the first process's buffers (running statistics) to all."""
+        """Overwrite the buffers (running statistics) of every process by those of process 0."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
-        """``model`` so that its gradients are the means over the processes; it starts from the first one's weights."""
+        """``model`` with gradients averaged over the processes, starting from the weights of process 0."""
         if self.size == 1:
             return model
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
-    def convert_sync_batch_norm(self, model: nn.Module) -> nn.Module | None:
-        """``model`` with batch norms over all processes' images; None where the device cannot do that."""
+    def convert_sync_batchnorm(self, model: nn.Module) -> nn.Module | None:
+        """``model`` with batch norms over the images of all processes, or None if the device does not support it."""
         convert = self._device.sync_batch_norm.convert_sync_batchnorm
-        try:  # torch and plugins have kernels for some devices only, and no list of them
-            trial = convert(nn.BatchNorm2d(1)).to(self._device.torch)
-            trial(torch.ones(2, 1, 1, 1, device=self._device.torch, requires_grad=True)).sum().backward()
+        try:  # torch and plugins have kernels for some devices only and do not list them
+            probe = convert(nn.BatchNorm2d(1)).to(self._device.torch)
+            probe(torch.ones(2, 1, 1, 1, device=self._device.torch, requires_grad=True)).sum().backward()
         except (RuntimeError, ValueError):
             return None
         converted: nn.Module = convert(model)
@@ -180,116 +181,112 @@ class World:
 
 @contextmanager
 def default_signal_handlers() -> Iterator[None]:
-    """Let SIGINT and SIGTERM end this process: who waits in torch for the others runs no handlers of Python."""
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    """Let stop signals end this process: while torch waits for the other processes, no Python handler runs."""
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is not signal.SIG_IGN
+    }
+    for number in handlers:
+        signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def no_sync(network: nn.Module) -> AbstractContextManager[None]:
-    """Backward passes in this context keep their gradients to themselves; the next one exchanges the sums."""
+    """Context in which backward passes accumulate gradients locally; the next one outside exchanges their sum."""
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def process_info_from_torchrun() -> ProcessInfo:
-    """The place that torch's elastic agent (``torchrun``) has put into the environment.
+    """This process's rank, from the environment that torch's elastic agent (``torchrun``) sets.
 
     Raises:
-        KeyError: it has not.
-        ValueError: what stands there is no number.
+        KeyError: a variable is missing.
+        ValueError: a variable is not a number.
     """
-    read = {
-        key: int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-    }
-    address, restarts = os.environ["MASTER_ADDR"], int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    # The agent may keep the store; else the first process does.
-    keeps = read["RANK"] == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
-    several_machines = read["WORLD_SIZE"] > read["LOCAL_WORLD_SIZE"]
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    rank, world_size, local_rank, local_world_size, port = (int(os.environ[name]) for name in names)
+    host, restart_count = os.environ["MASTER_ADDR"], int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    # Hosted by the agent or by process 0.
+    hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+    several_machines = world_size > local_world_size
 
-    def store() -> Store:
-        at = address, read["MASTER_PORT"]
-        shared = create_store(*at, several_machines=several_machines) if keeps else TCPStore(*at, is_master=False)
-        # Apart from what the processes of an earlier attempt have left there.
-        return PrefixStore(f"pspexp/{restarts}", shared)
+    def make_store() -> Store:
+        store = (
+            create_store(host, port, several_machines=several_machines)
+            if hosts_store
+            else TCPStore(host, port, is_master=False)
+        )
+        # Separate from what the processes of an earlier attempt have left there.
+        return PrefixStore(f"pspexp/{restart_count}", store)
 
-    return ProcessInfo(
-        rank=read["RANK"],
-        size=read["WORLD_SIZE"],
-        local_rank=read["LOCAL_RANK"],
-        store=store,
-        restarts=restarts,
-    )
+    return ProcessInfo(rank, world_size, local_rank, make_store, restart_count)
 
 
 def create_store(host: str, port: int, *, several_machines: bool = False) -> TCPStore:
-    """A store that this process keeps for the others.
+    """A store hosted by this process.
 
     Args:
-        host: this machine, as the others reach it.
-        port: 0 takes a free one. The store has it from then on, so nobody else can get it in between.
-        several_machines: listen on all of this machine's addresses (its own idea of its name is often the loopback
-            one), not on that of ``host`` alone.
+        host: address of this machine, reachable from the other processes.
+        port: 0 chooses a free one. The store listens on it at once, so that no other process can take it.
+        several_machines: listen on all addresses of this machine instead of that of ``host`` alone, since a machine
+            often resolves its own name to the loopback address.
 
     Raises:
-        UserError: the port cannot be had.
+        UserError: the port cannot be used.
     """
     try:
         server = socket.create_server(("" if several_machines else host, port))
     except OSError as error:
-        cause = os.strerror(error.errno or 0)
-        raise UserError(f"port {port}: cannot listen there ({cause}); choose another for the job") from error
+        reason = os.strerror(error.errno or 0)
+        raise UserError(f"port {port}: cannot listen on it ({reason}); choose another one for the job") from error
     port = server.getsockname()[1]
-    # Not every torch can hand libuv a socket.
     return TCPStore(
         host,
         port,
         is_master=True,
         wait_for_workers=False,
-        multi_tenant=True,  # the elastic agent keeps things there, too
+        multi_tenant=True,  # shared with the elastic agent
         master_listen_fd=server.detach(),
-        use_libuv=False,
+        use_libuv=False,  # not every torch can pass a socket to libuv
     )
 
 
 def rendezvous_store(
     file: Path, *, is_main_process: bool, address: tuple[str, int] | None, several_machines: bool
 ) -> Store:
-    """A store that the first process keeps at a free port, which it tells the others in ``file``.
+    """A store hosted by process 0 on a free port, which it publishes in ``file``.
 
     Args:
-        file: in a folder that all see; of this job alone.
-        leads: whether this is the first process.
-        address: host and port that all know already; then there is no file.
+        file: path of this job alone, in a folder that all processes share.
+        is_main_process: whether this is process 0.
+        address: fixed host and port; no file is used then.
         several_machines: see `create_store`.
 
     Raises:
-        UserError: the first process did not tell in time.
+        UserError: process 0 did not publish its address in time.
     """
     if address is not None:
-        return (
-            create_store(*address, several_machines=several_machines)
-            if is_main_process
-            else TCPStore(*address, is_master=False)
-        )
+        if is_main_process:
+            return create_store(*address, several_machines=several_machines)
+        return TCPStore(*address, is_master=False)
     if is_main_process:
         host = socket.gethostname() if several_machines else LOOPBACK
         store = create_store(host, 0, several_machines=several_machines)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(f"{host} {store.port}")
-        unfinished.replace(file)
+        write_text_atomic(file, f"{host} {store.port}")
         atexit.register(file.unlink, missing_ok=True)
         return store
-    began = time.monotonic()
+    deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
     while not file.is_file():
-        if time.monotonic() - began > RENDEZVOUS_TIMEOUT_S:
+        if time.monotonic() > deadline:
             raise UserError(
-                f"launcher.rendezvous_dir={file.parent}: process 0 has not written {file.name} there in {RENDEZVOUS_TIMEOUT_S} s; "
-                "name a folder that all nodes share, or set launcher.master_addr and launcher.master_port"
+                f"{setting('launcher.rendezvous_dir', file.parent)}: process 0 has not written {file.name} there "
+                f"within {RENDEZVOUS_TIMEOUT_S} s; use a folder shared by all nodes, or set "
+                f"{setting('launcher.master_addr')} and {setting('launcher.master_port')}"
             )
         time.sleep(0.1)
     host, port = file.read_text().split()

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from pspexp.config.build import build, build_training, init_distributed
 from pspexp.data.loader import TrainLoader
-from pspexp.engine.device import AUTO_ORDER, HOST, Device, why_unusable
+from pspexp.engine.device import AUTO_ORDER, HOST, Device, unavailable_reason
 from pspexp.engine.distributed import ProcessInfo
-from pspexp.engine.precision import AUTOCAST_DTYPES, Precision, why_not
+from pspexp.engine.precision import AUTOCAST_DTYPES, Precision, unsupported_reason
 from pspexp.errors import UserError
 from pspexp.jobs import records
 
@@ -70,7 +70,7 @@ def version(package: str) -> str:
 
 def why(kind: str) -> str | None:
     """Why a device type cannot be used, or None."""
-    reason = why_unusable(kind)
+    reason = unavailable_reason(kind)
     return None if reason is None else f"not usable: {reason}"
 
 
@@ -96,7 +96,7 @@ def effect(name: str, device: Device) -> str:
     if name not in AUTOCAST_DTYPES:
         return "yes"
     scaled = ", with a gradient scaler" if name == "fp16" else ""
-    reason = why_not(name, device)
+    reason = unsupported_reason(name, device)
     return f"no ({reason})" if reason else f"yes{scaled}"
 
 

@@ -37,15 +37,15 @@ class Job(Request):
         device, world = init_distributed(self.config, process)
         same_configuration(self.config, device, world)
         folder = world.broadcast_from_main(lambda: self.folder)
-        job = replace(self, folder=folder, is_restart=self.is_restart or process.restarts > 0)
+        job = replace(self, folder=folder, is_restart=self.is_restart or process.restart_count > 0)
         # Who launched it may be gone, and another have come, while this one still saves.
         with runs.run_dir_lock(folder, runs.WRITING, wait=True) if world.is_main_process else nullcontext():
             try:
                 result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
             except Interrupted:  # all were, at one step; nobody may end before the first process has saved
-                world.leave()
+                world.close()
                 raise
-            world.leave()
+            world.close()
         return result
 
     def close_abandoned(self, status: Status) -> None:
@@ -59,8 +59,8 @@ def same_configuration(config: DictConfig, device: Device, world: World) -> None
     Raises:
         UserError: names the keys in which another process differs from the first.
     """
-    flats = world.gather({**flatten(public(config)), "device": device.type, "torch": torch.__version__})
-    world.raise_problems(
+    flats = world.all_gather_object({**flatten(public(config)), "device": device.type, "torch": torch.__version__})
+    world.raise_collectively(
         [
             f"{key}={flat.get(key)}: process {rank} has this, process 0 has {flats[0].get(key)}; give all the same"
             for rank, flat in enumerate(flats)

@@ -1,4 +1,4 @@
-"""What a launcher is, and the plainest one: the job in this process, alone."""
+"""The launcher interface, and the launcher that runs the job in this process."""
 
 import signal
 import threading
@@ -10,21 +10,24 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from pspexp.engine.distributed import ProcessInfo
 
-# torch takes seconds to import, and --help needs none of it: it is imported in functions here.
+# torch takes seconds to import and --help does not need it, so it is imported inside functions here.
 
+STOP_SIGNALS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+)
 StopSignal = Callable[[], int | None]
-"""The number of the signal that asked to stop, or None; polled between steps."""
+"""Returns the number of the signal that requested a stop, or None; polled between steps."""
 
 
 class Work(Protocol):
-    """What a launcher runs in every process; it can be pickled."""
+    """What a launcher runs in every process; must be picklable."""
 
     def __call__(self, process: "ProcessInfo", stop_signal: StopSignal) -> float | None:
-        """Run as ``process``; the result is what a sweeper compares."""
+        """Run as ``process`` and return the value that a sweeper optimises."""
         ...
 
     def close_abandoned(self, status: Literal["FAILED", "KILLED"]) -> None:
-        """Close the records that the processes left open, because they were killed."""
+        """Close the records of processes that were killed before they could do so."""
         ...
 
 
@@ -32,9 +35,9 @@ class Launcher(Protocol):
     """Runs a job in one or several processes."""
 
     is_main_process: bool  # this process, or one that it starts, writes the records
-    externally_launched: bool  # something else has started the other processes
+    externally_launched: bool  # the processes are started by something else
     world_size: int
-    is_restart: bool  # the job had begun before, and its processes were restarted
+    is_restart: bool  # the job had begun before and its processes were restarted
 
     def __call__(self, work: Work) -> float | None:
         """Run ``work`` and return its result."""
@@ -42,7 +45,7 @@ class Launcher(Protocol):
 
 
 class Single:
-    """Runs the job in this process, alone."""
+    """Runs the job in this process."""
 
     is_main_process, externally_launched, world_size, is_restart = True, False, 1, False
 
@@ -50,33 +53,37 @@ class Single:
         """Run ``work`` and return its result."""
         from pspexp.engine.distributed import ProcessInfo
 
-        with stop_requests() as stop_signal:
+        with catch_stop_signals() as stop_signal:
             return work(ProcessInfo(), stop_signal)
 
 
 @contextmanager
-def stop_requests(*, patient: bool = False) -> Iterator[Callable[[], int | None]]:
-    """Note SIGINT and SIGTERM instead of dying of them; the job asks between two steps whether one came.
-
-    A second signal acts at once, for whoever does not want to wait for the end of a step.
+def catch_stop_signals(*, repeatedly: bool = False) -> Iterator[StopSignal]:
+    """Record SIGINT and SIGTERM so that the job can poll for them between steps.
 
     Args:
-        patient: note further ones, too: who started the processes may pass on a signal that all have had.
+        repeatedly: also record further signals, because whoever started the processes may forward one that all of
+            them have already received. By default a second signal acts at once, without waiting for the step to end.
     """
-    came: list[int] = []
-    # Only the main thread may set handlers; in others (some sweep launchers) signals stay as they are.
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.getsignal(number) for number in numbers}
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in stop_signals() & {signal.SIGINT, signal.SIGTERM}}
 
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if not patient:
-            signal.signal(number, before[signal.Signals(number)])
+    def record(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if not repeatedly:
+            signal.signal(number, handlers[signal.Signals(number)])
 
-    for number in numbers:
-        signal.signal(number, note)
+    for number in handlers:
+        signal.signal(number, record)
     try:
-        yield lambda: came[0] if came else None
+        yield lambda: received[0] if received else None
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def stop_signals() -> set[signal.Signals]:
+    """The stop signals that this thread may handle and that are not ignored, as by ``nohup`` or in the background."""
+    if threading.current_thread() is not threading.main_thread():  # e.g. in some sweep launchers
+        return set()
+    return {number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}

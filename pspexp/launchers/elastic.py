@@ -1,4 +1,4 @@
-"""Several processes started here, through torch's elastic agent: the engine of ``torchrun``."""
+"""Several processes started from here through torch's elastic agent, the engine of ``torchrun``."""
 
 import atexit
 import json
@@ -8,107 +8,108 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pspexp.engine.distributed import create_store, process_info_from_torchrun
-from pspexp.errors import Interrupted, JobFailed, UserError
-from pspexp.launchers.base import Work
-from pspexp.launchers.cluster import address_problems
-from pspexp.launchers.supervisor import ProcessSupervisor, handled_signals
+from pspexp.errors import ArgumentError, Interrupted, JobFailed, UserError
+from pspexp.launchers.base import StopSignal, Work, stop_signals
+from pspexp.launchers.cluster import Port, address_problems
+from pspexp.launchers.supervisor import ProcessSupervisor
+from pspexp.utils.arguments import checked
+from pspexp.utils.files import write_text_atomic
 
 log = logging.getLogger(__name__)
 
-KNOWN_PORT_NEEDED = "launcher.master_port=null: several nodes need one that all know; choose a free one, e.g. 29505"
+Count = Annotated[int, Field(ge=1)]
 
 
 class Elastic:
-    """Starts processes on this machine, and together with the same command on other machines.
+    """Starts processes on this machine, together with the same command on the other machines, if any.
 
     Args:
-        nproc_per_node: processes on each machine.
-        nnodes: machines. The command is given on each of them.
+        nproc_per_node: number of processes on each machine.
+        nnodes: number of machines. The command is run on each of them.
         node_rank: number of this machine, from 0.
-        master_addr: machine 0, as the others reach it.
-        master_port: port of machine 0 for the processes to meet; None: a free one, if there is one machine.
-        max_restarts: how often all processes are started again, from the last save, after one has failed.
+        master_addr: address of machine 0, reachable from the others.
+        master_port: rendezvous port on machine 0; None chooses a free one and needs ``nnodes=1``.
+        max_restarts: how often all processes are restarted from the last checkpoint after one has failed.
 
     Raises:
-        UserError: the numbers do not go together.
+        ArgumentError: the arguments are out of range or contradict each other.
     """
 
     externally_launched, is_restart = False, False
 
+    @checked
     def __init__(
         self,
-        nproc_per_node: int = 1,
-        nnodes: int = 1,
-        node_rank: int = 0,
+        nproc_per_node: Count = 1,
+        nnodes: Count = 1,
+        node_rank: Annotated[int, Field(ge=0)] = 0,
         master_addr: str = "127.0.0.1",
-        master_port: int | None = None,
-        max_restarts: int = 0,
+        master_port: Port | None = None,
+        max_restarts: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
-        least = {"nproc_per_node": (nproc_per_node, 1), "nnodes": (nnodes, 1), "max_restarts": (max_restarts, 0)}
-        problems = [
-            f"launcher.{key}={value}: must be {low} or more" for key, (value, low) in least.items() if value < low
-        ]
-        if nnodes >= 1 and not 0 <= node_rank < nnodes:
-            problems.append(f"launcher.node_rank={node_rank}: must be from 0 to {nnodes - 1} (launcher.nnodes - 1)")
+        problems = address_problems(master_addr)
+        if node_rank >= nnodes:
+            problems.append(f"node_rank={node_rank}: must be from 0 to {nnodes - 1} (nnodes - 1)")
         if nnodes > 1 and master_port is None:
-            problems.append(KNOWN_PORT_NEEDED)
-        problems += address_problems(master_addr, master_port)
+            problems.append("master_port=null: must be the same on all nodes; choose a free port, e.g. 29505")
         if problems:
-            raise UserError(*problems)
+            raise ArgumentError(*problems)
         self.nproc_per_node, self.nnodes, self.node_rank = nproc_per_node, nnodes, node_rank
         self.master_addr, self.master_port, self.max_restarts = master_addr, master_port, max_restarts
         self.is_main_process, self.world_size = node_rank == 0, nnodes * nproc_per_node
-        self.stopped_by: int | None = None  # the signal that came during the job, which may have finished all the same
-        self.stop_asked: Callable[[], int | None] = lambda: None  # another way to ask for a stop than by a signal
+        self.stopped_by: int | None = None  # signal received during the job, which may have finished nevertheless
+        self.poll_stop: StopSignal = lambda: None  # source of stop requests other than signals
 
-    def __call__(self, job: Work) -> float | None:
-        """The result of ``job``, done by all processes.
+    def __call__(self, work: Work) -> float | None:
+        """Run ``work`` in all processes and return its result.
 
         Raises:
-            UserError, Interrupted: as ``job`` does.
-            JobFailed: names the process that failed first.
+            UserError, Interrupted: raised by ``work``.
+            JobFailed: a process failed; names the one that failed first.
         """
-        port, several = self.master_port or 0, self.nnodes > 1
-        forget_unknown_start_method()
-        # Kept for the whole job: no other can be given the port.
-        store = create_store(self.master_addr, port, several_machines=several) if self.is_main_process else None
+        port, several_machines = self.master_port or 0, self.nnodes > 1
+        reset_foreign_start_method()
+        # Kept open for the whole job, so that the port cannot be given to another one.
+        store = (
+            create_store(self.master_addr, port, several_machines=several_machines) if self.is_main_process else None
+        )
         with (
             TemporaryDirectory() as folder,
-            ProcessSupervisor(self.nproc_per_node, self.max_restarts, self.stop_asked) as keeper,
-            quiet_agent(),
+            ProcessSupervisor(self.nproc_per_node, self.max_restarts, self.poll_stop) as supervisor,
+            elastic_logging_disabled(),
         ):
-            settings = self._settings(port if store is None else store.port, folder)
-            notes = Path(folder, "notes")
-            notes.mkdir()
+            launch_config = self._launch_config(port if store is None else store.port, folder)
+            reports = Path(folder, "problems")
+            reports.mkdir()
             try:
-                ends = elastic_launch(settings, work)(
-                    job, notes, log_settings(), self.nproc_per_node, self.max_restarts, os.getpid()
+                results = elastic_launch(launch_config, run_worker)(
+                    work, reports, logging_config(), self.nproc_per_node, self.max_restarts, os.getpid()
                 )
             except ChildFailedError as error:
                 if self.is_main_process:
-                    job.close_abandoned("KILLED" if keeper.stopped_by else "FAILED")
-                keeper.raise_if_stopped()
-                raise cause(error, keeper.first_dead, notes) from None
-        self.stopped_by = keeper.stopped_by
-        end = next(iter(ends.values()))  # of the processes here; all have the same
-        if isinstance(end, str):
-            raise Interrupted(self.stopped_by or signal.SIGTERM, end)
-        result: float | None = end
+                    work.close_abandoned("KILLED" if supervisor.stopped_by else "FAILED")
+                supervisor.raise_if_stopped()
+                raise job_error(error, supervisor.first_failed_pid, reports) from None
+        self.stopped_by = supervisor.stopped_by
+        result: float | str | None = next(iter(results.values()))  # the same in all processes
+        if isinstance(result, str):
+            raise Interrupted(self.stopped_by or signal.SIGTERM, result)
         return result
 
-    def _settings(self, port: int, folder: str) -> LaunchConfig:
+    def _launch_config(self, port: int, log_dir: str) -> LaunchConfig:
         return LaunchConfig(
             min_nodes=self.nnodes,
             max_nodes=self.nnodes,
@@ -120,96 +121,99 @@ class Elastic:
             max_restarts=self.max_restarts,
             start_method="spawn",
             local_addr=self.master_addr if self.is_main_process else None,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            logs_specs=DefaultLogsSpecs(log_dir=log_dir),
         )
 
 
-def forget_unknown_start_method() -> None:
-    """Let multiprocessing's default be what a new process knows; joblib's workers name a method of joblib's own."""
+def reset_foreign_start_method() -> None:
+    """Undo a multiprocessing start method that new processes do not know: joblib's workers set one of joblib's own."""
     known = multiprocessing.get_all_start_methods()
     if multiprocessing.get_start_method(allow_none=True) not in (None, *known):
         multiprocessing.set_start_method(None, force=True)
 
 
-def cause(error: ChildFailedError, first_dead: int | None, notes: Path) -> Exception:
-    """What a job failed of, when several processes may have failed because one did."""
-    if refused := refusals(notes):
-        return UserError(*refused)
+def job_error(error: ChildFailedError, first_failed_pid: int | None, reports: Path) -> Exception:
+    """The error that made a job fail, when one failed process may have made others fail."""
+    if problems := reported_problems(reports):
+        return UserError(*problems)
     by_pid = {failure.pid: (rank, failure) for rank, failure in error.failures.items()}
-    rank, failure = by_pid.get(first_dead or 0) or error.get_first_failure()
-    return JobFailed(f"process {rank} failed{how(failure)}")
+    rank, failure = by_pid.get(first_failed_pid or 0) or error.get_first_failure()
+    return JobFailed(f"process {rank} failed{describe_failure(failure)}")
 
 
-def refusals(notes: Path) -> list[str]:
-    """What processes, of this attempt or an earlier one, found wrong with the user's input."""
-    found = [problem for note in sorted(notes.iterdir()) for problem in json.loads(note.read_text())]
-    return list(dict.fromkeys(found))
+def reported_problems(reports: Path) -> list[str]:
+    """The problems with the user's input that the processes have found, in this attempt or an earlier one."""
+    problems = [problem for file in sorted(reports.glob("*.json")) for problem in json.loads(file.read_text())]
+    return list(dict.fromkeys(problems))
 
 
-def how(failure: ProcessFailure) -> str:
-    """The end of a process: its traceback, or the signal that killed it."""
+def describe_failure(failure: ProcessFailure) -> str:
+    """How a process ended: its traceback, the signal that killed it, or its exit code."""
     message: Any = failure.message
     if isinstance(message, dict) and (stack := message.get("extraInfo", {}).get("py_callstack")):
         return f":\n{stack.rstrip()}"
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        memory = ": out of memory?" if name == "SIGKILL" else ""
-        return f", killed by {name} (pid {failure.pid}{memory})"
+        hint = ": out of memory?" if name == "SIGKILL" else ""
+        return f", killed by {name} (pid {failure.pid}{hint})"
     return f" with exit code {failure.exitcode} (pid {failure.pid})"
 
 
 @record
-def work(
-    job: Work, notes: Path, log_config: dict[str, Any], nproc_per_node: int, max_restarts: int, parent: int
+def run_worker(
+    work: Work, reports: Path, log_config: dict[str, Any], nproc_per_node: int, max_restarts: int, parent: int
 ) -> float | str | None:
-    """Do ``job`` as one of the processes; what the agent runs. A string tells that, and where, it was stopped."""
-    place, done = process_info_from_torchrun(), list[bool]()
-    atexit.register(lambda: end_at_once() if done else None)  # after what the job will register
-    prepare_logging(log_config, place.rank)
+    """Entry point of each process that the agent starts: run ``work``.
+
+    Returns:
+        The result of ``work``, or, if it was stopped, the message that says where.
+    """
+    process, completed = process_info_from_torchrun(), list[bool]()
+    # Registered first, so that it runs after everything that the job registers.
+    atexit.register(lambda: exit_without_teardown() if completed else None)
+    configure_logging(log_config, process.rank)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // nproc_per_node))
-    if os.getppid() != parent:  # which died before this process could have the kernel tell it
+    if os.getppid() != parent:  # it died before this process asked the kernel for a signal in that case
         os._exit(1)
-    with stop_requests(parent) as stop_signal:
+    with catch_worker_signals(parent) as stop_signal:
         try:
-            if refused := refusals(notes):  # to start again mends nothing
-                raise UserError(*refused)
-            result = job(place, stop_signal)
-            take_leave(parent)
-            done.append(True)
+            if problems := reported_problems(reports):  # a restart cannot fix wrong input
+                raise UserError(*problems)
+            result = work(process, stop_signal)
+            exit_if_orphaned(parent)
+            completed.append(True)
             return result
         except UserError as error:
-            unfinished = notes.parent / f"{place.rank}.{place.restarts}"
-            unfinished.write_text(json.dumps(error.problems))
-            unfinished.replace(notes / unfinished.name)
+            write_text_atomic(reports / f"{process.rank}.{process.restart_count}.json", json.dumps(error.problems))
             raise
         except Interrupted as error:
-            if os.getppid() != parent:  # torch would wait for it to take the result
+            if os.getppid() != parent:  # torch would wait for the parent to receive the result
                 os._exit(128 + error.signal_number)
-            done.append(True)
+            completed.append(True)
             return str(error)
         except Exception:
-            if place.restarts < max_restarts:  # else the parent tells
-                log.exception("process %d failed, all start again from the last save", place.rank)
+            if process.restart_count < max_restarts:  # after the last attempt the parent reports the error
+                log.exception("process %d failed; restarting all processes from the last checkpoint", process.rank)
             raise
 
 
-def take_leave(parent: int) -> None:
-    """Do not wait for a parent that has died, or dies from now on, to take the result."""
+def exit_if_orphaned(parent: int) -> None:
+    """Exit if the parent has died, or as soon as it dies: torch would wait for it to receive the result."""
 
-    def leave(*_: object) -> None:
+    def check(*_: object) -> None:
         if os.getppid() != parent:
             os._exit(0)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
-    leave()
+        signal.signal(number, check)
+    check()
 
 
-def end_at_once() -> None:
-    """End this process, whose work is done, without taking Python down first.
+def exit_without_teardown() -> None:
+    """Exit this process, whose work is done, without finalising the interpreter.
 
-    Threads of Gloo may still let go of tensors, for which they need an interpreter; without one they abort the process.
+    Gloo's threads may still release tensors, for which they need the interpreter; without it they abort the process.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -217,8 +221,8 @@ def end_at_once() -> None:
     os._exit(0)
 
 
-def log_settings() -> dict[str, Any]:
-    """How this process logs, in words that `logging.config` takes; from Hydra, which a worker does not run."""
+def logging_config() -> dict[str, Any]:
+    """How this process logs, as a dictionary for `logging.config`: Hydra's setting, as workers do not run Hydra."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -228,41 +232,41 @@ def log_settings() -> dict[str, Any]:
     return settings  # type: ignore[no-any-return]
 
 
-def prepare_logging(settings: dict[str, Any], rank: int) -> None:
-    """Log as the parent does; the processes that do not lead only tell of their errors."""
+def configure_logging(settings: dict[str, Any], rank: int) -> None:
+    """Log as the parent does; processes other than the main one log errors only."""
     logging.config.dictConfig(settings)
     if rank > 0:
         logging.getLogger().setLevel(logging.ERROR)
 
 
 @contextmanager
-def stop_requests(parent: int) -> Iterator[Callable[[], int | None]]:
-    """As `pspexp.launchers.base.stop_requests`, for a process that has a parent to ask for it.
+def catch_worker_signals(parent: int) -> Iterator[StopSignal]:
+    """`pspexp.launchers.base.catch_stop_signals` for a process whose parent forwards requests to stop.
 
-    Ctrl-C reaches all processes of a terminal and is the parent's to answer, which then sends SIGTERM. Other
-    systems send SIGTERM to everybody: the second one must not kill. When the parent dies, torch has the kernel
-    send SIGINT.
+    Ctrl-C reaches every process of a terminal, but only the parent responds, by sending SIGTERM. Batch systems send
+    SIGTERM to every process, so a second one must not kill. When the parent dies, the kernel sends SIGINT, at torch's
+    request.
     """
-    came: list[int] = []
+    received: list[int] = []
 
-    def note(number: int, _: object) -> None:
+    def handle(number: int, _: object) -> None:
         if number != signal.SIGINT or os.getppid() != parent:
-            came.append(signal.SIGTERM)
+            received.append(signal.SIGTERM)
 
-    for number in {signal.SIGINT, *handled_signals()}:
-        signal.signal(number, note)
-    yield lambda: came[0] if came else None
+    for number in {signal.SIGINT, *stop_signals()}:
+        signal.signal(number, handle)
+    yield lambda: received[0] if received else None
 
 
 @contextmanager
-def quiet_agent() -> Iterator[None]:
-    """Keep the agent from telling what `cause` tells."""
-    agent = logging.getLogger("torch.distributed.elastic"), logging.getLogger("torch.multiprocessing")
-    levels = [one.level for one in agent]
-    for one in agent:
-        one.setLevel(logging.CRITICAL)
+def elastic_logging_disabled() -> Iterator[None]:
+    """Silence the elastic agent, whose errors `job_error` reports."""
+    loggers = [logging.getLogger("torch.distributed.elastic"), logging.getLogger("torch.multiprocessing")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for one, level in zip(agent, levels, strict=True):
-            one.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

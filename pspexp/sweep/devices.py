@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from pspexp.engine.device import card_names
+from pspexp.engine.device import visible_cards
 from pspexp.errors import UserError
 
 POLL_S = 0.2
@@ -37,7 +37,7 @@ def own_share(config: DictConfig, jobs_at_once: int | None) -> Iterator[None]:
     if jobs_at_once == 1 or config.device.get("index") is not None:
         yield
         return
-    variable, cards = card_names(config.device.type, config.device.get("plugin"), config.device.get("visible_devices"))
+    variable, cards = visible_cards(config.device.type, config.device.get("plugin"), config.device.get("visible_devices"))
     if cards:
         shares = card_groups(cards, config.launcher.get("nproc_per_node", 1), variable)
         with one_of(variable, shares, config.sweep.jobs_per_device) as mine, environment(variable, mine):

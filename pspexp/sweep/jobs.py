@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pspexp.config.build import build
 from pspexp.config.compose import finish, with_choices
 from pspexp.config.overrides import ADDED_GROUPS
-from pspexp.errors import Interrupted, JobFailed, UserError, essence
+from pspexp.errors import Interrupted, JobFailed, UserError, summarize
 from pspexp.jobs.job import Job, needs_no_processes
 from pspexp.jobs.records import own_state, public, record_failure
 from pspexp.launchers.base import Launcher, Single
@@ -151,7 +151,7 @@ def keep(sweep: Sweep, record: Record, job: Job, problem: Exception | None, laun
             raise_if_stopped(sweep, job.config)
             result, stopped_by = in_processes_of_its_own(job, sweep.folder / STOPPED_MARK)
     except BaseException as end:
-        state, error = state_after(end), mask_logins(essence(end))
+        state, error = state_after(end), mask_logins(summarize(end))
         if state == "FAILED":
             record_failure(job)
         raise
@@ -187,7 +187,7 @@ def in_processes_of_its_own(job: Job, stopped: Path) -> tuple[float | None, int 
         launcher = Elastic()
     if not isinstance(launcher, Elastic):  # refused by `main`, but for values that vary
         raise UserError(f"launcher={job.config.choices.launcher}: not in a sweep; use single or ddp")
-    launcher.stop_asked = lambda: signal.SIGTERM if stopped.exists() else None
+    launcher.poll_stop = lambda: signal.SIGTERM if stopped.exists() else None
     return launcher(job), launcher.stopped_by
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from pspexp.errors import WRONG_INPUT
+from pspexp.errors import EXIT_USER_ERROR
 from pspexp.sweep import overview
 from pspexp.sweep.devices import is_basic
 from pspexp.sweep.jobs import FAILED_MARK, STOPPED_MARK
@@ -40,7 +40,7 @@ def run_sweep(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> 
                 code = 1
         code = 128 + came[0] if came else code
         complete = overview.finish(sweep, config, stopped=code > 128)
-    if code == WRONG_INPUT and overview.collect(sweep):  # the launcher failed, not the command
+    if code == EXIT_USER_ERROR and overview.collect(sweep):  # the launcher failed, not the command
         return 1
     return code or (0 if complete and not failed.exists() else 1)
 

@@ -48,7 +48,7 @@ def test_check_trains_nothing_and_leaves_nothing(cli: Cli, tmp_path: Path, capsy
 
 def test_check_names_what_cannot_be_built(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=check", *TINY, "device=cuda") == 2
-    assert "device=cuda: not usable here" in capsys.readouterr().out
+    assert "device=cuda: not available here" in capsys.readouterr().out
 
 
 def test_hydras_own_flags_work(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,21 +5,21 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pspexp.engine.device import Device, why_unusable
-from pspexp.engine.precision import Precision, why_not
+from pspexp.engine.device import Device, unavailable_reason
+from pspexp.engine.precision import Precision, unsupported_reason
 from pspexp.errors import UserError
 
 
 def test_auto_is_usable_and_the_cpu_always_is() -> None:
-    assert why_unusable("cpu") is None
-    assert why_unusable(Device("auto").type) is None
+    assert unavailable_reason("cpu") is None
+    assert unavailable_reason(Device("auto").type) is None
     assert Device("cpu").move(torch.ones(1)).device.type == "cpu"
     assert "threads" in Device("cpu").describe()
 
 
 def test_a_missing_device_is_refused_with_torchs_reason() -> None:
-    missing = next(kind for kind in ("cuda", "mps", "xpu") if why_unusable(kind))
-    with pytest.raises(UserError, match=f"device={missing}: not usable here .*; try device=auto or device=cpu"):
+    missing = next(kind for kind in ("cuda", "mps", "xpu") if unavailable_reason(kind))
+    with pytest.raises(UserError, match=f"device={missing}: not available here .*; try device=auto or device=cpu"):
         Device(missing)
 
 
@@ -35,7 +35,7 @@ def test_a_missing_device_is_refused_with_torchs_reason() -> None:
 )
 def test_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
     device = Device("cpu")
-    assert why_not("bf16", device) is None
+    assert unsupported_reason("bf16", device) is None
     with Precision(name).autocast(device):  # type: ignore[arg-type]
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 

@@ -25,7 +25,7 @@ from pspexp.engine.precision import Precision
 from pspexp.engine.trainer import Trainer
 from pspexp.errors import UserError
 from pspexp.inference import Whole
-from pspexp.launchers.elastic import end_at_once
+from pspexp.launchers.elastic import exit_without_teardown
 from pspexp.losses import OHEM, CrossEntropy, SegmentationLoss
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -60,8 +60,8 @@ def one_of(rank: int, size: int, port: int, folder: Path, works: dict[str, Work]
         except UserError as error:
             found[name] = error.problems
     (folder / str(rank)).write_bytes(pickle.dumps(found))
-    world.leave()
-    end_at_once()
+    world.close()
+    exit_without_teardown()
 
 
 def alone(work: Work) -> Any:
@@ -243,7 +243,7 @@ def exchanges(world: World, accumulate: int) -> int:
 
 
 def quarrel(world: World) -> None:
-    world.raise_problems(["a: wrong", *(["b: wrong"] if world.rank else [])])
+    world.raise_collectively(["a: wrong", *(["b: wrong"] if world.rank else [])])
 
 
 def only_the_first(world: World) -> Any:
@@ -348,5 +348,5 @@ def test_the_address_that_others_are_told_is_the_one_listened_at() -> None:
 
 def test_a_port_that_is_taken_is_refused() -> None:
     store = create_store("127.0.0.1", 0)
-    with pytest.raises(UserError, match=rf"port {store.port}: cannot listen there \(Address already in use\)"):
+    with pytest.raises(UserError, match=rf"port {store.port}: cannot listen on it \(Address already in use\)"):
         create_store("127.0.0.1", store.port)

@@ -131,7 +131,7 @@ def test_check_tells_what_the_card_is_and_does(cli: Cli, capsys: pytest.CaptureF
 def test_a_machine_without_cards_is_told_so(tmp_path: Path) -> None:
     done = type_in(tmp_path, *TINY, "device=sdaa", SDAA_VISIBLE_DEVICES="")
     assert done.returncode == 2
-    assert "device=sdaa: not usable here (" in done.stdout
+    assert "device=sdaa: not available here (" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -3,12 +3,12 @@
 import os
 import signal
 
-from pspexp.launchers.base import stop_requests
+from pspexp.launchers.base import catch_stop_signals
 
 
 def test_a_signal_is_noted_and_handlers_come_back() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with stop_requests() as stop_signal:
+    with catch_stop_signals() as stop_signal:
         assert stop_signal() is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop_signal() == signal.SIGTERM

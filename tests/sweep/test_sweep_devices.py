@@ -35,10 +35,10 @@ def config(device: str, nproc: int = 1, jobs_per_device: int = 1, **node: object
 def four_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with four cards of a make that torch need not know."""
 
-    def card_names(kind: str, plugin: str | None, variable: str | None) -> tuple[str, list[str]]:
+    def visible_cards(kind: str, plugin: str | None, variable: str | None) -> tuple[str, list[str]]:
         return variable or f"{kind.upper()}_VISIBLE_DEVICES", ["4", "5", "6", "7"]
 
-    monkeypatch.setattr(devices, "card_names", card_names)
+    monkeypatch.setattr(devices, "visible_cards", visible_cards)
     monkeypatch.delenv("ACME_VISIBLE_DEVICES", raising=False)
 
 

@@ -159,7 +159,7 @@ def test_what_does_not_fit_into_memory_is_a_cell(
         (["step", "--models", "unet"], "unet: choose from"),
         (["step", "--models", "pspnet18", "--baseline", "pspnet50"], "--baseline pspnet50: must be one of pspnet18"),
         (["step", "--batch", "1"], "needs 2 images"),
-        (["step", "--device", "cuda"], "not usable here"),
+        (["step", "--device", "cuda"], "not available here"),
     ],
 )
 def test_wrong_words_are_told(
