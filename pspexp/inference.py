@@ -1,41 +1,44 @@
-"""From a whole image to its logits: how an image is shaped for the network in evaluation."""
+"""Inference on whole images: how images are shaped for the network in evaluation."""
 
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
-Pair = tuple[Image.Image, Image.Image]  # an RGB image and its label
+from pspexp.data.dataset import Sample
+from pspexp.utils.arguments import checked
 
 
 class Inference(Protocol):
-    """One way of evaluating images of any size."""
+    """A method of evaluating images of any size."""
 
-    def prepare(self, image: Image.Image, label: Image.Image) -> Pair:
-        """What the loader does to an image and its label before they become tensors."""
+    def prepare(self, image: Image.Image, label: Image.Image) -> Sample:
+        """Transform an image and its label before the loader converts them to tensors."""
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Normalised images ``[N, 3, H, W]`` to logits ``[N, C, H, W]``; ``model`` is in eval mode."""
+        """Logits ``[N, C, H, W]`` of normalised images ``[N, 3, H, W]``; ``model`` is in eval mode."""
 
 
 class CenterCrop:
-    """The reference's ``crop_val``: shorter side resized to ``crop_size``, then the central square.
+    """The reference's ``crop_val``: the shorter side resized to ``crop_size``, then the central square.
 
-    The label takes the same way (nearest), so pixels outside the square are not scored.
+    The label is transformed in the same way, so pixels outside the square are not scored.
 
     Args:
         crop_size: side of the square in pixels.
     """
 
-    def __init__(self, crop_size: int) -> None:
+    @checked
+    def __init__(self, crop_size: Annotated[int, Field(gt=0)]) -> None:
         self.crop_size = crop_size
 
-    def prepare(self, image: Image.Image, label: Image.Image) -> Pair:
+    def prepare(self, image: Image.Image, label: Image.Image) -> Sample:
         scale = self.crop_size / min(image.size)
         width, height = (max(self.crop_size, round(side * scale)) for side in image.size)
         left, top = (width - self.crop_size) // 2, (height - self.crop_size) // 2
-        # Crop and resize in one go: the box is the square in coordinates of the original image.
+        # Crop and resize in one operation: the box is the square in coordinates of the original image.
         x_scale, y_scale = image.width / width, image.height / height
         box = (
             left * x_scale,
@@ -55,25 +58,26 @@ class CenterCrop:
 
 
 class Whole:
-    """The whole image at its own size, padded right and bottom with the mean colour to the next valid size.
+    """The whole image at its own size, padded at the right and bottom with the mean colour to the next valid size.
 
-    Valid is what maps onto the feature grid without a rest: ``k * stride + 1`` where corners are aligned, else
-    ``k * stride``. The logits of the padding are cut off.
+    Valid sizes map onto the feature grid without remainder: ``k * stride + 1`` with aligned corners, ``k * stride``
+    otherwise. The logits of the padding are cropped.
 
     Args:
         stride: output stride of the network.
-        align_corners: how the network enlarges its logits.
+        align_corners: whether the network upsamples its logits with aligned corners.
     """
 
-    def __init__(self, stride: int, align_corners: bool) -> None:
+    @checked
+    def __init__(self, stride: Annotated[int, Field(gt=0)], align_corners: bool) -> None:
         self.stride, self.align_corners = stride, align_corners
 
-    def prepare(self, image: Image.Image, label: Image.Image) -> Pair:
+    def prepare(self, image: Image.Image, label: Image.Image) -> Sample:
         return image, label
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        rest = int(self.align_corners)
-        pad_bottom, pad_right = (-(side - rest) % self.stride for side in (height, width))
+        remainder = int(self.align_corners)
+        pad_bottom, pad_right = (-(side - remainder) % self.stride for side in (height, width))
         out: Tensor = model(F.pad(images, (0, pad_right, 0, pad_bottom)))["out"]  # 0 = the mean colour
         return out[..., :height, :width]

@@ -1,4 +1,4 @@
-"""Confusion matrix and what is read off it: pixel accuracies and intersection over union."""
+"""Confusion matrix, and pixel accuracy and intersection over union computed from it."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,24 +8,25 @@ import torch
 from torch import Tensor
 
 LANES = 64
-"""Copies of each counter, a power of two. Most pixels are of few pairs of classes: with one counter for a pair,
-the threads of an accelerator would queue."""
+"""Copies of each counter, a power of two. Most pixels fall into few cells of the matrix; with a single counter per
+cell, the threads of an accelerator would contend for it."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """The numbers of one evaluation, as fractions from 0 to 1; NaN where undefined.
+    """Metrics of one evaluation, as fractions from 0 to 1; NaN where undefined.
 
     Attributes:
-        class_names: names in order of class ids.
-        confusion: pixels, rows = ground truth, columns = prediction.
-        overall_acc: right pixels / all pixels.
-        mean_acc: mean of `accuracy` over the classes that have ground truth.
-        freqw_acc: mean of `iou` weighted by ground-truth pixels ("frequency weighted IU", Long et al., 2015).
+        class_names: names in the order of class ids.
+        confusion: number of pixels, rows = ground truth, columns = prediction.
+        overall_acc: correct pixels / all pixels.
+        mean_acc: mean of `accuracy` over the classes with ground truth.
+        freqw_acc: frequency-weighted IoU, the mean of `iou` weighted by ground-truth pixels (Long et al., 2015). An
+            IoU in spite of the key, which is the reference implementation's.
         mean_iou: mean of `iou` over the classes in ground truth or prediction.
-        iou: of each class; NaN in neither ground truth nor prediction, 0 if predicted only.
-        accuracy: share of each class's ground-truth pixels that is right; NaN without any.
-        pixels: ground-truth pixels of each class.
+        iou: IoU of each class; NaN if in neither ground truth nor prediction, 0 if only predicted.
+        accuracy: fraction of each class's ground-truth pixels that are correct; NaN without ground truth.
+        pixels: number of ground-truth pixels of each class.
     """
 
     class_names: tuple[str, ...]
@@ -39,7 +40,7 @@ class Report:
     pixels: tuple[int, ...]
 
     def scalars(self, prefix: str) -> dict[str, float]:
-        """Metric name → value under `prefix` (``val``, ``test``), without undefined values."""
+        """Defined metrics by name, prefixed with ``prefix/``."""
         values = {
             "overall_acc": self.overall_acc,
             "mean_acc": self.mean_acc,
@@ -50,35 +51,32 @@ class Report:
         return {f"{prefix}/{name}": value for name, value in values.items() if not math.isnan(value)}
 
     def rows(self) -> list[tuple[str, float | None, float | None, int]]:
-        """``(class, iou, accuracy, pixels)`` of each class; None where undefined."""
+        """``(class name, iou, accuracy, pixels)`` of each class; None where undefined."""
         defined = [[None if math.isnan(v) else v for v in values] for values in (self.iou, self.accuracy)]
         return list(zip(self.class_names, *defined, self.pixels, strict=True))
 
     def table(self) -> str:
-        """Plain-text table in percent, to be pasted into a report; ``–`` where undefined."""
-        rows = [
-            (name, percent(iou), percent(accuracy), f"{pixels:,}")
-            for name, iou, accuracy, pixels in zip(self.class_names, self.iou, self.accuracy, self.pixels, strict=True)
-        ]
+        """Plain-text table in percent; ``–`` where undefined."""
+        rows = [(name, percent(iou), percent(acc), f"{pixels:,}") for name, iou, acc, pixels in self.rows()]
         mean = ("mean", percent(self.mean_iou), percent(self.mean_acc), f"{sum(self.pixels):,}")
         overall = ("overall", "", percent(self.overall_acc), "")
-        weighted = ("frequency-weighted", percent(self.freqw_acc), "", "")
+        weighted = ("frequency-weighted IoU", percent(self.freqw_acc), "", "")
         return _text_table(("class", "IoU %", "accuracy %", "pixels"), rows, [mean, overall, weighted])
 
 
 class ConfusionMatrix:
-    """Pixels by true and predicted class, in int64, on the device of what it is updated with.
+    """Number of pixels by true and predicted class, int64, on the device of the predictions.
 
     Args:
-        num_classes: classes have the ids 0 to ``num_classes - 1``.
-        ignore_index: label of the pixels that do not count.
+        num_classes: number of classes; their ids are 0 to ``num_classes - 1``.
+        ignore_index: label of the pixels to ignore.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         assert num_classes >= 1, num_classes
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        # The matrix row by row, then ignored pixels, then pixels with an id that is no class.
+        # The matrix row by row, then ignored pixels, then pixels with an invalid id.
         self.counts = torch.zeros(num_classes**2 + 2, dtype=torch.int64)
 
     @property
@@ -87,28 +85,28 @@ class ConfusionMatrix:
         return self.counts[:-2].view(self.num_classes, self.num_classes)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count a batch without waiting for the device.
+        """Add a batch, without host–device synchronisation.
 
         Args:
-            prediction: class ids ``[N, H, W]``, any integer type.
-            target: class ids or `ignore_index`, same shape and device, any integer type.
+            prediction: class ids ``[N, H, W]`` of any integer type.
+            target: class ids or ``ignore_index``, of the same shape and device and any integer type.
         """
         assert prediction.shape == target.shape, f"{tuple(prediction.shape)} and {tuple(target.shape)}"
         assert not prediction.is_floating_point(), "class ids are integers, not scores"
         prediction, target = prediction.flatten(), target.flatten()
         size = self.num_classes
-        known = (prediction >= 0) & (prediction < size) & (target >= 0) & (target < size)
+        valid = (prediction >= 0) & (prediction < size) & (target >= 0) & (target < size)
         bins = target.long() * size + prediction
-        # Ids that are no class get a bin of their own: looked at in `report`, since looking now would wait.
-        bins.masked_fill_(~known, size**2 + 1).masked_fill_(target == self.ignore_index, size**2)
+        # Invalid ids have a bin of their own, checked in `report`: checking here would synchronise.
+        bins.masked_fill_(~valid, size**2 + 1).masked_fill_(target == self.ignore_index, size**2)
         lanes = torch.arange(bins.numel(), device=bins.device) & (LANES - 1)
-        # Not `bincount`: it waits for the device to learn the size of its result.
+        # Not `bincount`: it synchronises to determine the size of its result.
         spread = torch.zeros(len(self.counts) * LANES, dtype=torch.int64, device=bins.device)
         spread.scatter_add_(0, bins * LANES + lanes, torch.ones_like(bins))
         self.counts = self.counts.to(bins.device) + spread.view(-1, LANES).sum(1)
 
     def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
-        """Sum of two matrices over the same classes, on the device of the first."""
+        """The sum of two matrices with the same classes, on the device of the first."""
         same = (self.num_classes, self.ignore_index) == (other.num_classes, other.ignore_index)
         assert same, "matrices of different classes"
         total = ConfusionMatrix(self.num_classes, self.ignore_index)
@@ -116,7 +114,7 @@ class ConfusionMatrix:
         return total
 
     def report(self, class_names: Sequence[str]) -> Report:
-        """All numbers of the evaluation so far; see ``Report`` for how each is defined."""
+        """Metrics of everything added so far."""
         assert len(class_names) == self.num_classes, f"{len(class_names)} names for {self.num_classes} classes"
         counts = self.counts.tolist()
         assert counts[-1] == 0, f"{counts[-1]} pixels with a class id outside 0 to {self.num_classes - 1}"
@@ -145,18 +143,18 @@ def _ratio(part: float, whole: int) -> float:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Mean of the defined values; NaN if there is none."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     defined = [value for value in values if not math.isnan(value)]
     return _ratio(math.fsum(defined), len(defined))
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction for people, without the sign; ``–`` where it is None or NaN."""
+    """A fraction in percent with two decimals, without the percent sign; ``–`` for None and NaN."""
     return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f}"
 
 
 def _text_table(header: Sequence[str], *blocks: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart, the first flush left, the others flush right; a rule above each block."""
+    """Columns two spaces apart, the first aligned left, the others right; a rule above each block of rows."""
     lines = [header, *(row for block in blocks for row in block)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))

@@ -208,15 +208,15 @@ def test_scalars_carry_the_public_names() -> None:
 def test_table_can_be_pasted_into_a_report() -> None:
     assert example().table() == "\n".join(
         [
-            "class               IoU %  accuracy %  pixels",
-            "---------------------------------------------",
-            "sky                 92.31       97.24   1,234",
-            "road                87.50       91.38     766",
-            "tram                    –           –       0",
-            "---------------------------------------------",
-            "mean                89.90       94.31   2,000",
-            "overall                         95.00",
-            "frequency-weighted  90.47",
+            "class                   IoU %  accuracy %  pixels",
+            "-------------------------------------------------",
+            "sky                     92.31       97.24   1,234",
+            "road                    87.50       91.38     766",
+            "tram                        –           –       0",
+            "-------------------------------------------------",
+            "mean                    89.90       94.31   2,000",
+            "overall                             95.00",
+            "frequency-weighted IoU  90.47",
         ]
     )
 

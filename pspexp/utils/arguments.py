@@ -1,4 +1,4 @@
-"""Ranges and choices of arguments: stated once, in the signature, and checked wherever the function is called from."""
+"""Validation of arguments by the ranges and choices in a signature."""
 
 import inspect
 from collections.abc import Callable
@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """Refuse arguments outside the types, ranges and choices in the signature of ``function``.
+    """Validate the arguments of ``function`` against the types, ranges and choices in its signature.
 
     A range is written ``Annotated[float, Field(gt=0)]``, a choice ``Literal["a", "b"]``. The configuration schema
     reads the same signature, so that a value from YAML is refused before anything is built.
 
     Raises:
-        ArgumentError: (from the decorated function) names every argument that is refused.
+        ArgumentError: (by the decorated function) with every invalid argument.
     """
-    validated = validate_call(function, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+    validated = validate_call(config=ConfigDict(arbitrary_types_allowed=True, strict=True))(function)
     names = list(inspect.signature(function).parameters)
 
     @wraps(function)
@@ -31,7 +31,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
             return validated(*args, **kwargs)
         except ValidationError as error:
             if error.title != function.__qualname__:
-                raise  # from within the function
+                raise  # by the function itself
             problems = [describe(problem, names) for problem in error.errors()]
         raise ArgumentError(*problems)
 
@@ -39,13 +39,15 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def describe(problem: Any, names: list[str]) -> str:
-    """One pydantic problem, as in ``gamma=-1: must be greater than 0``."""
+    """One pydantic problem, as ``gamma=-1: must be greater than 0``."""
     first, *rest = problem["loc"]
     key = ".".join(str(part) for part in (names[first] if isinstance(first, int) else first, *rest))
+    if problem["type"].startswith("missing"):
+        return f"{key}: missing; give it a value"
     return f"{key}={as_yaml(problem['input'])}: {requirement(problem)}"
 
 
 def requirement(problem: Any) -> str:
     """What a value must be, from a pydantic problem."""
-    message: str = problem["msg"].replace("Input should", "must")
+    message: str = problem["msg"].replace("Input should", "must").replace("Value should", "must")
     return message[0].lower() + message[1:]
