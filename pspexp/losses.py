@@ -1,7 +1,9 @@
-"""Losses over ``{"out", "aux"}``, averaged over the pixels that are not ignored.
+"""Losses over ``{"out", "aux"}``: sums of weighted pixel losses, and the sums of weights that turn them into means.
+
+A loss does not divide: a training step divides once, by the total weight of all its micro-batches and processes.
 
 Each loss keeps one tensor of the size of the logits for its backward pass (the log-probabilities); everything
-else is one value a pixel. `SegmentationLoss.chunked` keeps neither. None of them waits for the device.
+else is one value per pixel. `SegmentationLoss.chunked` keeps neither. None of them waits for the device.
 
 Class ids are checked where labels are read. One that slips through raises ``IndexError`` on the CPU and a
 device-side assertion on CUDA; it is never trained on.
@@ -10,20 +12,50 @@ device-side assertion on CUDA; it is never trained on.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pspexp.errors import UserError
+from pspexp.errors import ArgumentError
+from pspexp.utils.arguments import checked
 
 MAX_CHUNK_LOGITS = 2**25
-"""Logits that `SegmentationLoss.chunked` enlarges at once: 128 MiB in float32."""
+"""Logits that `SegmentationLoss.chunked` upsamples at a time: 128 MiB in float32."""
 
-Rule = tuple[str, float, bool, str]
-"""Key, value, whether the value is allowed, and what is."""
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class LossSum(NamedTuple):
+    """A loss before division, two scalars on the device: ``loss / weight`` is the mean."""
+
+    loss: Tensor
+    weight: Tensor
+
+
+def loss_sum(loss: Callable[..., Any], outputs: Mapping[str, Tensor], target: Tensor) -> LossSum:
+    """The result of ``loss(outputs, target)`` before division.
+
+    Args:
+        loss: returns ``(loss sum, weight sum)``, as every `SegmentationLoss` does, or the mean over the batch as one
+            scalar; that counts as if every pixel of the batch had weight 1.
+        outputs: logits ``[N, C, H, W]`` by name.
+        target: int64 ``[N, H, W]``.
+    """
+    result = loss(outputs, target)
+    if isinstance(result, Tensor):
+        return LossSum(result * target.numel(), result.new_full((), target.numel()))
+    return LossSum(*result)
+
+
+def mean_loss(loss: Callable[..., Any], outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
+    """The mean of `loss_sum`: a scalar, 0 where the weights are all 0."""
+    total, weight = loss_sum(loss, outputs, target)
+    # 0 / 1 instead of 0 / 0. Decided on the device; an `if` would wait for it.
+    return total / torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
 class SegmentationLoss(nn.Module):
@@ -38,7 +70,7 @@ class SegmentationLoss(nn.Module):
         aux_weight: factor of the loss on ``outputs["aux"]``.
 
     Raises:
-        UserError: an argument is out of its range, or the number of class weights is not ``num_classes``.
+        ArgumentError: the number of class weights is not ``num_classes``, or all are 0.
     """
 
     pixels_are_independent: ClassVar[bool] = False  # True: `pixel_losses` need not see the whole batch
@@ -51,19 +83,15 @@ class SegmentationLoss(nn.Module):
         class_weights: Sequence[float] | None,
         main_weight: float,
         aux_weight: float,
-        *rules: Rule,
     ) -> None:
         super().__init__()
-        rules = (
-            ("main_weight", main_weight, 0 <= main_weight < math.inf, "finite and not negative"),
-            ("aux_weight", aux_weight, 0 <= aux_weight < math.inf, "finite and not negative"),
-            *rules,
-        )
-        problems = [f"loss.{key}={value}: must be {limit}" for key, value, allowed, limit in rules if not allowed]
-        if class_weights is not None:
-            problems += _weight_problems(class_weights, num_classes)
-        if problems:
-            raise UserError(*problems)
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ArgumentError(
+                f"class_weights: {len(class_weights)} values for num_classes={num_classes}; "
+                "give one weight per class, or null"
+            )
+        if class_weights is not None and not any(class_weights):
+            raise ArgumentError(f"class_weights={list(class_weights)}: must not all be 0")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.main_weight = main_weight
@@ -72,52 +100,55 @@ class SegmentationLoss(nn.Module):
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        """Training loss of a batch.
+    def forward(self, outputs: Mapping[str, Tensor], target: Tensor) -> LossSum:
+        """Training loss of a batch, before division.
 
         Args:
             outputs: logits ``[N, C, H, W]`` under ``"out"`` and, with an auxiliary head, ``"aux"``.
             target: int64 ``[N, H, W]``, class ids or ``ignore_index``.
 
         Returns:
-            Scalar, at least float32; 0 with zero gradients when every pixel is ignored.
+            Scalars, at least float32; 0 with zero gradients when every pixel is ignored.
         """
-        return self._both(outputs, lambda logits: self.per_output(logits, target))
-
-    def per_output(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of one output: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``, scalar back."""
-        return _mean(*self._sums(logits, target))
+        return self._combined(outputs, lambda logits: self.output_sum(logits, target))
 
     def chunked(
         self, outputs: Mapping[str, Tensor], target: Tensor, upsample: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """`forward` of logits that are still to be upsampled, which is done a few images at a time.
+    ) -> LossSum:
+        """`forward` from low-resolution logits, which are upsampled a few images at a time.
 
-        So there are never more upsampled logits than `MAX_CHUNK_LOGITS` or one image has, nor anything else of that size:
-        the gradient to the small ones is taken at once and kept instead. It cannot be differentiated twice.
+        There are never more upsampled logits than `MAX_CHUNK_LOGITS` or one image has, nor anything else of that
+        size: the gradient with respect to the small ones is taken at once and kept instead. It cannot be
+        differentiated twice.
 
         Args:
             outputs: logits ``[N, C, h, w]``.
-            upsample: called with logits and labels of some images; gives the logits at the labels' size.
+            target: int64 ``[N, H, W]``.
+            upsample: maps the logits and labels of some images to logits of the labels' size.
         """
 
-        def sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            return self._sums(upsample(logits, labels), labels)
+        def sums(logits: Tensor, labels: Tensor) -> LossSum:
+            return self.output_sum(upsample(logits, labels), labels)
 
         images = max(1, MAX_CHUNK_LOGITS // (self.num_classes * target[0].numel()))
-        return self._both(outputs, lambda logits: _mean(*_ChunkedSum.apply(logits, target, images, sums)))
+        return self._combined(outputs, lambda logits: LossSum(*_ChunkedSum.apply(logits, target, images, sums)))
 
-    def _both(self, outputs: Mapping[str, Tensor], loss: Callable[[Tensor], Tensor]) -> Tensor:
-        main = loss(outputs["out"])
-        return self.main_weight * main + self.aux_weight * loss(outputs["aux"]) if "aux" in outputs else main
+    def _combined(self, outputs: Mapping[str, Tensor], output_sum: Callable[[Tensor], LossSum]) -> LossSum:
+        main = output_sum(outputs["out"])
+        if "aux" not in outputs:
+            return main
+        aux = output_sum(outputs["aux"])
+        # Each output is a mean over its own pixels (OHEM chooses them by output): bring both to one divisor.
+        ratio = main.weight / torch.where(aux.weight > 0, aux.weight, torch.ones_like(aux.weight))
+        return LossSum(self.main_weight * main.loss + self.aux_weight * aux.loss * ratio, main.weight)
 
-    def _sums(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of losses and weights over the pixels: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``."""
+    def output_sum(self, logits: Tensor, target: Tensor) -> LossSum:
+        """Sums over the pixels of one output: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``."""
         assert logits.shape[1] == self.num_classes, f"{logits.shape[1]} channels for {self.num_classes} classes"
         # Half precision cannot add up a million pixels.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses, weights = self.pixel_losses(logits, target)
-        return losses.sum(), weights.sum()
+        return LossSum(losses.sum(), weights.sum())
 
     @abstractmethod
     def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,24 +168,11 @@ class SegmentationLoss(nn.Module):
 
 
 def can_chunk(loss: nn.Module) -> bool:
-    """Whether ``loss.chunked`` may stand in for ``loss``: not if it is a subclass's own, or needs the whole batch."""
+    """Whether ``loss.chunked`` equals ``loss``: not if a subclass changes the sums or needs the whole batch."""
     if not isinstance(loss, SegmentationLoss) or not loss.pixels_are_independent:
         return False
-    own = (type(loss).forward, type(loss).per_output)
-    return own == (SegmentationLoss.forward, SegmentationLoss.per_output)
-
-
-def divisor(loss: nn.Module, target: Tensor) -> Tensor | None:
-    """What the mean of ``loss`` over the labels ``[N, H, W]`` divides by, a scalar; None if labels alone do not tell.
-
-    With it, means over parts of a batch can be weighted so that they add up to the mean over all of it.
-    """
-    return loss.pixel_weights(target, torch.float32).sum() if can_chunk(loss) else None  # type: ignore[operator]
-
-
-def _mean(loss: Tensor, weight: Tensor) -> Tensor:
-    # All ignored: 0 / 1 instead of 0 / 0. Decided on the device; an `if` would wait for it.
-    return loss / torch.where(weight > 0, weight, torch.ones_like(weight))
+    own = (type(loss).forward, type(loss).output_sum)
+    return own == (SegmentationLoss.forward, SegmentationLoss.output_sum)
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -162,7 +180,7 @@ class _ChunkedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, maps: Tensor, target: Tensor, images: int, sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+        ctx: Any, maps: Tensor, target: Tensor, images: int, sums: Callable[[Tensor, Tensor], LossSum]
     ) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
         gradients: list[Tensor] = []
@@ -187,33 +205,32 @@ class CrossEntropy(SegmentationLoss):
     """Cross-entropy, as ``torch.nn.functional.cross_entropy`` with ``reduction="mean"``.
 
     Args:
-        num_classes: see ``SegmentationLoss``, as the arguments that are not listed here.
-        label_smoothing: share of the target that is spread over all classes, at least 0 and below 1 (Szegedy
-            et al., 2016, sec. 7).
+        num_classes: see `SegmentationLoss`, as for the arguments that are not listed here.
+        label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2016, sec. 7).
     """
 
     pixels_are_independent = True
 
+    @checked
     def __init__(
         self,
         num_classes: int,
         *,
         ignore_index: int = 255,
-        class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
-        main_weight: float = 0.6,
-        aux_weight: float = 0.4,
+        class_weights: Sequence[Weight] | None = None,
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        main_weight: Weight = 0.6,
+        aux_weight: Weight = 0.4,
     ) -> None:
-        rule = ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1")
-        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight, rule)
+        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
         self.label_smoothing = label_smoothing
 
     def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``SegmentationLoss.pixel_losses``."""
+        """See `SegmentationLoss.pixel_losses`."""
         losses = F.cross_entropy(
             logits,
             target,
-            weight=None if self.class_weights is None else self.class_weights.to(logits),
+            weight=None if self.class_weights is None else self.class_weights.to(logits.device, logits.dtype),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             reduction="none",  # torch's own sum adds in no fixed order on CUDA
@@ -228,28 +245,28 @@ class Focal(SegmentationLoss):
     ``class_weights``.
 
     Args:
-        num_classes: see ``SegmentationLoss``, as the arguments that are not listed here.
-        gamma: how strongly pixels that are already right are played down, at least 0; 0 is cross-entropy.
+        num_classes: see `SegmentationLoss`, as for the arguments that are not listed here.
+        gamma: how strongly easy pixels are down-weighted; 0 is cross-entropy.
     """
 
     pixels_are_independent = True
 
+    @checked
     def __init__(
         self,
         num_classes: int,
         *,
         ignore_index: int = 255,
-        class_weights: Sequence[float] | None = None,
-        gamma: float = 2.0,
-        main_weight: float = 0.6,
-        aux_weight: float = 0.4,
+        class_weights: Sequence[Weight] | None = None,
+        gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0,
+        main_weight: Weight = 0.6,
+        aux_weight: Weight = 0.4,
     ) -> None:
-        rule = ("gamma", gamma, 0 <= gamma < math.inf, "finite and not negative")
-        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight, rule)
+        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
         self.gamma = gamma
 
     def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``SegmentationLoss.pixel_losses``."""
+        """See `SegmentationLoss.pixel_losses`."""
         entropies = self.cross_entropies(logits, target)
         # 1 - p without cancellation near p = 1; kept from 0, where the power has no gradient for gamma < 1.
         miss = (-torch.expm1(-entropies)).clamp(min=torch.finfo(logits.dtype).tiny)
@@ -266,32 +283,29 @@ class OHEM(SegmentationLoss):
     one image, and the mean is over the pixels that were kept, so the loss does not shrink with their number.
 
     Args:
-        num_classes: see ``SegmentationLoss``, as the arguments that are not listed here.
-        threshold: probability in (0, 1] up to which a pixel is hard; 1 keeps every pixel.
-        min_kept: pixels of a batch that are kept at least, where there are as many.
+        num_classes: see `SegmentationLoss`, as for the arguments that are not listed here.
+        threshold: probability up to which a pixel is hard; 1 keeps every pixel.
+        min_kept: minimum number of pixels of a batch to keep.
     """
 
+    @checked
     def __init__(
         self,
         num_classes: int,
         *,
         ignore_index: int = 255,
-        class_weights: Sequence[float] | None = None,
-        threshold: float = 0.7,
-        min_kept: int = 100_000,
-        main_weight: float = 0.6,
-        aux_weight: float = 0.4,
+        class_weights: Sequence[Weight] | None = None,
+        threshold: Annotated[float, Field(gt=0, le=1)] = 0.7,
+        min_kept: Annotated[int, Field(ge=0)] = 100_000,
+        main_weight: Weight = 0.6,
+        aux_weight: Weight = 0.4,
     ) -> None:
-        rules = (
-            ("threshold", threshold, 0 < threshold <= 1, "above 0 and at most 1"),
-            ("min_kept", min_kept, min_kept >= 0, "0 or more pixels"),
-        )
-        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight, *rules)
+        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
         self.threshold = threshold
         self.min_kept = min_kept
 
     def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``SegmentationLoss.pixel_losses``."""
+        """See `SegmentationLoss.pixel_losses`."""
         entropies = self.cross_entropies(logits, target)
         weights = self.pixel_weights(target, logits.dtype)
         # Ignored pixels come last, whatever is asked for.
@@ -303,14 +317,3 @@ class OHEM(SegmentationLoss):
         # "Not below" instead of "at least": a NaN is kept, and so is seen in the loss.
         weights = weights * ~(hardness < limit).view_as(weights)
         return weights * entropies, weights
-
-
-def _weight_problems(class_weights: Sequence[float], num_classes: int) -> list[str]:
-    if len(class_weights) != num_classes:
-        return [
-            f"loss.class_weights has {len(class_weights)} values, dataset.num_classes={num_classes}: "
-            "give one weight for each class, or null"
-        ]
-    if not all(0 <= weight < math.inf for weight in class_weights) or not any(class_weights):
-        return [f"loss.class_weights={list(class_weights)}: must be finite, not negative and not all zero"]
-    return []

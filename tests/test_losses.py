@@ -3,6 +3,7 @@
 import inspect
 import math
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pspexp import losses
-from pspexp.errors import UserError
-from pspexp.losses import OHEM, CrossEntropy, Focal, SegmentationLoss, can_chunk
+from pspexp.errors import ArgumentError
+from pspexp.losses import OHEM, CrossEntropy, Focal, LossSum, SegmentationLoss, can_chunk, mean_loss
 
 CLASSES = 4
 WEIGHTS = [0.5, 1.0, 2.0, 0.25]  # exact in float32
@@ -39,6 +40,11 @@ def batch(seed: int, ignored: float = 0.3, size: int = 5) -> tuple[Tensor, Tenso
     target = rng.integers(0, CLASSES, (2, size, size))
     target[rng.random(target.shape) < ignored] = 255
     return logits, torch.from_numpy(target)
+
+
+def mean(loss: torch.nn.Module, logits: Tensor, target: Tensor) -> Tensor:
+    """The loss of one output."""
+    return mean_loss(loss, {"out": logits}, target)
 
 
 def formula(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> float:
@@ -67,7 +73,7 @@ def formula(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> float:
 @each_loss
 def test_loss_is_its_formula(loss: SegmentationLoss, seed: int) -> None:
     logits, target = batch(seed, ignored=[0.0, 0.1, 0.3, 0.7, 0.96][seed])
-    assert loss.per_output(logits, target).item() == pytest.approx(formula(loss, logits, target), rel=1e-12)
+    assert mean(loss, logits, target).item() == pytest.approx(formula(loss, logits, target), rel=1e-12)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -82,13 +88,13 @@ def test_cross_entropy_is_torchs_mean(weights: list[float] | None, smoothing: fl
         label_smoothing=smoothing,
     )
     loss = CrossEntropy(CLASSES, class_weights=weights, label_smoothing=smoothing)
-    torch.testing.assert_close(loss.per_output(logits, target), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(mean(loss, logits, target), expected, rtol=1e-12, atol=0)
 
 
 @each_loss
 def test_gradient_is_the_difference_quotient(loss: SegmentationLoss) -> None:
     logits, target = batch(1, size=2)
-    assert torch.autograd.gradcheck(lambda x: loss.per_output(x, target), (logits.requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda x: mean(loss, x, target), (logits.requires_grad_(),))
 
 
 @each_loss
@@ -96,9 +102,9 @@ def test_ignored_pixels_have_no_part(loss: SegmentationLoss) -> None:
     logits, target = batch(2)
     changed = logits + 100 * (target == 255)[:, None] * torch.randn_like(logits)
     logits.requires_grad_()
-    value = loss.per_output(logits, target)
+    value = mean(loss, logits, target)
     (gradient,) = torch.autograd.grad(value, logits)
-    assert value.item() == loss.per_output(changed, target).item()
+    assert value.item() == mean(loss, changed, target).item()
     assert gradient.movedim(1, -1)[target == 255].abs().max() == 0
     assert gradient.movedim(1, -1)[target != 255].abs().max() > 0
 
@@ -107,7 +113,7 @@ def test_ignored_pixels_have_no_part(loss: SegmentationLoss) -> None:
 @each_loss
 def test_a_crop_without_labels_is_harmless(loss: SegmentationLoss, dtype: torch.dtype) -> None:
     logits = torch.randn(2, CLASSES, 3, 3, dtype=dtype, requires_grad=True)
-    value = loss({"out": logits, "aux": logits}, torch.full((2, 3, 3), 255))
+    value = mean_loss(loss, {"out": logits, "aux": logits}, torch.full((2, 3, 3), 255))
     value.backward()
     assert value.item() == 0
     assert logits.grad is not None
@@ -116,7 +122,7 @@ def test_a_crop_without_labels_is_harmless(loss: SegmentationLoss, dtype: torch.
 
 def test_classes_of_weight_zero_alone_are_harmless() -> None:
     logits = torch.randn(1, 2, 3, 3, requires_grad=True)
-    value = CrossEntropy(2, class_weights=[1.0, 0.0]).per_output(logits, torch.ones(1, 3, 3, dtype=torch.int64))
+    value = mean(CrossEntropy(2, class_weights=[1.0, 0.0]), logits, torch.ones(1, 3, 3, dtype=torch.int64))
     value.backward()
     assert value.item() == 0
     assert logits.grad is not None
@@ -126,19 +132,19 @@ def test_classes_of_weight_zero_alone_are_harmless() -> None:
 @each_loss
 def test_outputs_are_weighted(loss: SegmentationLoss) -> None:
     (out, target), (aux, _) = batch(0), batch(1)
-    main, auxiliary = loss.per_output(out, target), loss.per_output(aux, target)
-    both = loss({"out": out, "aux": aux}, target)
+    main, auxiliary = mean(loss, out, target), mean(loss, aux, target)
+    both = mean_loss(loss, {"out": out, "aux": aux}, target)
     torch.testing.assert_close(both, 0.6 * main + 0.4 * auxiliary)
-    assert loss({"out": out}, target).item() == main.item()  # unweighted
+    assert mean(loss, out, target).item() == main.item()  # unweighted
 
 
 @each_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(loss: SegmentationLoss, dtype: torch.dtype) -> None:
     logits, target = batch(3)
-    value = loss.per_output(logits.to(dtype), target)
+    value = mean(loss, logits.to(dtype), target)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value, loss.per_output(logits.to(dtype).float(), target), rtol=0, atol=0)
+    torch.testing.assert_close(value, mean(loss, logits.to(dtype).float(), target), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("wrong", [CLASSES, 254, -1])
@@ -147,7 +153,7 @@ def test_a_class_id_out_of_range_is_not_trained_on(loss: SegmentationLoss, wrong
     logits, target = batch(0)
     target[1, 2, 3] = wrong
     with pytest.raises(IndexError):
-        loss.per_output(logits, target)
+        mean(loss, logits, target)
 
 
 @each_loss
@@ -155,7 +161,7 @@ def test_a_class_id_out_of_range_is_not_trained_on(loss: SegmentationLoss, wrong
 def test_logits_that_are_not_finite_are_seen_in_the_loss(loss: SegmentationLoss, bad: float) -> None:
     logits, target = batch(0, ignored=0.0)
     logits[0, :, 1, 1] = bad
-    assert not math.isfinite(loss.per_output(logits, target).item())
+    assert not math.isfinite(mean(loss, logits, target).item())
 
 
 @each_loss
@@ -164,7 +170,7 @@ def test_extreme_logits_have_finite_gradients(loss: SegmentationLoss) -> None:
     logits = torch.full((1, CLASSES, 1, 2), -500.0)
     logits[:, 0] = 500.0  # certain: right at the first pixel, wrong at the second
     logits.requires_grad_()
-    value = loss.per_output(logits, target)
+    value = mean(loss, logits, target)
     value.backward()
     assert math.isfinite(value.item())
     assert logits.grad is not None
@@ -174,8 +180,8 @@ def test_extreme_logits_have_finite_gradients(loss: SegmentationLoss) -> None:
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_focal_falls_from_cross_entropy_as_gamma_grows(gamma: float) -> None:
     logits, target = batch(0)
-    entropy = CrossEntropy(CLASSES).per_output(logits, target)
-    focal = Focal(CLASSES, gamma=gamma).per_output(logits, target)
+    entropy = mean(CrossEntropy(CLASSES), logits, target)
+    focal = mean(Focal(CLASSES, gamma=gamma), logits, target)
     if gamma == 0:
         torch.testing.assert_close(focal, entropy, rtol=1e-12, atol=0)
     else:
@@ -185,7 +191,7 @@ def test_focal_falls_from_cross_entropy_as_gamma_grows(gamma: float) -> None:
 def gradient_mask(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> Tensor:
     """The pixels ``[N, H, W]`` that the loss learns from."""
     logits = logits.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss.per_output(logits, target), logits)
+    (gradient,) = torch.autograd.grad(mean(loss, logits, target), logits)
     return gradient.abs().amax(1) > 0
 
 
@@ -210,8 +216,8 @@ def test_ohem_keeps_the_hardest_where_too_few_are_under_the_threshold(min_kept: 
 def test_ohem_at_threshold_one_is_cross_entropy(min_kept: int) -> None:
     logits, target = batch(5)
     ohem = OHEM(CLASSES, threshold=1.0, min_kept=min_kept, class_weights=WEIGHTS)
-    expected = CrossEntropy(CLASSES, class_weights=WEIGHTS).per_output(logits, target)
-    torch.testing.assert_close(ohem.per_output(logits, target), expected, rtol=1e-12, atol=0)
+    expected = mean(CrossEntropy(CLASSES, class_weights=WEIGHTS), logits, target)
+    torch.testing.assert_close(mean(ohem, logits, target), expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(CLASSES), Focal(CLASSES), OHEM(CLASSES)], ids=repr)
@@ -226,14 +232,14 @@ def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward_pass(loss
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        loss.per_output(logits, target)
+        mean(loss, logits, target)
     assert len(kept) == 1
 
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if can_chunk(loss)])
 @pytest.mark.parametrize("at_once", [1, 2 * CLASSES * 81, 2**25])
 @pytest.mark.parametrize("ignored", [0.3, 1.0])
-def test_in_parts_it_is_the_same_loss(
+def test_chunked_it_is_the_same_loss(
     loss: SegmentationLoss, ignored: float, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", at_once)
@@ -246,11 +252,20 @@ def test_in_parts_it_is_the_same_loss(
     def upsample(logits: Tensor, like: Tensor) -> Tensor:
         return F.interpolate(logits, like.shape[-2:], mode="bilinear", align_corners=True)
 
+    outputs = {"out": low_resolution, "aux": 2 * low_resolution}
     whole = loss({"out": upsample(low_resolution, target), "aux": upsample(2 * low_resolution, target)}, target)
-    in_parts = loss.chunked({"out": low_resolution, "aux": 2 * low_resolution}, target, upsample)
-    torch.testing.assert_close(in_parts, whole, rtol=1e-12, atol=0)
-    expected, found = (torch.autograd.grad(3 * value, low_resolution)[0] for value in (whole, in_parts))
+    chunked = loss.chunked(outputs, target, upsample)
+    torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=0)
+    expected, found = (torch.autograd.grad(3 * value.loss, low_resolution)[0] for value in (whole, chunked))
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
+
+
+def test_with_an_auxiliary_output_each_is_a_mean_over_its_own_pixels() -> None:
+    (out, target), (aux, _) = batch(0), batch(1)
+    loss = OHEM(CLASSES, threshold=0.2, min_kept=3)
+    kept = [loss({"out": logits}, target).weight for logits in (out, aux)]
+    assert kept[0] != kept[1]
+    assert loss({"out": out, "aux": aux}, target).weight == kept[0]
 
 
 def test_only_the_two_outputs_are_scored() -> None:
@@ -260,10 +275,10 @@ def test_only_the_two_outputs_are_scored() -> None:
     assert loss(outputs, target) == loss({"out": logits}, target)
 
 
-def test_who_may_take_parts() -> None:
+def test_what_can_be_chunked() -> None:
     class Own(CrossEntropy):
-        def per_output(self, logits: Tensor, target: Tensor) -> Tensor:
-            return logits.sum()
+        def output_sum(self, logits: Tensor, target: Tensor) -> LossSum:
+            return LossSum(logits.sum(), torch.ones(()))
 
     assert can_chunk(CrossEntropy(CLASSES))
     assert can_chunk(Focal(CLASSES))
@@ -272,7 +287,7 @@ def test_who_may_take_parts() -> None:
     assert not can_chunk(torch.nn.CrossEntropyLoss())
 
 
-def test_in_parts_nothing_large_is_kept_for_the_backward_pass() -> None:
+def test_chunked_nothing_large_is_kept_for_the_backward_pass() -> None:
     saved: list[weakref.ref[Tensor]] = []
     low_resolution = torch.randn(3, CLASSES, 4, 4, requires_grad=True)
     target = torch.zeros(3, 33, 33, dtype=torch.int64)
@@ -281,7 +296,7 @@ def test_in_parts_nothing_large_is_kept_for_the_backward_pass() -> None:
         return F.interpolate(logits, like.shape[-2:])
 
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(weakref.ref(t)), t)[1], lambda t: t):
-        loss = CrossEntropy(CLASSES).chunked({"out": low_resolution}, target, upsample)
+        loss, _ = CrossEntropy(CLASSES).chunked({"out": low_resolution}, target, upsample)
     kept = [tensor.numel() for one in saved if (tensor := one()) is not None]
     assert max(kept) == low_resolution.numel()
     loss.backward()
@@ -291,7 +306,8 @@ def test_in_parts_nothing_large_is_kept_for_the_backward_pass() -> None:
 def test_nothing_is_read_back_from_the_device(loss: SegmentationLoss) -> None:
     # Tensors without values: whatever would read one raises.
     logits = torch.zeros(2, CLASSES, 5, 5, device="meta", requires_grad=True)
-    loss({"out": logits, "aux": logits}, torch.zeros(2, 5, 5, dtype=torch.int64, device="meta")).backward()
+    target = torch.zeros(2, 5, 5, dtype=torch.int64, device="meta")
+    mean_loss(loss, {"out": logits, "aux": logits}, target).backward()
     assert logits.grad is not None
 
 
@@ -304,20 +320,22 @@ def test_class_weights_follow_the_module_and_stay_out_of_checkpoints() -> None:
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: CrossEntropy(3, class_weights=[1.0, 2.0]), ["loss.class_weights", "2 values", "num_classes=3"]),
-        (lambda: CrossEntropy(2, class_weights=[1.0, -1.0]), ["loss.class_weights=[1.0, -1.0]"]),
-        (lambda: CrossEntropy(2, class_weights=[0.0, 0.0]), ["loss.class_weights"]),
-        (lambda: CrossEntropy(2, class_weights=[1.0, math.nan]), ["loss.class_weights"]),
-        (lambda: CrossEntropy(2, label_smoothing=1.0), ["loss.label_smoothing=1.0", "below 1"]),
-        (lambda: Focal(2, gamma=-1.0, main_weight=-1.0), ["loss.gamma=-1.0", "loss.main_weight=-1.0"]),
-        (lambda: OHEM(2, threshold=0.0, min_kept=-1), ["loss.threshold=0.0", "loss.min_kept=-1"]),
-        (lambda: OHEM(2, aux_weight=math.inf, class_weights=[]), ["loss.aux_weight=inf", "0 values"]),
+        (lambda: CrossEntropy(3, class_weights=[1.0, 2.0]), ["class_weights: 2 values for num_classes=3"]),
+        (lambda: CrossEntropy(2, class_weights=[1.0, -1.0]), ["class_weights.1=-1.0: must be greater than or equal"]),
+        (lambda: CrossEntropy(2, class_weights=[0.0, 0.0]), ["class_weights=[0.0, 0.0]: must not all be 0"]),
+        (lambda: CrossEntropy(2, class_weights=[1.0, math.nan]), ["class_weights.1=nan"]),
+        (lambda: CrossEntropy(2, label_smoothing=1.0), ["label_smoothing=1.0: must be less than 1"]),
+        (lambda: Focal(2, gamma=-1.0, main_weight=-1.0), ["gamma=-1.0", "main_weight=-1.0"]),
+        (lambda: OHEM(2, threshold=0.0, min_kept=-1), ["threshold=0.0", "min_kept=-1"]),
+        (lambda: OHEM(2, aux_weight=math.inf), ["aux_weight=inf"]),
+        (lambda: OHEM(2, class_weights=[]), ["class_weights: 0 values"]),
     ],
 )
-def test_wrong_arguments_are_named_all_at_once(build: object, said: list[str]) -> None:
-    with pytest.raises(UserError) as caught:
-        build()  # type: ignore[operator]
-    assert all(part in str(caught.value) for part in said)
+def test_wrong_arguments_are_named_all_at_once(build: Callable[[], object], said: list[str]) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        build()
+    assert len(caught.value.problems) == len(said)
+    assert all(problem.startswith(part) for problem, part in zip(caught.value.problems, said, strict=True))
 
 
 @pytest.mark.parametrize(("name", "target"), [("cross_entropy", CrossEntropy), ("focal", Focal), ("ohem", OHEM)])

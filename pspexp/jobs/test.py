@@ -20,7 +20,7 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
     """``mode=test``: evaluate a checkpoint on the test split; returns the mean IoU."""
     config = job.config
     saved = world.broadcast_from_main(lambda: checkpoint.read(Path(config.checkpoint.path), foreign=True))
-    ours = checkpoint.is_ours(saved)
+    ours = checkpoint.is_own_format(saved)
     parts = build_components(config, device, world)
     split = parts.dataset.open("test")
     load_weights(parts.model, saved)

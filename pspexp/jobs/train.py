@@ -1,4 +1,4 @@
-"""``mode=train``."""
+"""``mode=train``: train, validate, save."""
 
 import logging
 from collections.abc import Callable
@@ -6,119 +6,123 @@ from typing import Any
 
 from torch import nn
 
-from pspexp.config.build import TrainingComponents, build_training
+from pspexp.config.build import build, build_training
 from pspexp.config.resume import resume_conflicts
-from pspexp.data.loader import TrainLoader
 from pspexp.engine import checkpoint
+from pspexp.engine.components import TrainingComponents
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
 from pspexp.engine.evaluator import Evaluation
+from pspexp.engine.hooks import Hook
 from pspexp.engine.trainer import Trainer
+from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.errors import UserError
 from pspexp.jobs.evaluate import describe, evaluate
 from pspexp.jobs.records import Request, own_state, public, recorded, start_tracker
 from pspexp.launchers.base import StopSignal
-from pspexp.optim import skips_on_request
+from pspexp.optim import supports_found_inf
 from pspexp.tracking import runs
 
 log = logging.getLogger(__name__)
 
 
 def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -> float | None:
-    """``mode=train``: train, validate, save; returns the best mean IoU."""
-    config, folder = job.config, job.folder
-    state = world.broadcast_from_main(lambda: saved_state(job, world))
-    parts = build_training(config, device, world, start_weights=state is None)
-    same_arithmetic(parts, state)
-    log.info("%s", describe(config, parts, len(parts.training), folder))
-    log.info("%s", left_out(parts.loader, len(parts.training)))
-    splits = {"train": parts.training, "val": parts.validation}
-    tracker = start_tracker(job, parts, splits, resume=state is not None)
+    """Run a training; returns the best mean IoU."""
+    config = job.config
+    saved = world.broadcast_from_main(lambda: saved_state(job, world))
+    components = build_training(config, device, world, start_weights=saved is None)
+    hooks = build_hooks(config.hooks)
+    refuse_other_precision(components, saved)
+    log.info("%s", describe(config, components, len(components.training), job.folder))
+    log.info("%s", describe_epoch(components))
+    splits = {"train": components.training, "val": components.validation}
+    tracker = start_tracker(job, components, splits, resume=saved is not None)
 
-    def validate(weights: nn.Module, between: Callable[[], None]) -> Evaluation:
-        found = evaluate(weights, parts.validation, "val", parts, config, tracker, between)
-        parts.cache.report()
-        return found
+    def validate(model: nn.Module, on_batch_end: Callable[[], None]) -> Evaluation:
+        evaluation = evaluate(model, components.validation, "val", components, config, tracker, on_batch_end)
+        components.cache.report()
+        return evaluation
 
     trainer = Trainer(
-        model=parts.model,
-        loss=parts.loss,
-        optimizer=parts.optimizer,
-        scheduler=parts.scheduler,
-        data=parts.loader,
-        names=parts.training.names,
+        components,
+        TrainerConfig(**config.trainer),
         validate=validate,
-        world=world,
-        device=device,
-        precision=parts.precision,
-        mean=parts.dataset.info.mean,
-        std=parts.dataset.info.std,
-        seed=config.seed,
         tracker=tracker,
-        checkpoints=checkpoint.CheckpointFolder(folder / "checkpoints", public(config)),
+        checkpoints=checkpoint.CheckpointDir(job.folder / "checkpoints", public(config)),
+        hooks=hooks,
         stop_signal=stop_signal,
-        every_steps=config.checkpoint.every_steps,
-        **config.trainer,
+        seed=config.seed,
     )
-    with recorded(tracker, lambda: results(trainer)):
-        if state is not None:
-            trainer.resume(state)
-            log.info("going on after step %d", trainer.position.step)
-        trainer.fit()
-    return trainer.position.best.get("best/mean_iou")
+    with recorded(tracker, lambda: summary(trainer)):
+        trainer.fit(saved)
+    return trainer.state.best.get("best/mean_iou")
 
 
-def same_arithmetic(parts: TrainingComponents, state: dict[str, Any] | None) -> None:
-    """Refuse what ``auto`` has made of the precision where it differs between processes, or from a saved state.
+def build_hooks(node: Any) -> dict[str, Hook]:
+    """The hooks of the node ``hooks`` by name, in its order; those set to null are left out.
 
     Raises:
-        UserError: names the formats.
+        UserError: one cannot be built, or is no `pspexp.engine.hooks.Hook`.
     """
-    here = parts.precision.resolve(parts.device)
-    kinds = parts.world.gather((here, skips_on_request(parts.optimizer)))
-    saved = here if state is None else state["training"].get("precision", here)
+    hooks = {name: hook for name, hook in build(node).items() if hook is not None}
+    if wrong := [
+        f"hooks.{name}: {type(hook).__name__} is no subclass of pspexp.engine.hooks.Hook; derive it from that class"
+        for name, hook in hooks.items()
+        if not isinstance(hook, Hook)
+    ]:
+        raise UserError(*wrong)
+    return hooks
+
+
+def refuse_other_precision(components: TrainingComponents, saved: dict[str, Any] | None) -> None:
+    """Refuse a precision, resolved from ``auto``, that differs between processes or from the saved run.
+
+    Raises:
+        UserError: names the precisions.
+    """
+    precision = components.precision
+    here = precision.resolve(components.device)
+    kinds = components.world.all_gather_object((here, supports_found_inf(components.optimizer)))
+    before = here if saved is None else saved["training"].get("precision", here)
     problems = []
-    if saved != here:
-        problems.append(
-            f"precision={parts.precision.name}: {saved} in the saved run, {here} here; set precision={saved}"
-        )
+    if before != here:
+        problems.append(f"precision={precision.name}: {before} in the saved run, {here} here; set precision={before}")
     if len(set(kinds)) > 1:
         found = ", ".join(sorted({name for name, _ in kinds}))
-        problems.append(
-            f"precision={parts.precision.name}: the processes' devices differ ({found}); use devices of one kind"
-        )
-    parts.world.raise_problems(problems)
+        problems.append(f"precision={precision.name}: the processes' devices differ ({found}); use devices of one kind")
+    components.world.raise_collectively(problems)
 
 
 def saved_state(job: Request, world: World) -> dict[str, Any] | None:
-    """The training state to go on from, or None for a fresh start.
+    """The content of the ``last.pt`` to resume from, or None for a fresh start.
 
     Raises:
         UserError: ``checkpoint.resume`` names no training state, or one of a run that was configured differently.
     """
     config, folder, own = job.config, job.folder, own_state(job.folder)
-    # After a restart from what this job has saved, if it has.
-    wanted = "auto" if job.is_restart and own.is_file() else config.checkpoint.resume
-    if wanted is None or (wanted == "auto" and not own.is_file()):
+    # After a restart: from what this job has saved, if it has.
+    resume = "auto" if job.is_restart and own.is_file() else config.checkpoint.resume
+    if resume is None or (resume == "auto" and not own.is_file()):
         return None
-    path = own if wanted == "auto" else runs.find_checkpoint(wanted, "last.pt")
+    path = own if resume == "auto" else runs.find_checkpoint(resume, "last.pt")
     if own.is_file() and path.resolve() != own.resolve():
-        raise UserError(f"hydra.run.dir={folder}: holds another run than checkpoint.resume={wanted}; leave it out")
+        raise UserError(f"hydra.run.dir={folder}: holds another run than checkpoint.resume={resume}; leave it out")
     saved = checkpoint.read(path, training=True)
     if conflicts := resume_conflicts(saved, public(config), world.size):
         raise UserError(*conflicts)
     return saved
 
 
-def results(trainer: Trainer) -> dict[str, Any]:
-    """What ``summary.json`` tells about a training."""
-    at, watch = trainer.position, trainer.watch
-    speed = watch.total_images / watch.total_s if watch.total_s else None
-    return {"best": at.best, "last": at.last, "images_per_second": speed}
+def summary(trainer: Trainer) -> dict[str, Any]:
+    """What ``summary.json`` says about a training."""
+    state, timer = trainer.state, trainer.timer
+    speed = timer.total_images / timer.total_s if timer.total_s else None
+    return {"best": state.best, "last": state.last, "images_per_second": speed}
 
 
-def left_out(data: TrainLoader, num_images: int) -> str:
-    """One line for people about the images that do not fill the last step of an epoch."""
-    rest = num_images % data.images_per_step
-    note = f"; {rest} of {num_images} images, others each time, are left out" if rest else ""
-    return f"{data.steps_per_epoch} steps an epoch{note}"
+def describe_epoch(components: TrainingComponents) -> str:
+    """One line for people about the steps of an epoch, and the images that do not fill the last one."""
+    loader, num_images = components.loader, len(components.training)
+    rest = num_images % loader.images_per_step
+    note = f"; the last {rest} of {num_images} images (a different {rest} each epoch) are dropped" if rest else ""
+    return f"{loader.steps_per_epoch} steps per epoch{note}"

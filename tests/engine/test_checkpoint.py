@@ -15,7 +15,7 @@ from pspexp.utils.trees import flatten
 
 
 def test_what_is_written_is_read_safely(tmp_path: Path) -> None:
-    folder = checkpoint.CheckpointFolder(tmp_path / "checkpoints", {"seed": 1})
+    folder = checkpoint.CheckpointDir(tmp_path / "checkpoints", {"seed": 1})
     folder.save_last({"step": 3, "model": {"w": torch.ones(2)}, "ema": None}, {"position": {"best": {}}})
     folder.save_best({"step": 3, "model": {"w": torch.ones(2)}, "ema": None})
 
@@ -96,7 +96,7 @@ def test_the_newest_unfinished_run_that_nobody_holds(tmp_path: Path) -> None:
 
 
 def test_tensors_go_to_the_cpu_wherever_they_are() -> None:
-    moved = checkpoint.on_cpu({"a": [torch.ones(1, requires_grad=True)], "b": (1, "x")})
+    moved = checkpoint.to_cpu({"a": [torch.ones(1, requires_grad=True)], "b": (1, "x")})
     assert moved["a"][0].device.type == "cpu"
     assert not moved["a"][0].requires_grad
     assert moved["b"] == (1, "x")

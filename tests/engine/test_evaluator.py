@@ -1,16 +1,18 @@
 """The one evaluator."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pspexp.data.dataset import DatasetInfo
 from pspexp.data.loader import Batch
-from pspexp.engine.device import Device
-from pspexp.engine.distributed import ProcessInfo, World
 from pspexp.engine.evaluator import Evaluator
-from pspexp.engine.precision import Precision
-from pspexp.inference import Whole
 from pspexp.losses import CrossEntropy
+from tests.training import make_components
 
 
 class Bright(nn.Module):
@@ -23,17 +25,9 @@ class Bright(nn.Module):
 
 @pytest.fixture
 def evaluator() -> Evaluator:
-    return Evaluator(
-        Whole(8, True),
-        CrossEntropy(2),
-        device := Device("cpu"),
-        Precision("fp32"),
-        World(ProcessInfo(), device),
-        ["dark", "bright"],
-        255,
-        [0.5] * 3,
-        [0.5] * 3,
-    )
+    info = DatasetInfo(["dark", "bright"], 255, [0.5] * 3, [0.5] * 3, np.zeros((2, 3), np.uint8))
+    components = make_components(loss=CrossEntropy(2))
+    return Evaluator(replace(components, dataset=SimpleNamespace(info=info)))
 
 
 def batch(index: int, values: list[list[int]], labels: list[list[int]]) -> Batch:
@@ -42,10 +36,10 @@ def batch(index: int, values: list[list[int]], labels: list[list[int]]) -> Batch
 
 
 def test_counts_over_images_of_different_sizes(evaluator: Evaluator) -> None:
-    groups = [[batch(0, [[0, 255]], [[0, 1]])], [batch(1, [[255, 255, 0]], [[1, 0, 255]])]]
+    batches = [batch(0, [[0, 255]], [[0, 1]]), batch(1, [[255, 255, 0]], [[1, 0, 255]])]
     model = Bright().train()
     seen: list[int] = []
-    found = evaluator(model, groups, num_images=2, on_images=seen.append)
+    found = evaluator(model, batches, ["a", "b"], seen.append)
 
     assert found.report.confusion == ((1, 1), (0, 2))
     assert found.report.mean_iou == pytest.approx((1 / 2 + 2 / 3) / 2)
@@ -61,21 +55,21 @@ def test_counts_over_images_of_different_sizes(evaluator: Evaluator) -> None:
 def test_the_loss_does_not_depend_on_the_batch_size(evaluator: Evaluator) -> None:
     first, second = batch(0, [[0, 255]], [[0, 255]]), batch(1, [[0, 200]], [[1, 1]])
     together = Batch(torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels]), [0, 1])
-    one_by_one = evaluator(Bright(), [[first], [second]], num_images=2)
-    assert evaluator(Bright(), [[together]], num_images=2).loss == one_by_one.loss
+    one_by_one = evaluator(Bright(), [first, second], ["a", "b"])
+    assert evaluator(Bright(), [together], ["a", "b"]).loss == one_by_one.loss
 
 
-def test_pictures_are_spread_over_the_set(evaluator: Evaluator) -> None:
-    groups = [[batch(index, [[index, 255]], [[0, 1]])] for index in range(20)]
-    found = evaluator(Bright(), groups, num_images=20)
-    assert [picture.position for picture in found.pictures] == [0, 6, 12, 19]
-    third = found.pictures[2]
+def test_samples_are_spread_over_the_split(evaluator: Evaluator) -> None:
+    batches = [batch(index, [[index, 255]], [[0, 1]]) for index in range(20)]
+    found = evaluator(Bright(), batches, [f"image {index}" for index in range(20)])
+    assert [sample.name for sample in found.samples] == ["image 0", "image 6", "image 12", "image 19"]
+    third = found.samples[2]
     assert third.image[0, 0].tolist() == [12, 12, 12]
-    assert third.truth.tolist() == third.prediction.tolist() == [[0, 1]]
+    assert third.label.tolist() == third.prediction.tolist() == [[0, 1]]
 
 
 def test_a_failing_model_is_left_in_its_mode(evaluator: Evaluator) -> None:
     model = nn.Identity().train()
     with pytest.raises(TypeError):
-        evaluator(model, [[batch(0, [[0]], [[0]])]], num_images=1)
+        evaluator(model, [batch(0, [[0]], [[0]])], ["a"])
     assert model.training

@@ -1,0 +1,59 @@
+"""How far a training is, and where its time goes."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TrainState:
+    """The progress of a training. Everything else about the loop follows from it.
+
+    Attributes:
+        step: finished optimizer steps.
+        validated_step: step at which the weights were last validated.
+        best, last: metrics of the best and of the last validation, by name.
+        losses: of the steps since the last log record, as far as they have been read from the device.
+        overflows: steps that fp16 skipped because their scaled gradients were not finite.
+        consecutive_overflows: those since the last step that was not skipped.
+    """
+
+    step: int = 0
+    validated_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    overflows: int = 0
+    consecutive_overflows: int = 0
+
+
+class StepTimer:
+    """Seconds spent in steps and on waiting for data, in all and since the last log record."""
+
+    def __init__(self) -> None:
+        self.total_s, self.total_images = 0.0, 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the next interval."""
+        self.step_s, self.data_s, self.steps, self.images = 0.0, 0.0, 0, 0
+
+    def add_step(self, data_s: float, step_s: float, images: int) -> None:
+        """Count a step: seconds of waiting for data and of everything else, and the images of all processes."""
+        self.data_s += data_s
+        self.step_s += step_s
+        self.steps += 1
+        self.images += images
+        self.total_s += data_s + step_s
+        self.total_images += images
+
+    def add_wait(self, seconds: float) -> None:
+        """Count time in which the device worked off its queue."""
+        self.step_s += seconds
+        self.total_s += seconds
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the interval, in seconds and images per second."""
+        return {
+            "train/images_per_second": self.images / max(self.data_s + self.step_s, 1e-9),
+            "train/data_time": self.data_s / max(self.steps, 1),
+            "train/step_time": self.step_s / max(self.steps, 1),
+        }

@@ -1,0 +1,35 @@
+"""The numbers of the training loop: the node ``trainer`` of the configuration."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt
+
+PositiveInt = Annotated[StrictInt, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long to train, and how a step is made.
+
+    Attributes:
+        epochs: length of the training; the horizon of the learning-rate schedule.
+        max_steps: number of steps after which to stop earlier.
+        validate_every: epochs between validations. The end of the training is always validated.
+        log_every: steps between records.
+        grad_clip: maximum gradient norm.
+        accumulate: batches per step and process.
+        ema: decay of the moving average of the weights; read by `pspexp.engine.hooks.WeightAveraging`.
+        compile: compile network and loss with ``torch.compile``: True, or its mode. Validation is not compiled: its
+            images come in many sizes.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    epochs: PositiveInt
+    max_steps: PositiveInt | None = None
+    validate_every: PositiveInt = 1
+    log_every: PositiveInt = 5
+    grad_clip: Annotated[StrictFloat, Field(gt=0)] | None = None
+    accumulate: PositiveInt = 1
+    ema: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = None
+    compile: Literal[False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False
