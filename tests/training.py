@@ -17,6 +17,7 @@ from pspexp.engine.components import TrainingComponents
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
 from pspexp.engine.evaluator import Evaluation, Evaluator
+from pspexp.engine.hooks import Hook, TrainingLoop
 from pspexp.engine.precision import Precision
 from pspexp.engine.state import TrainState
 from pspexp.engine.trainer import Trainer
@@ -24,7 +25,7 @@ from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.inference import Whole
 from pspexp.losses import CrossEntropy
 from pspexp.metrics import Report
-from pspexp.tracking import LocalTracker, Tracker
+from pspexp.tracking import LocalTracker, SilentTracker, Tracker
 
 NUM_CLASSES = len(SHAPES_CLASSES)
 MEAN, STD = [0.5, 0.5, 0.5], [0.2, 0.2, 0.2]
@@ -107,7 +108,27 @@ def evaluate(
         world_size=components.world.size,
     )
     batches = (batch for batches_by_size in loader for batch in batches_by_size)
-    return Evaluator(components)(model, batches, components.validation.names, lambda _: on_batch_end())
+    alone = components.world.size == 1  # several processes have different numbers of batches
+    return Evaluator(components)(
+        model, batches, components.validation.names, lambda _: on_batch_end() if alone else None
+    )
+
+
+class Capture(Hook):
+    """Keeps the logged losses, and gradients and weights after each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.gradients: list[list[Tensor]] = []
+        self.weights: list[list[Tensor]] = []
+
+    def on_step_end(self, trainer: TrainingLoop) -> None:
+        weights = list(trainer.model.parameters())
+        self.gradients.append([weight.grad.clone() for weight in weights if weight.grad is not None])
+        self.weights.append([weight.detach().clone() for weight in weights])
+
+    def on_log(self, trainer: TrainingLoop, metrics: dict[str, float]) -> None:
+        self.losses.append(metrics["train/loss"])
 
 
 class ResumingTrainer(Trainer):
@@ -138,7 +159,8 @@ def make_trainer(
         hooks: by name.
         config: of the trainer.
     """
-    tracker = Tracker(NumbersOnly(run))
+    main = components.world.is_main_process
+    tracker = Tracker(NumbersOnly(run)) if main else SilentTracker(run)
     resumes = (run / "checkpoints" / "last.pt").is_file()
     tracker.start(name="t", config={}, config_text="", overrides=[], tags={}, resume=resumes)
     trainer = ResumingTrainer(

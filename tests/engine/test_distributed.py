@@ -14,24 +14,13 @@ import torch.multiprocessing
 from torch import Tensor, nn
 from torch.distributed import GradBucket
 
-from pspexp import optim
-from pspexp.data.loader import TrainLoader, eval_loader
-from pspexp.data.shapes import SHAPES_CLASSES, ShapesDataset
-from pspexp.data.transforms import ScaleCropFlip
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World, create_store, process_info_from_torchrun
-from pspexp.engine.evaluator import Evaluator
-from pspexp.engine.precision import Precision
 from pspexp.engine.trainer import Trainer
-from pspexp.errors import UserError
-from pspexp.inference import Whole
+from pspexp.errors import Interrupted, UserError
 from pspexp.launchers.elastic import exit_without_teardown
-from pspexp.losses import OHEM, CrossEntropy, SegmentationLoss
-
-MEAN, STD = [0.5] * 3, [0.25] * 3
-CLASSES = list(SHAPES_CLASSES)
-SOURCE = ShapesDataset(len(CLASSES), CLASSES, 255, "train", "val", "val", MEAN, STD, 12, 5, 48, 0)
-
+from pspexp.losses import OHEM, CrossEntropy, LossSum, SegmentationLoss
+from tests.training import NUM_CLASSES, Capture, evaluate, make_components, make_trainer
 
 Work = Callable[[World], Any]
 
@@ -73,7 +62,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, len(CLASSES), 1))
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, NUM_CLASSES, 1))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {"out": self.layers(images)}
@@ -92,61 +81,32 @@ class Frozen(Net):
         return self
 
 
-class NoRecords:
-    """Neither tracker nor checkpoints are wanted."""
+def trained(world: World, batch_size: int, loss: SegmentationLoss, accumulate: int = 1, **changes: Any) -> Trainer:
+    """A trainer after its run; it records nothing that is kept."""
+    with TemporaryDirectory() as run:
+        trainer = make(world, batch_size, loss, accumulate, run=Path(run), **changes)
+        trainer.fit()
+    return trainer
 
-    folder = Path("nowhere")
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
-
-
-def trainer(world: World, batch_size: int, loss: SegmentationLoss, accumulate: int = 1, **changes: Any) -> Trainer:
-    torch.manual_seed(7)
-    model = changes.pop("model", Net)()
-    train = SOURCE.open("train")
-    data = TrainLoader(
-        train,
-        ScaleCropFlip(16, 0.5, 2.0, 0.5, MEAN, 255),
+def make(
+    world: World,
+    batch_size: int,
+    loss: SegmentationLoss,
+    accumulate: int = 1,
+    run: Path = Path("unused"),
+    **changes: Any,
+) -> Trainer:
+    components = make_components(
+        model=changes.pop("model", Net),
+        loss=loss,
+        world=world,
+        num_train=12,
+        num_val=5,
         batch_size=batch_size,
         accumulate=accumulate,
-        num_workers=0,
-        seed=3,
-        pin_memory=False,
-        rank=world.rank,
-        world_size=world.size,
     )
-    optimizer = optim.sgd(model, lr=0.1, weight_decay=0.0)
-    settings: dict[str, Any] = {
-        "epochs": 2,
-        "max_steps": None,
-        "validate_every": 100,
-        "log_every": 2,
-        "every_steps": None,
-        "grad_clip": None,
-        "ema": None,
-        "compile": False,
-        "stop_signal": lambda: None,
-    }
-    return Trainer(
-        model=model,
-        loss=loss,
-        optimizer=optimizer,
-        scheduler=optim.constant(optimizer, 2 * data.steps_per_epoch),
-        data=data,
-        names=train.names,
-        validate=lambda *_: pytest.fail("not wanted"),
-        world=world,
-        device=Device("cpu"),
-        precision=Precision("fp32"),
-        mean=MEAN,
-        std=STD,
-        seed=3,
-        tracker=NoRecords(),  # type: ignore[arg-type]
-        checkpoints=NoRecords(),  # type: ignore[arg-type]
-        accumulate=accumulate,
-        **{**settings, **changes},
-    )
+    return make_trainer(run, components, accumulate=accumulate, **changes)
 
 
 def one_step(
@@ -154,17 +114,17 @@ def one_step(
 ) -> Any:
     """Loss and gradients of the first step."""
     options: dict[str, Any] = {"class_weights": [1.0, 3.0, 0.5, 2.0, 1.0]} if loss is CrossEntropy else {"min_kept": 10}
-    one = trainer(world, batch_size, loss(len(CLASSES), **options), accumulate, **changes)
-    one._step(list(one.data.batches(0, 1)))
-    one._read_losses()
-    return one.position.losses[0], [weight.grad.tolist() for weight in one.model.parameters()]  # type: ignore[union-attr]
+    capture = Capture()
+    hooks = {"capture": capture}
+    trained(world, batch_size, loss(NUM_CLASSES, **options), accumulate, hooks=hooks, max_steps=1, **changes)
+    return capture.losses[0], [gradient.tolist() for gradient in capture.gradients[0]]
 
 
 def orders(world: World, batch_size: int, accumulate: int = 1) -> list[list[tuple[int, int]]]:
     """The samples of the first two steps, of all processes together."""
-    data = trainer(world, batch_size, CrossEntropy(len(CLASSES)), accumulate).data
+    loader = make_components(world=world, num_train=12, batch_size=batch_size, accumulate=accumulate).loader
     return [
-        sorted(one for rank in range(world.size) for batch in data.plan(step, step + 1, rank) for one in batch)
+        sorted(one for rank in range(world.size) for batch in loader.plan(step, step + 1, rank) for one in batch)
         for step in (0, 1)
     ]
 
@@ -172,22 +132,8 @@ def orders(world: World, batch_size: int, accumulate: int = 1) -> list[list[tupl
 def validation(world: World) -> Any:
     """Report and loss of a network whose answers differ from image to image."""
     torch.manual_seed(5)
-    device, val = Device("cpu"), SOURCE.open("val")
-    groups = eval_loader(
-        val,
-        lambda image, label: (image, label),
-        batch_size=1,
-        num_workers=0,
-        max_images=None,
-        pin_memory=False,
-        rank=world.rank,
-        world_size=world.size,
-    )
-    evaluator = Evaluator(
-        Whole(8, True), CrossEntropy(len(CLASSES)), device, Precision("fp32"), world, CLASSES, 255, MEAN, STD
-    )
-    found = evaluator(Net(), groups, num_images=len(val))
-    return found.report, found.loss, [picture.position for picture in found.pictures]
+    found = evaluate(make_components(world=world, num_train=12, num_val=5), Net())
+    return found.report, found.loss, [sample.name for sample in found.samples]
 
 
 class BadImage(CrossEntropy):
@@ -195,34 +141,35 @@ class BadImage(CrossEntropy):
 
     calls, bad_call = 0, 3
 
-    def forward(self, outputs: Any, target: Tensor) -> Tensor:
+    def forward(self, outputs: Any, target: Tensor) -> LossSum:
         self.calls += 1
-        loss = super().forward(outputs, target)
-        return loss * float("inf") if os.environ["RANK"] == "1" and self.calls == self.bad_call else loss
+        loss, weight = super().forward(outputs, target)
+        bad = os.environ["RANK"] == "1" and self.calls == self.bad_call
+        return LossSum(loss * float("inf") if bad else loss, weight)
 
 
 def refused(world: World) -> Any:
-    """How a training ends in which one process meets a bad image."""
-    one = trainer(world, 2, BadImage(len(CLASSES)), log_every=4)
-    good = BadImage(len(CLASSES))
-    good.bad_call = 0
-    reference = trainer(world, 2, good)
-    with pytest.raises(ArithmeticError) as caught:
-        one.fit()
-    for batch in reference.data.batches(0, 2):
-        reference._step([batch])
-    same = [torch.equal(*pair) for pair in zip(one.model.parameters(), reference.model.parameters(), strict=True)]
-    bad = [index for _, index in next(one.data.plan(2, 3, rank=1))]
-    return str(caught.value), all(same), [SOURCE.open("train").names[index] for index in bad]
+    """How a training ends in which one process has a bad image."""
+    good = Capture()
+    trained(world, 2, CrossEntropy(NUM_CLASSES), max_steps=2, hooks={"capture": good})
+    with TemporaryDirectory() as run:
+        one = make(world, 2, BadImage(NUM_CLASSES), run=Path(run), log_every=4)
+        with pytest.raises(ArithmeticError) as caught:
+            one.fit()
+    same = [torch.equal(*pair) for pair in zip(one.model.parameters(), good.weights[1], strict=True)]
+    bad = [index for _, index in next(one.loader.plan(2, 3, rank=1))]
+    return str(caught.value), all(same), [one.components.training.names[index] for index in bad]
 
 
 def asked_to_stop(world: World) -> int:
     """The step at which a training stops that only one process is asked to stop."""
-    one = trainer(world, 2, CrossEntropy(len(CLASSES)))
-    one.stop_signal = lambda: 15 if world.rank == 1 and one.position.step >= 2 else None
-    with pytest.raises(Exception, match="stopped after step"):
-        one.fit()
-    return one.position.step
+    with TemporaryDirectory() as run:
+        one = make(world, 2, CrossEntropy(NUM_CLASSES), run=Path(run))
+        one.stop_signal = lambda: 15 if world.rank == 1 and one.state.step >= 2 else None
+        with pytest.raises(Interrupted, match="stopped after step"):
+            one.fit()
+    world.all_reduce_max_async(0)  # takes the answer to the last question, or the next training would stop
+    return one.state.step
 
 
 def exchanges(world: World, accumulate: int) -> int:
@@ -236,9 +183,10 @@ def exchanges(world: World, accumulate: int) -> int:
         done: torch.futures.Future[Tensor] = allreduce_hook(group, bucket)
         return done
 
-    one = trainer(world, 1, CrossEntropy(len(CLASSES)), accumulate)
-    one.network.register_comm_hook(None, counted)  # type: ignore[operator]
-    one._step(list(one.data.batches(0, 1)))
+    with TemporaryDirectory() as run:
+        one = make(world, 1, CrossEntropy(NUM_CLASSES), accumulate, run=Path(run), max_steps=1)
+        one.network.register_comm_hook(None, counted)  # type: ignore[operator]
+        one.fit()
     return len(sent)
 
 
@@ -311,15 +259,14 @@ def test_the_order_of_samples_depends_on_the_images_of_a_step_only(two: dict[str
 
 @pytest.mark.slow
 def test_validation_of_one_two_and_three_processes_is_identical(two: dict[str, list[Any]]) -> None:
-    assert len(SOURCE.open("val")) == 5  # divides by neither 2 nor 3
-    one = alone(validation)
+    one = alone(validation)  # of 5 images, which neither 2 nor 3 divides
     assert two["validation"] == [one] * 2
     assert in_processes(3, {"validation": validation})["validation"] == [one] * 3
 
 
 def test_a_bad_image_of_one_process_is_named_by_all_and_touches_no_weights(two: dict[str, list[Any]]) -> None:
     for message, untouched, names in two["refused"]:
-        assert f"step 3: the loss is inf, its gradient has norm nan (images {', '.join(names)})" in message
+        assert f"step 3: the loss is inf, the gradient norm nan (images {', '.join(names)})" in message
         assert untouched
 
 

@@ -19,7 +19,7 @@ from pspexp.engine.trainer import NonFiniteLossError, Trainer
 from pspexp.errors import Interrupted
 from pspexp.losses import OHEM, CrossEntropy, LossSum
 from pspexp.models.segmenter import Segmenter
-from tests.training import NUM_CLASSES, make_components, make_trainer
+from tests.training import NUM_CLASSES, Capture, make_components, make_trainer
 
 Make = Callable[..., Trainer]
 COMPONENTS = {"model", "loss", "precision", "accumulate", "epochs", "num_workers", "num_val"}
@@ -35,19 +35,6 @@ def make(tmp_path: Path) -> Make:
         return make_trainer(tmp_path / folder, components, **{"grad_clip": 1.0, **config})
 
     return build
-
-
-class Capture(Hook):
-    """Keeps the gradients and weights after each step."""
-
-    def __init__(self) -> None:
-        self.gradients: list[list[Tensor]] = []
-        self.weights: list[list[Tensor]] = []
-
-    def on_step_end(self, trainer: Any) -> None:
-        weights = list(trainer.model.parameters())
-        self.gradients.append([weight.grad.clone() for weight in weights])
-        self.weights.append([weight.detach().clone() for weight in weights])
 
 
 def state(trainer: Trainer) -> dict[str, Any]:
