@@ -1,4 +1,4 @@
-"""How an image is shaped for the network in evaluation."""
+"""Shaping of images for evaluation."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from pspexp.errors import ArgumentError
 from pspexp.inference import CenterCrop, Whole
 
 
-def picture(width: int, height: int) -> tuple[Image.Image, Image.Image]:
+def gradient_image(width: int, height: int) -> tuple[Image.Image, Image.Image]:
     """Red grows to the right, green downwards; the label's left half is 0, its right half 3."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     image = np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8)
@@ -19,7 +20,7 @@ def picture(width: int, height: int) -> tuple[Image.Image, Image.Image]:
 
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (48, 64), (33, 33), (500, 375), (20, 90)])
 def test_center_crop_is_resize_then_crop(width: int, height: int) -> None:
-    image, label = picture(width, height)
+    image, label = gradient_image(width, height)
     shaped, shaped_label = CenterCrop(33).prepare(image, label)
     assert shaped.size == shaped_label.size == (33, 33)
 
@@ -32,24 +33,31 @@ def test_center_crop_is_resize_then_crop(width: int, height: int) -> None:
 
 
 class SizeChecked(nn.Module):
-    """Answers each pixel with its own value; refuses sizes that are not ``k * 8 + rest``."""
+    """Returns the values of its input; fails for sizes other than ``k * 8 + remainder``."""
 
-    def __init__(self, rest: int) -> None:
+    def __init__(self, remainder: int) -> None:
         super().__init__()
-        self.rest = rest
+        self.remainder = remainder
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        assert all(side % 8 == self.rest for side in images.shape[-2:]), images.shape
+        assert all(side % 8 == self.remainder for side in images.shape[-2:]), images.shape
         return {"out": images[:, :2]}
 
 
 @pytest.mark.parametrize(("height", "width"), [(360, 480), (9, 17), (8, 10), (1, 2)])
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_whole_pads_with_the_mean_and_cuts_the_logits(height: int, width: int, align_corners: bool) -> None:
+def test_whole_pads_with_the_mean_and_crops_the_logits(height: int, width: int, align_corners: bool) -> None:
     images = torch.randn(2, 3, height, width)
     whole = Whole(8, align_corners)
     logits = whole.logits(SizeChecked(int(align_corners)), images)
     assert torch.equal(logits, images[:, :2])
 
-    image, label = picture(12, 10)
+    image, label = gradient_image(12, 10)
     assert whole.prepare(image, label) == (image, label)
+
+
+def test_sizes_must_be_positive() -> None:
+    with pytest.raises(ArgumentError, match=r"^crop_size=0: must be greater than 0$"):
+        CenterCrop(0)
+    with pytest.raises(ArgumentError, match=r"^stride=0: must be greater than 0$"):
+        Whole(0, align_corners=True)

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, torchmetrics and hand-made cases; absent classes as this project defines them."""
+"""Metrics compared with scikit-learn, torchmetrics and hand-made cases; absent classes as defined in this project."""
 
 import math
 import warnings
@@ -14,7 +14,7 @@ from pspexp.metrics import ConfusionMatrix, Report
 
 
 def labels(seed: int, classes: int, absent_truth: int = 0, absent_both: int = 0) -> tuple[Tensor, Tensor]:
-    """Prediction and target ``[2, 13, 17]``; the last classes are absent from the truth, or altogether."""
+    """Prediction and target ``[2, 13, 17]``; the last classes are absent from the ground truth, or from both."""
     rng = np.random.default_rng(seed)
     shape = (2, 13, 17)
     target = rng.integers(0, classes - absent_truth - absent_both, shape)
@@ -46,13 +46,13 @@ def test_agrees_with_scikit_learn(seed: int, classes: int, truth: int, both: int
     assert np.array_equal(ours.confusion, confusion)
     assert ours.overall_acc == pytest.approx(sklearn_metrics.accuracy_score(y, x))
     iou = sklearn_metrics.jaccard_score(y, x, labels=ids, average=None, zero_division=0)
-    iou[[i not in x and i not in y for i in ids]] = np.nan  # it has no value for "undefined"
+    iou[[i not in x and i not in y for i in ids]] = np.nan  # scikit-learn has no value for "undefined"
     assert ours.iou == pytest.approx(iou, nan_ok=True)
     assert ours.mean_iou == pytest.approx(np.nanmean(iou))
     recall = sklearn_metrics.recall_score(y, x, labels=ids, average=None, zero_division=np.nan)
     assert ours.accuracy == pytest.approx(recall, nan_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of classes that are predicted only, and leaves them out as we do
+        warnings.simplefilter("ignore")  # about classes that are only predicted; they are left out, as here
         assert ours.mean_acc == pytest.approx(sklearn_metrics.balanced_accuracy_score(y, x))
     weighted = sklearn_metrics.jaccard_score(y, x, average="weighted", zero_division=0)
     assert ours.freqw_acc == pytest.approx(weighted)
@@ -90,7 +90,7 @@ def test_a_class_that_is_only_predicted_counts_for_iou_but_not_for_accuracy() ->
     assert ours.confusion[1] == (0, 1, 1, 0)  # rows are ground truth
 
 
-def test_nothing_to_count_is_undefined_and_left_out() -> None:
+def test_metrics_without_pixels_are_undefined_and_left_out() -> None:
     prediction, target = torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), 255)
     for ours in (report(prediction, target, 2), ConfusionMatrix(2).report(["c0", "c1"])):
         headline = (ours.overall_acc, ours.mean_acc, ours.freqw_acc, ours.mean_iou, *ours.iou, *ours.accuracy)
@@ -100,13 +100,13 @@ def test_nothing_to_count_is_undefined_and_left_out() -> None:
 
 
 @pytest.mark.parametrize("dtypes", [(torch.uint8, torch.uint8), (torch.int64, torch.uint8), (torch.int32, torch.int64)])
-def test_any_integer_type_counts_alike(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+def test_all_integer_types_give_the_same_counts(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     prediction, target = labels(0, 21)
     assert report(prediction.to(dtypes[0]), target.to(dtypes[1]), 21) == report(prediction, target, 21)
 
 
 @pytest.mark.parametrize("ignore_index", [255, 0, 3, -1])
-def test_ignored_pixels_do_not_count(ignore_index: int) -> None:
+def test_ignored_pixels_are_not_counted(ignore_index: int) -> None:
     prediction, target = labels(1, 5)
     target = target.where(target != 255, ignore_index)
     matrix = ConfusionMatrix(5, ignore_index)
@@ -116,7 +116,7 @@ def test_ignored_pixels_do_not_count(ignore_index: int) -> None:
     assert np.array_equal(matrix.matrix, expected)
 
 
-def test_update_leaves_its_inputs_alone() -> None:
+def test_update_does_not_modify_its_inputs() -> None:
     prediction, target = labels(3, 4)
     before = prediction.clone(), target.clone()
     report(prediction, target, 4)
@@ -124,17 +124,17 @@ def test_update_leaves_its_inputs_alone() -> None:
     assert torch.equal(target, before[1])
 
 
-def test_parts_add_up_to_the_whole() -> None:
+def test_matrices_can_be_added() -> None:
     prediction, target = labels(2, 6)
     whole, first, second = ConfusionMatrix(6), ConfusionMatrix(6), ConfusionMatrix(6)
     whole.update(prediction, target)
-    for p, t in zip(prediction[0], target[0], strict=True):  # row by row: any shape counts
+    for p, t in zip(prediction[0], target[0], strict=True):  # row by row: any shape is accepted
         first.update(p, t)
     second.update(prediction[1:], target[1:])
     total = first + second
     assert torch.equal(total.matrix, whole.matrix)
     assert total.matrix.dtype == torch.int64
-    assert first.matrix.sum() + second.matrix.sum() == total.matrix.sum()  # the parts are left as they were
+    assert first.matrix.sum() + second.matrix.sum() == total.matrix.sum()  # the summands are unchanged
     with pytest.raises(AssertionError, match="different classes"):
         whole + ConfusionMatrix(5)
 
@@ -147,7 +147,7 @@ def test_counts_are_exact_beyond_float32() -> None:
 
 
 @pytest.mark.parametrize(("prediction", "target"), [(2, 0), (-1, 0), (0, 2), (0, -1), (254, 254)])
-def test_an_id_that_is_no_class_is_never_counted(prediction: int, target: int) -> None:
+def test_invalid_ids_are_never_counted(prediction: int, target: int) -> None:
     matrix = ConfusionMatrix(2)
     matrix.update(torch.tensor([prediction, 1]), torch.tensor([target, 1]))
     assert matrix.matrix.tolist() == [[0, 0], [0, 1]]
@@ -155,7 +155,7 @@ def test_an_id_that_is_no_class_is_never_counted(prediction: int, target: int) -
         matrix.report(["a", "b"])
 
 
-def test_update_refuses_other_shapes_and_scores() -> None:
+def test_update_refuses_scores_and_mismatched_shapes() -> None:
     matrix = ConfusionMatrix(2)
     with pytest.raises(AssertionError, match="scores"):
         matrix.update(torch.rand(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64))
@@ -165,16 +165,16 @@ def test_update_refuses_other_shapes_and_scores() -> None:
         matrix.report(["a"])
 
 
-def test_update_reads_nothing_back_from_the_device() -> None:
+def test_update_does_not_read_values() -> None:
     matrix = ConfusionMatrix(21)
-    # Tensors without values: whatever would read one raises.
+    # Tensors without values: reading one raises.
     ids = torch.zeros(2, 5, 5, dtype=torch.int64, device="meta")
     matrix.update(ids, ids.to(torch.uint8))
     assert matrix.matrix.device.type == "meta"
 
 
 @pytest.mark.cuda
-def test_update_does_not_wait_for_a_cuda_device() -> None:
+def test_update_does_not_synchronise_cuda() -> None:
     prediction, target = (ids.cuda() for ids in labels(0, 21))
     matrix = ConfusionMatrix(21)
     matrix.update(prediction, target)
@@ -192,7 +192,7 @@ def example() -> Report:
     return matrix.report(["sky", "road", "tram"])
 
 
-def test_scalars_carry_the_public_names() -> None:
+def test_scalars_have_the_public_names() -> None:
     assert example().scalars("val") == pytest.approx(
         {
             "val/overall_acc": 1900 / 2000,
@@ -205,7 +205,7 @@ def test_scalars_carry_the_public_names() -> None:
     )
 
 
-def test_table_can_be_pasted_into_a_report() -> None:
+def test_table_is_plain_text_in_percent() -> None:
     assert example().table() == "\n".join(
         [
             "class                   IoU %  accuracy %  pixels",
@@ -221,7 +221,7 @@ def test_table_can_be_pasted_into_a_report() -> None:
     )
 
 
-def test_rows_leave_undefined_values_empty() -> None:
+def test_undefined_values_of_rows_are_none() -> None:
     rows = example().rows()
     assert rows[2] == ("tram", None, None, 0)
     assert rows[0] == ("sky", pytest.approx(1200 / 1300), pytest.approx(1200 / 1234), 1234)

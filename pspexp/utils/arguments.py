@@ -1,6 +1,7 @@
 """Validation of arguments by the ranges and choices in a signature."""
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -49,5 +50,5 @@ def describe(problem: Any, names: list[str]) -> str:
 
 def requirement(problem: Any) -> str:
     """What a value must be, from a pydantic problem."""
-    message: str = problem["msg"].replace("Input should", "must").replace("Value should", "must")
+    message: str = re.sub("^(Input|Value) should", "must", problem["msg"]).replace(" after validation", "")
     return message[0].lower() + message[1:]

@@ -1,4 +1,4 @@
-"""Devices are what they can do, not what they are called."""
+"""Devices are described by what they support, not by their names."""
 
 from collections.abc import Iterator
 
@@ -7,10 +7,10 @@ import torch
 
 from pspexp.engine.device import Device, unavailable_reason
 from pspexp.engine.precision import Precision, unsupported_reason
-from pspexp.errors import UserError
+from pspexp.errors import ArgumentError, UserError
 
 
-def test_auto_is_usable_and_the_cpu_always_is() -> None:
+def test_auto_and_the_cpu_are_available() -> None:
     assert unavailable_reason("cpu") is None
     assert unavailable_reason(Device("auto").type) is None
     assert Device("cpu").move(torch.ones(1)).device.type == "cpu"
@@ -41,16 +41,16 @@ def test_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.fixture
-def products() -> Iterator[None]:
-    """Puts back how torch multiplies."""
+def _restore_tf32() -> Iterator[None]:
+    """Restore torch's settings for float32 products."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
 
 
-@pytest.mark.usefixtures("products")
-def test_only_tf32_rounds_products_of_float32() -> None:
+@pytest.mark.usefixtures("_restore_tf32")
+def test_only_tf32_rounds_float32_products() -> None:
     for name, rounds in (("tf32", True), ("fp32", False), ("bf16", False)):
         Precision(name).apply()  # type: ignore[arg-type]
         assert torch.backends.cudnn.allow_tf32 is rounds
@@ -58,7 +58,7 @@ def test_only_tf32_rounds_products_of_float32() -> None:
 
 
 @pytest.mark.cuda
-def test_copies_beside_queued_work_arrive_before_they_are_used() -> None:
+def test_asynchronous_copies_finish_before_they_are_used() -> None:
     device = Device("cuda")
     busy = torch.randn(4096, 4096, device="cuda")
     for number in range(20):
@@ -70,49 +70,65 @@ def test_copies_beside_queued_work_arrive_before_they_are_used() -> None:
 
 
 def test_a_plugin_that_is_not_installed_is_named() -> None:
-    with pytest.raises(
-        UserError, match=r"device=npu: its plugin torch_nowhere is not installed; install it as its vend"
-    ):
+    with pytest.raises(UserError, match="device=npu: plugin torch_nowhere is not installed; follow the vendor's instr"):
         Device("npu", plugin="torch_nowhere")
 
 
-def test_a_class_that_does_not_exist_is_named_by_its_key() -> None:
-    with pytest.raises(UserError, match=r"device.grad_scaler=torch.amp.Scaler: cannot be imported \(.*Scaler"):
+def test_a_class_that_does_not_exist_is_named_by_its_argument() -> None:
+    with pytest.raises(ArgumentError, match=r"^grad_scaler=torch.amp.Scaler: cannot be imported \(.*Scaler"):
         Device("cpu", grad_scaler="torch.amp.Scaler")
 
 
-def test_the_host_has_no_cards_to_choose_from() -> None:
-    with pytest.raises(UserError, match=r"device\.index=1: device=cpu has no cards"):
+def test_invalid_arguments_are_reported_together() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        Device("cpu", index=-1, amp_dtypes=["fp8"])  # type: ignore[list-item]
+    assert caught.value.problems == (
+        "index=-1: must be greater than or equal to 0",
+        "amp_dtypes.0=fp8: must be 'bf16' or 'fp16'",
+    )
+    with pytest.raises(ArgumentError, match=r"^name=fp8: must be 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'$"):
+        Precision("fp8")  # type: ignore[arg-type]
+
+
+def test_the_cpu_has_no_cards_to_choose_from() -> None:
+    with pytest.raises(ArgumentError, match=r"^index=1: device=cpu has no cards"):
         Device("cpu", index=1)
 
 
-def test_a_precision_that_does_nothing_is_refused() -> None:
-    class Idle:
-        def __init__(self, dtype: torch.dtype) -> None:
-            pass
+class NoAutocast:
+    """A replacement for ``torch.autocast`` without effect."""
 
-        def __enter__(self) -> None:
-            pass
+    def __init__(self, dtype: torch.dtype) -> None:
+        pass
 
-        def __exit__(self, *_: object) -> None:
-            pass
+    def __enter__(self) -> None:
+        pass
 
-    device = Device("cpu")
-    device._autocast = Idle
-    with pytest.raises(UserError, match=r"precision=bf16: not on cpu .* \(autocast does nothing there\)"):
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def disabled_scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", enabled=False)
+
+
+def test_a_precision_without_effect_is_refused() -> None:
+    device = Device("cpu", autocast=f"{__name__}.NoAutocast")
+    with pytest.raises(
+        UserError, match=r"precision=bf16: not supported on cpu .* \(autocast has no effect\); use prec"
+    ):
         Precision("bf16").resolve(device)
 
 
-def test_a_scaler_that_turned_itself_off_is_refused() -> None:
-    device = Device("cpu")
-    device._grad_scaler = lambda: torch.amp.GradScaler("cpu", enabled=False)
-    with pytest.raises(UserError, match=r"precision=fp16: .* \(the gradient scaler turns itself off there\)"):
+def test_a_scaler_that_disables_itself_is_refused() -> None:
+    device = Device("cpu", grad_scaler=f"{__name__}.disabled_scaler")
+    with pytest.raises(UserError, match=r"precision=fp16: .* \(the gradient scaler disables itself\)"):
         Precision("fp16").resolve(device)
 
 
-def test_process_groups_use_the_devices_backend_and_gloo_for_the_host() -> None:
+def test_process_groups_use_gloo_for_the_cpu_and_the_backend_of_the_device() -> None:
     assert Device("cpu").backends() == "cpu:gloo"
     device = Device("cpu", dist_backend="ncll")
     device.type = "cuda"  # as if there were one
-    with pytest.raises(UserError, match=r"device\.dist_backend=ncll: not in this torch; known are .*gloo"):
+    with pytest.raises(UserError, match=r"device\.dist_backend=ncll: not available in this torch; use one of .*gloo"):
         device.backends()
