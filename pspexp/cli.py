@@ -246,7 +246,7 @@ def resumed_folder(config: DictConfig, launcher: launch.Launcher) -> Path | None
         except UserError:  # unreadable, or of another format: not this run
             return False
 
-    return runs.newest_unfinished(runs_folder(config), same)
+    return runs.latest_unfinished(runs_folder(config), same)
 
 
 def runs_folder(config: DictConfig) -> Path:

@@ -39,7 +39,7 @@ class Job(Request):
         folder = world.broadcast_from_main(lambda: self.folder)
         job = replace(self, folder=folder, is_restart=self.is_restart or process.restart_count > 0)
         # Who launched it may be gone, and another have come, while this one still saves.
-        with runs.run_dir_lock(folder, runs.WRITING, wait=True) if world.is_main_process else nullcontext():
+        with runs.run_dir_lock(folder, runs.WRITER_LOCK, wait=True) if world.is_main_process else nullcontext():
             try:
                 result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
             except Interrupted:  # all were, at one step; nobody may end before the first process has saved

@@ -1,7 +1,7 @@
-"""The records of a job: how they begin, what they say about it, and how they end, whatever comes."""
+"""The records of a job: begun, resumed and closed, however the job ends."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,13 +10,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pspexp.config.build import Components, build
+from pspexp.config.build import build
 from pspexp.config.from_run import config_changes
 from pspexp.data.dataset import Split
-from pspexp.errors import Interrupted, UserError
-from pspexp.tracking import LocalTracker, Logger, SilentTracker, Status, Tracker, provenance, repeat, runs
+from pspexp.engine.components import Components
+from pspexp.errors import Interrupted, UserError, setting
+from pspexp.tracking import LocalTracker, Logger, SilentTracker, Status, Tracker, provenance, provenance_diff, runs
 from pspexp.tracking.local import read_summary
-from pspexp.tracking.secrets import without_secrets, words_without_secrets
+from pspexp.tracking.logger import warn_disabled
+from pspexp.tracking.secrets import mask_overrides, mask_secrets
 from pspexp.utils.trees import flatten
 
 log = logging.getLogger(__name__)
@@ -24,15 +26,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What one run is to do.
+    """What one run does.
 
     Attributes:
-        config: complete and checked.
-        folder: the run folder; another process's word counts where several started by themselves.
-        overrides: the words typed.
-        command: the whole command, without secrets.
-        again: an earlier attempt was ended, or failed; go on with what it has saved, and with its records.
-        tags: for MLflow, beside those of every run.
+        config: Complete and checked.
+        folder: The run folder; that of the main process counts if processes were launched externally.
+        overrides: The command line's overrides.
+        command: The whole command, without secrets.
+        is_restart: An earlier attempt was ended or has failed; continue from what it has saved, and its records.
+        tags: For the loggers, besides those of every run.
     """
 
     config: DictConfig
@@ -44,46 +46,71 @@ class Request:
 
 
 def own_state(folder: Path) -> Path:
-    """The training state that a run folder holds, if it does."""
+    """Where a run folder holds its training state."""
     return folder / "checkpoints" / "last.pt"
 
 
-def start_tracker(job: Request, parts: Components, splits: dict[str, Split], *, resume: bool) -> Tracker:
-    """A tracker that has begun: the run folder first, then the views the configuration asks for.
+def start_tracker(job: Request, components: Components, splits: dict[str, Split], *, resume: bool) -> Tracker:
+    """A tracker that has begun to record: in the run folder, and in the configured loggers.
 
-    Only the first process records. A rerun tells what is not as it was.
+    Only the main process records. For a rerun, differences from the repeated run are logged.
 
     Args:
-        splits: the data, by what each split is used for.
+        job: What is recorded.
+        components: What it runs with.
+        splits: The data, by role.
+        resume: Continue the records in the run folder.
 
     Raises:
-        UserError: the folder holds another run's states.
+        UserError: The folder holds checkpoints of another run.
     """
-    if not resume and parts.world.broadcast_from_main(own_state(job.folder).is_file):
+    world = components.world
+    if not resume and world.broadcast_from_main(own_state(job.folder).is_file):
         raise UserError(
-            f"hydra.run.dir={job.folder}: holds a run that would be overwritten; "
-            "go on with checkpoint.resume=auto, or choose another folder",
+            f"{setting('hydra.run.dir', job.folder)}: holds a run that would be overwritten; "
+            f"resume it with {setting('checkpoint.resume', 'auto')}, or choose another folder",
             shared=True,
         )
-    if not parts.world.is_main_process:
+    if not world.is_main_process:
         return SilentTracker(job.folder)
-    attempt = provenance.attempt(
+    record = provenance.record(
         command=job.command,
-        device=parts.device.describe(),
+        device=components.device.describe(),
         plugin=job.config.device.get("plugin"),
-        processes=parts.world.size,
+        processes=world.size,
         data={name: {"images": len(split), "fingerprint": split.fingerprint()} for name, split in splits.items()},
         weights={} if resume or job.config.mode == "test" else provenance.weights_hashes(job.config.model),
     )
-    tell_differences(job, attempt)
-    views = build(job.config.tracking)
-    tracker = open_tracker(job, parts.device.type, views, resume=resume or job.is_restart, attempt=attempt)
-    if job.is_restart and not resume:  # the first attempt had not come to a save
+    log_differences(job, record)
+    loggers = build_loggers(job.config.tracking, job.folder)
+    resume_records = resume or job.is_restart
+    tracker = open_tracker(job, components.device.type, loggers, resume=resume_records, record=record)
+    if job.is_restart and not resume:  # the first attempt has not saved anything
         tracker.rewind(0, keep_evaluation=False)
     return tracker
 
 
-def tell_differences(job: Request, attempt: dict[str, Any]) -> None:
+def build_loggers(tracking: DictConfig, folder: Path) -> dict[str, Logger]:
+    """The loggers of the node ``tracking`` by name. One that cannot be built is left out with a warning.
+
+    Args:
+        tracking: The node.
+        folder: Where the local records are, for the warning.
+    """
+
+    def build_or_warn(name: str, node: Any) -> Any:
+        try:
+            return build(node)
+        except Exception as error:
+            return warn_disabled(name, error, folder)
+
+    builtin = build_or_warn("mlflow", {**tracking, "loggers": {}}) or {}
+    nodes = tracking.get("loggers") or {}
+    others = {name: build_or_warn(name, node) for name, node in nodes.items() if node is not None}
+    return builtin | {name: logger for name, logger in others.items() if logger is not None}
+
+
+def log_differences(job: Request, record: dict[str, Any]) -> None:
     """Log how a rerun differs from the run it repeats: in configuration, code, versions, machine or data."""
     config = job.config
     if config.rerun is None:
@@ -94,37 +121,49 @@ def tell_differences(job: Request, attempt: dict[str, Any]) -> None:
 
     try:
         then: Any = OmegaConf.to_container(OmegaConf.load(find("config.yaml")))
-    except (UserError, OSError) as error:  # it could be read a moment ago; this run does not need it any more
-        log.warning("rerun: what differs is not known: %s", error)
+    except (UserError, OSError) as error:  # it was read before, and this run does not need it any more
+        log.warning("rerun: differences are unknown: %s", error)
         return
-    now = public(config)
-    attempts, unknown = repeat.read_attempts(find)
-    unasked, asked = config_changes(flatten(then), flatten(now), job.overrides)
-    differences = [*([unknown] if unknown else []), *unasked, *repeat.differences(attempts, attempt, find)]
+    earlier, unknown = provenance_diff.read_records(find)
+    unasked, asked = config_changes(flatten(then), flatten(public(config)), job.overrides)
+    differences = [
+        *([unknown] if unknown else []),
+        *unasked,
+        *provenance_diff.differences(earlier, record, find),
+    ]
     for line in differences:
         log.warning("rerun: %s", line)
     for line in asked:
-        log.info("rerun: as typed, %s", line)
+        log.info("rerun: as overridden, %s", line)
     if not differences:
-        log.info("rerun of %s: code, versions, machine and data are as they were", config.rerun)
+        log.info("rerun of %s: code, versions, machine and data are unchanged", config.rerun)
 
 
 def open_tracker(
-    job: Request, device_type: str, views: Sequence[Logger], *, resume: bool, attempt: dict[str, Any] | None = None
+    job: Request,
+    device_type: str,
+    loggers: Mapping[str, Logger],
+    *,
+    resume: bool,
+    record: dict[str, Any] | None = None,
 ) -> Tracker:
-    """Begin the records of a job, or go on with those in its folder.
+    """Begin the records of a job, or continue those in its folder.
 
     Args:
-        attempt: what is to be recorded about code, machine and data; None if nothing is run.
+        job: What is recorded.
+        device_type: For the tags.
+        loggers: See `build_loggers`.
+        resume: Continue the records in the run folder.
+        record: The provenance of what is run; None if nothing is run.
     """
     config, shown = job.config, public(job.config)
-    tracker = Tracker(LocalTracker(job.folder), views)
+    tracker = Tracker(LocalTracker(job.folder), loggers)
     tracker.start(
         name=config.run_name or job.folder.name,
-        # The name is shown as such; among the parameters it would be one more that differs in every comparison.
+        # As a parameter, the name would be one more that differs in every comparison.
         config={key: value for key, value in shown.items() if key != "run_name"},
         config_text=OmegaConf.to_yaml(OmegaConf.create(shown)),
-        overrides=words_without_secrets(job.overrides),
+        overrides=mask_overrides(job.overrides),
         tags={
             "mode": config.mode,
             "model": config.choices.model,
@@ -133,7 +172,7 @@ def open_tracker(
             **job.tags,
         },
         resume=resume,
-        attempt=attempt,
+        provenance=record,
         rerun_of=config.rerun,
     )
     return tracker
@@ -142,24 +181,22 @@ def open_tracker(
 def close_abandoned(job: Request, status: Status) -> None:
     """End the records of a job whose processes could not do it themselves."""
     if read_summary(job.folder).get("status") == "RUNNING":
-        open_tracker(job, job.config.choices.device, build(job.config.tracking), resume=True).finish(status)
+        loggers = build_loggers(job.config.tracking, job.folder)
+        open_tracker(job, job.config.choices.device, loggers, resume=True).finish(status)
 
 
 def record_failure(job: Request) -> None:
-    """Leave records of a job that failed before it had any: what was asked for, and that it failed."""
+    """Record a job that failed before it had any records: its configuration, and that it failed."""
     status = read_summary(job.folder).get("status")
     if status in ("FAILED", "FINISHED"):  # not KILLED: that was an earlier attempt
         return
     job = replace(job, config=resolvable(job.config))
-    try:
-        views = build(job.config.tracking)
-    except Exception:  # it may be what is wrong
-        views = []
-    open_tracker(job, job.config.choices.device, views, resume=status is not None).finish("FAILED")
+    loggers = build_loggers(job.config.tracking, job.folder) if "tracking" in job.config else {}
+    open_tracker(job, job.config.choices.device, loggers, resume=status is not None).finish("FAILED")
 
 
 def resolvable(config: DictConfig) -> DictConfig:
-    """``config`` as far as it can be resolved: without the nodes that refer to what does not exist."""
+    """``config`` without the nodes whose interpolations cannot be resolved."""
     kept: dict[Any, Any] = {}
     for key in config:
         with suppress(OmegaConfBaseException):
@@ -170,7 +207,12 @@ def resolvable(config: DictConfig) -> DictConfig:
 
 @contextmanager
 def recorded(tracker: Tracker, results: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Close the run's records with the status that its end deserves."""
+    """Close the records with the status of how the block ends.
+
+    Args:
+        tracker: Of the run.
+        results: Returns the arguments of `Tracker.finish`, whatever the status.
+    """
     status: Status = "FAILED"
     try:
         yield
@@ -184,5 +226,5 @@ def recorded(tracker: Tracker, results: Callable[[], dict[str, Any]]) -> Iterato
 
 def public(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values without secrets, for files, checkpoints and MLflow."""
-    shown: dict[str, Any] = without_secrets(OmegaConf.to_container(config, resolve=True))
-    return {key: value for key, value in shown.items() if key not in ("compare", "sweep")}  # these describe no run
+    shown: dict[str, Any] = mask_secrets(OmegaConf.to_container(config, resolve=True))
+    return {key: value for key, value in shown.items() if key not in ("compare", "sweep")}  # no part of a run

@@ -1,7 +1,5 @@
 """What a sweep has come to: a table on the terminal, ``sweep.csv``, pictures, and a run of its own in MLflow."""
 
-import csv
-import io
 import json
 import logging
 import shlex
@@ -15,27 +13,26 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from pspexp.config.build import build
 from pspexp.config.overrides import quoted, short_names
 from pspexp.errors import UserError
-from pspexp.jobs.records import Request, close_abandoned
+from pspexp.jobs.records import Request, build_loggers, close_abandoned
 from pspexp.metrics import percent
 from pspexp.sweep.record import Record, load, shown, summary_of
 from pspexp.sweep.sweep import JOB_FILE, Sweep
 from pspexp.tracking import figures
-from pspexp.tracking.local import harmless
-from pspexp.tracking.markdown import markdown_table, plain
-from pspexp.tracking.mlflow import sweep_filter
+from pspexp.tracking.local import drawing
+from pspexp.tracking.logger import LoggerGroup, Status
+from pspexp.tracking.mlflow_client import sweep_filter
 from pspexp.tracking.provenance import git_commit
 from pspexp.tracking.sweep_figures import heat_map, parallel_coordinates
-from pspexp.tracking.tracker import Logger, Status
 from pspexp.utils.files import write_text_atomic
+from pspexp.utils.tables import csv_table, escape_markdown, markdown_table
 
 log = logging.getLogger(__name__)
 
 Row = tuple[Record, Path]
 WIDE = 120  # columns where there is no terminal
-VIEW_FILE = "mlflow_run.json"  # which MLflow run shows the sweep
+LOGGERS_FILE = "loggers.json"  # the id of the sweep's own run in each logger
 CSV, NOTE, PLOTS = "sweep.csv", "sweep.md", ("plots/parallel_coordinates.png", "plots/heat_map.png")
 
 
@@ -98,15 +95,14 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 def as_csv(sweep: Sweep, rows: Sequence[Row]) -> str:
     """One line a job."""
     metric = next((record.metric for record, _ in rows if record.metric), "result")
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["job", *sweep.varies, "status", metric, "seconds", "folder", "mlflow_run_id", "error"])
+    header = ["job", *sweep.varies, "status", metric, "seconds", "folder", "mlflow_run_id", "error"]
+    lines: list[list[object]] = [header]
     for record, folder in rows:
         values = [record.values.get(key) for key in sweep.varies]
         place = folder.relative_to(sweep.folder).as_posix()
         ends = [record.state, record.result, record.seconds, place, mlflow_run(folder), record.error]
-        table.writerow([record.number, *values, *ends])
-    return text.getvalue()
+        lines.append([record.number, *values, *ends])
+    return csv_table(lines)
 
 
 def mlflow_run(folder: Path) -> str | None:
@@ -145,14 +141,20 @@ def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
         *markdown_table(
             ["rank", "job", "mean IoU %", "status", "time"],
             [
-                [str(rank), plain(record.name), percent(record.result), record.state, duration(record.seconds)]
+                [
+                    str(rank),
+                    escape_markdown(record.name),
+                    percent(record.result),
+                    record.state,
+                    duration(record.seconds),
+                ]
                 for rank, (record, _) in enumerate(ranked(rows), start=1)
             ],
-            numbers=(0, 2, 4),
+            right_aligned=(0, 2, 4),
         ),
         "",
     ]
-    lines += [f"- job {record.number}: {plain(record.error)}" for record, _ in rows if record.error]
+    lines += [f"- job {record.number}: {escape_markdown(record.error)}" for record, _ in rows if record.error]
     return "\n".join(lines)
 
 
@@ -183,7 +185,7 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
     names = short_names(sweep.varies)
     axes = {name: [record.values.get(key) for record, _ in rows] for key, name in names.items()}
     results = [None if record.result is None else 100 * record.result for record, _ in rows]
-    with harmless("the sweep"):
+    with drawing("the sweep"):
         figures.save(parallel_coordinates(axes, results, "mean IoU (%)"), sweep.folder / PLOTS[0])
         if len(axes) == 2:
             x, y = axes.items()
@@ -192,23 +194,17 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
 
 
 def show(sweep: Sweep, config: DictConfig, status: Status) -> bool:
-    """Show the overview where the configuration says, and tell whether; what cannot be shown costs nothing."""
-    known = sweep.folder / VIEW_FILE
-    try:
-        views: list[Logger] = build(config.tracking)
-        for view in views:
-            run_id = json.loads(known.read_text())["run_id"] if known.is_file() else None
-            tags = {"kind": "sweep", "git_commit": git_commit() or "unknown"}
-            run_id = view.open(run_id=run_id, name=f"sweep {sweep.id}", params=sweep.varies, tags=tags)
-            write_text_atomic(known, json.dumps({"run_id": run_id}))
-            files = (CSV, NOTE, *PLOTS)
-            view.files(sweep.folder, [path for path in files if (sweep.folder / path).is_file()])
-            view.note((sweep.folder / NOTE).read_text(encoding="utf-8"))
-            view.close(status)
-    except Exception as error:
-        log.warning("the overview is not in MLflow: %s: %s", type(error).__name__, error)
-        return False
-    return bool(views)
+    """Record the overview in the configured loggers; returns whether MLflow has it."""
+    known = sweep.folder / LOGGERS_FILE
+    ids = json.loads(known.read_text()) if known.is_file() else {}
+    group = LoggerGroup(build_loggers(config.tracking, sweep.folder), sweep.folder, ids)
+    tags = {"kind": "sweep", "git_commit": git_commit() or "unknown"}
+    group.open(f"sweep {sweep.id}", sweep.varies, tags)
+    write_text_atomic(known, json.dumps(group.ids))
+    group.files(CSV, NOTE, *PLOTS)
+    group.note((sweep.folder / NOTE).read_text(encoding="utf-8"))
+    group.close(status)
+    return "mlflow" in group.active
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from pspexp.config.overrides import read, short_names
 from pspexp.sweep.sweep import JOB_FILE, Sweep, readable
 from pspexp.tracking import runs
 from pspexp.tracking.local import read_summary
-from pspexp.tracking.secrets import without_secrets
+from pspexp.tracking.secrets import mask_secrets
 from pspexp.utils.files import write_text_atomic
 
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "NOT STARTED"]
@@ -45,7 +45,7 @@ class Record:
 def values_of(sweep: Sweep, words: Sequence[str]) -> dict[str, Any]:
     """What a job has of each key that varies."""
     values = {one.key_or_group: one.value() for one in read(words)}
-    return {key: without_secrets(plain(values.get(key)), key) for key in sweep.varies}
+    return {key: mask_secrets(plain(values.get(key)), key) for key in sweep.varies}
 
 
 def plain(value: Any) -> Any:
@@ -86,9 +86,9 @@ def load(folder: Path, *, run_dir_lock: bool = False) -> Record | None:
         return None
     with readable(file, f"delete {folder} to do the job anew"):
         record = Record(**json.loads(file.read_text(encoding="utf-8")))
-    if record.state != "RUNNING" or (not run_dir_lock and runs.is_claimed(folder)):
+    if record.state != "RUNNING" or (not run_dir_lock and runs.is_locked(folder)):
         return record
-    with runs.run_dir_lock(folder, runs.WRITING, wait=True):  # processes of a killed job save and end
+    with runs.run_dir_lock(folder, runs.WRITER_LOCK, wait=True):  # processes of a killed job save and end
         summary = summary_of(folder)
     written = (folder / "run.log").stat().st_mtime if (folder / "run.log").exists() else 0
     record = replace(record, seconds=record.seconds + round(max(0, written - file.stat().st_mtime), 1))

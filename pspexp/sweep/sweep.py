@@ -16,7 +16,7 @@ from pspexp.config.overrides import as_typed, read, sweeper_words
 from pspexp.config.resume import MACHINE_KEYS
 from pspexp.errors import UserError
 from pspexp.tracking import runs
-from pspexp.tracking.secrets import without_secrets, words_without_secrets
+from pspexp.tracking.secrets import mask_overrides, mask_secrets
 from pspexp.utils.files import write_text_atomic
 from pspexp.utils.trees import flatten
 
@@ -63,7 +63,7 @@ def begin(folder: Path, words: Sequence[str], config: DictConfig) -> Sweep:
     refuse_one_for_all(config)
     varies = varied(words, config)
     raw: Any = OmegaConf.to_container(without_hydra(config), resolve=False)
-    flat = flatten(without_secrets(raw))
+    flat = flatten(mask_secrets(raw))
     with runs.run_dir_lock(folder, ".begin.lock", wait=True):  # of two that begin at once, one finds the other's
         if (folder / FILE).is_file():
             known = load(folder)
@@ -135,7 +135,7 @@ def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
     Raises:
         UserError: such a key is typed once more after that, which would count in every job.
     """
-    typed = read(words_without_secrets(words))
+    typed = read(mask_overrides(words))
     last = {one.key_or_group: one for one in typed}
     problems = [
         f"{one.input_line}: {last[one.key_or_group].input_line} comes after it; leave one of them out"
@@ -144,7 +144,7 @@ def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
     ]
     if problems:
         raise UserError(*problems)
-    params = read(words_without_secrets(sweeper_words(config, typed)))
+    params = read(mask_overrides(sweeper_words(config, typed)))
     return {one.key_or_group: as_typed(one) for one in [*params, *typed] if one.is_sweep_override()}
 
 

@@ -1,35 +1,40 @@
-"""What happens to a record: local files always, MLflow when on, figures, progress."""
+"""Records of a run: the run folder, loggers such as MLflow, figures, progress."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pspexp.tracking.console import Progress
 from pspexp.tracking.local import LocalTracker
-from pspexp.tracking.mlflow import MLflowTracker
-from pspexp.tracking.tracker import Logger, SilentTracker, Status, Tracker
+from pspexp.tracking.logger import Logger, Status
+from pspexp.tracking.mlflow import MLflowLogger
+from pspexp.tracking.tracker import SilentTracker, Tracker
 
 __all__ = [
     "LocalTracker",
-    "MLflowTracker",
+    "Logger",
+    "MLflowLogger",
     "Progress",
     "SilentTracker",
     "Status",
     "Tracker",
-    "Logger",
-    "mlflow_views",
-    "no_views",
+    "mlflow_loggers",
+    "other_loggers",
 ]
 
 
-def mlflow_views(
+def mlflow_loggers(
     experiment: str,
     output_root: str,
     tracking_uri: str | None = None,
     log_checkpoints: Literal["best", "last", "all", "none"] = "all",
-) -> list[Logger]:
-    """Local files and MLflow; arguments as in `MLflowTracker`."""
-    return [MLflowTracker(experiment, output_root, tracking_uri, log_checkpoints)]
+    system_metrics: bool = False,
+    loggers: Mapping[str, Any] | None = None,
+) -> dict[str, Logger]:
+    """MLflow, then further loggers by name; the other arguments are those of `MLflowLogger`."""
+    mlflow = MLflowLogger(experiment, output_root, tracking_uri, log_checkpoints, system_metrics)
+    return {"mlflow": mlflow, **(loggers or {})}
 
 
-def no_views(experiment: str = "pspexp") -> list[Logger]:
-    """Local files only. `experiment` has no effect: recipes that set it shall work without MLflow too."""
-    return []
+def other_loggers(experiment: str = "pspexp", loggers: Mapping[str, Any] | None = None) -> dict[str, Logger]:
+    """Only the given loggers. ``experiment`` is ignored, so that recipes that set it also work without MLflow."""
+    return dict(loggers or {})

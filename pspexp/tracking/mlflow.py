@@ -1,46 +1,38 @@
-"""Shows a run in MLflow: one batched call a record, nothing asynchronous (that loses data at exit)."""
+"""Records a run in MLflow: one batched, synchronous call a record (asynchronous logging loses data at exit)."""
 
-import atexit
 import getpass
 import logging
-import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path, PurePosixPath
-from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from threading import Thread
+from typing import Any, Literal
 
 from filelock import FileLock
 
-from pspexp.errors import UserError
+from pspexp.errors import setting
+from pspexp.tracking.logger import Status
+from pspexp.tracking.mlflow_client import CALL_LIMITS, TRANSFER_LIMITS, limits, quiet, resolve_uri, sqlite_file
 from pspexp.tracking.secrets import mask_logins
+from pspexp.utils.text import shorten
 
-if TYPE_CHECKING:
-    from pspexp.tracking.tracker import Status
+log = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
-MAX_PARAM, MAX_TAG, MAX_NAME = 6000, 5000, 250  # characters; MLflow cuts or refuses what is longer
-_CUT = " … (whole in config.yaml)"
-# MLflow's own patience is 120 s a try and four minutes of retries for each call.
-_CALL_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-_UPLOAD_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
+MAX_PARAM, MAX_TAG, MAX_NAME = 6000, 5000, 250  # characters; MLflow cuts or refuses longer ones
+STOP_S = 5.0  # for system metrics to stop at the end of a run; a call to a server that is down takes longer
 
 
-class MLflowTracker:
-    """A view of a run in MLflow; see `pspexp.tracking.tracker.Logger`.
+class MLflowLogger:
+    """Records a run in MLflow; see `pspexp.tracking.logger.Logger`.
 
     Args:
-        experiment: made when missing.
-        output_root: holds the database and the artifacts (``mlflow.db``, ``mlartifacts``) if no URI is set.
-        tracking_uri: None takes ``MLFLOW_TRACKING_URI``, else the database in `output_root`.
-        log_checkpoints: which checkpoints become artifacts when the run ends.
+        experiment: Created if missing.
+        output_root: Folder of the database and the artifacts (``mlflow.db``, ``mlartifacts``) if no URI is set.
+        tracking_uri: None takes ``MLFLOW_TRACKING_URI``, else the database in ``output_root``.
+        log_checkpoints: The checkpoints that become artifacts when the run ends.
+        system_metrics: Record the use of CPU, memory, disk, network and GPUs every ten seconds, too.
     """
 
     def __init__(
@@ -49,14 +41,17 @@ class MLflowTracker:
         output_root: str,
         tracking_uri: str | None = None,
         log_checkpoints: Literal["best", "last", "all", "none"] = "all",
+        system_metrics: bool = False,
     ) -> None:
         self._experiment = experiment
         self._uri = resolve_uri(tracking_uri, output_root)
         self._checkpoints = {"all": {"best.pt", "last.pt"}, "none": set[str]()}.get(
             log_checkpoints, {f"{log_checkpoints}.pt"}
         )
+        self._system_metrics = system_metrics
+        self._monitor: Any = None
         self._names = Names()
-        self._shown: dict[str, tuple[int, int]] = {}
+        self._sent: dict[str, tuple[int, int]] = {}
         self._client: Any = None
         self._run_id = ""
 
@@ -64,62 +59,85 @@ class MLflowTracker:
         return mask_logins(f"MLflow at {self._uri}")
 
     def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
-        """Starts a run or goes on with `run_id`; one that this MLflow does not know is replaced by a new run."""
-        with _limits(_CALL_LIMITS), _quiet():
+        """Start a run or continue ``run_id``; one that this MLflow does not have is replaced by a new run."""
+        with self._call(CALL_LIMITS), quiet():
             from mlflow.entities import Param, RunTag
 
             experiment_id = self._connect()
-            tags = {**tags, **_who(tags)}
+            tags = {**tags, **_source_tags(tags)}
             known = self._reopen(run_id) if run_id else None
             if known is None:
                 self._run_id = self._client.create_run(experiment_id, run_name=name).info.run_id
-            # A param cannot be given a second value; what a resumed run changed stands in its config.yaml.
-            new = {self._names(key): cut(value, MAX_PARAM, _CUT) for key, value in params.items()}
+            # A param's value cannot be replaced; what has changed in a resumed run is in its config.yaml.
+            new = {
+                self._names(key): shorten(value, MAX_PARAM, " … (whole in config.yaml)")
+                for key, value in params.items()
+            }
             self._client.log_batch(
                 self._run_id,
                 params=[Param(key, value) for key, value in new.items() if key not in (known or {})],
-                tags=[RunTag(key, cut(value, MAX_TAG)) for key, value in tags.items()],
+                tags=[RunTag(key, shorten(value, MAX_TAG)) for key, value in tags.items()],
             )
+            if self._system_metrics:
+                self._monitor = start_system_metrics(self._run_id, self._uri)
         return self._run_id
 
     def metrics(self, values: Mapping[str, float], *, step: int, time_s: float) -> None:
-        """Shows values in one call."""
+        """Record values in one call."""
         from mlflow.entities import Metric
 
-        at_ms = int(1000 * time_s)
-        with _limits(_CALL_LIMITS):
+        time_ms = int(1000 * time_s)
+        with self._call(CALL_LIMITS):
             self._client.log_batch(
                 self._run_id,
-                metrics=[Metric(self._names(name), value, at_ms, step) for name, value in values.items()],
+                metrics=[Metric(self._names(name), value, time_ms, step) for name, value in values.items()],
             )
 
     def files(self, folder: Path, paths: Sequence[str]) -> None:
-        """Copies files that are new or changed; checkpoints only as `log_checkpoints` says."""
-        with _limits(_UPLOAD_LIMITS):
+        """Upload files that are new or changed; checkpoints as ``log_checkpoints`` says."""
+        with self._call(TRANSFER_LIMITS):
             for path in paths:
                 parent, name = PurePosixPath(path).parent.as_posix(), PurePosixPath(path).name
                 state = (folder / path).stat()
                 version = (state.st_mtime_ns, state.st_size)
                 unwanted = parent == "checkpoints" and name not in self._checkpoints
-                if unwanted or self._shown.get(path) == version:
+                if unwanted or self._sent.get(path) == version:
                     continue
                 self._client.log_artifact(self._run_id, str(folder / path), None if parent == "." else parent)
-                self._shown[path] = version
+                self._sent[path] = version
 
     def note(self, markdown: str) -> None:
-        """Shows Markdown as the run's description; of a long one, lines at the end are left out."""
+        """Set the run's description; the last lines of a long one are left out."""
         while len(markdown) > MAX_TAG:
             markdown = markdown.rpartition("\n")[0]
-        with _limits(_CALL_LIMITS):
+        with self._call(CALL_LIMITS):
             self._client.set_tag(self._run_id, "mlflow.note.content", markdown)
 
-    def close(self, status: "Status") -> None:
-        """Ends the run."""
-        with _limits(_CALL_LIMITS):
+    def close(self, status: Status) -> None:
+        """End the run."""
+        with self._call(CALL_LIMITS):
+            self._stop_system_metrics(STOP_S)
             self._client.set_terminated(self._run_id, status)
 
+    @contextmanager
+    def _call(self, variables: Mapping[str, str]) -> Iterator[None]:
+        try:
+            with limits(variables):
+                yield
+        except Exception as error:
+            self._stop_system_metrics(0)  # nobody closes a logger that has failed
+            raise RuntimeError(f"MLflow at {self._uri}: {type(error).__name__}: {error}") from error
+
+    def _stop_system_metrics(self, wait_s: float) -> None:
+        if self._monitor is not None:
+            stopping = Thread(target=self._monitor.finish, daemon=True)  # it may be waiting for a server that is down
+            self._monitor = None
+            with quiet():
+                stopping.start()
+                stopping.join(wait_s)
+
     def _connect(self) -> str:
-        """Makes the client; returns the experiment's id."""
+        """Create the client; returns the experiment's id."""
         from mlflow import MlflowClient
 
         database = sqlite_file(self._uri)
@@ -127,7 +145,7 @@ class MLflowTracker:
             self._client = MlflowClient(tracking_uri=self._uri)
             return self._experiment_id(None)
         database.parent.mkdir(parents=True, exist_ok=True)
-        # Of processes that start together in a fresh folder and create the tables, all but one would fail.
+        # Of several processes that create the tables of a new database at the same time, all but one would fail.
         with FileLock(f"{database}.lock", timeout=120):
             self._client = MlflowClient(tracking_uri=self._uri)
             return self._experiment_id((database.parent / "mlartifacts").as_uri())
@@ -139,14 +157,14 @@ class MLflowTracker:
         if found is None:
             try:
                 return str(self._client.create_experiment(self._experiment, artifact_location=artifacts))
-            except MlflowException:  # another run made it in between, or it truly cannot be made
+            except MlflowException:  # another run has just created it, or it cannot be created
                 found = self._client.get_experiment_by_name(self._experiment)
                 if found is None:
                     raise
         return str(found.experiment_id)
 
     def _reopen(self, run_id: str) -> Mapping[str, str] | None:
-        """The params of a run set back to RUNNING; None when there is no such run."""
+        """The params of a run that is set back to RUNNING; None if there is no such run."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -154,7 +172,7 @@ class MLflowTracker:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            logger.warning("%s has no run %s to go on with: starting a new one", self, run_id)
+            log.warning("%s has no run %s to resume: starting a new one", self, run_id)
             return None
         self._client.update_run(run_id, status="RUNNING")
         self._run_id = run_id
@@ -162,13 +180,13 @@ class MLflowTracker:
 
 
 class Names:
-    """Turns any name into one that MLflow accepts everywhere; two names never become one."""
+    """Replaces names by ones that every MLflow accepts; different names stay different."""
 
     def __init__(self) -> None:
         self._given: dict[str, str] = {}
 
     def __call__(self, name: str) -> str:
-        """``iou/a+b`` to ``iou/a_b`` (``iou/a_b_2`` when that is taken)."""
+        """``iou/a+b`` to ``iou/a_b`` (``iou/a_b_2`` if that is taken)."""
         if name not in self._given:
             # MLflow reads names as paths: no empty, "." or ".." parts.
             parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
@@ -180,124 +198,29 @@ class Names:
         return self._given[name]
 
 
-def resolve_uri(tracking_uri: str | None, output_root: str) -> str:
-    """Where MLflow's records are: as told, else as the environment says, else a database in `output_root`."""
-    default = f"sqlite:///{Path(output_root).resolve() / 'mlflow.db'}"
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
-
-
-def download_file(run_id: str, file: str, tracking_uri: str | None, output_root: str) -> Path:
-    """A file of an MLflow run: where it lies, or a copy if that is far away, which goes when Python ends.
-
-    Args:
-        run_id: of the run.
-        file: path of the artifact, such as ``checkpoints/best.pt``.
-        tracking_uri: see `MLflowTracker`.
-        output_root: see `MLflowTracker`.
-
-    Raises:
-        UserError: it could not be had.
-    """
-    uri = resolve_uri(tracking_uri, output_root)
-    with reader(uri, f"runs:/{run_id}") as client:
-        try:
-            root = urlsplit(client.get_run(run_id).info.artifact_uri)
-            if root.scheme in ("", "file") and root.path.startswith("/"):  # MLflow would copy it, and leave the copy
-                return Path(url2pathname(root.path), file).resolve(strict=True)
-            copies = _temporary_folder() / run_id
-            copies.mkdir(exist_ok=True)
-            return Path(client.download_artifacts(run_id, file, str(copies)))
-        except Exception as error:  # MLflow raises half a dozen kinds for the same reasons
-            raise UserError(mask_logins(f"runs:/{run_id}: no {file} from {uri}: {one_line(error)}")) from error
-
-
-@cache
-def _temporary_folder() -> Path:
-    folder = mkdtemp(prefix="pspexp-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-def sweep_filter(sweep_id: str) -> str:
-    """What finds the jobs of a sweep, in MLflow's filter language; that knows no escaped quotes."""
-    mark = '"' if "'" in sweep_id else "'"
-    return f"tags.sweep = {mark}{sweep_id}{mark}"
-
-
-def one_line(error: Exception) -> str:
-    """The beginning of an error's message."""
-    return " ".join(str(error).split())[:300]
-
-
-@contextmanager
-def reader(uri: str, what: str) -> Iterator[Any]:
-    """An ``MlflowClient`` to read with, quiet and of bounded patience.
-
-    Args:
-        uri: see `resolve_uri`.
-        what: is read, for messages.
-
-    Raises:
-        UserError: there are no records, or MLflow cannot read them.
-    """
-    database = sqlite_file(uri)
-    if database is not None and not database.exists():  # MLflow would create it
-        raise UserError(f"{what}: there are no MLflow records at {database}; set tracking.tracking_uri or output_root")
+def start_system_metrics(run_id: str, uri: str) -> Any:
+    """MLflow's monitor of system metrics, running in a thread of its own; None, with a warning, if it cannot run."""
     try:
-        with _limits({**_UPLOAD_LIMITS, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}), _quiet():
-            from mlflow import MlflowClient
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            yield MlflowClient(tracking_uri=uri)
-    except UserError:
-        raise
-    except Exception as error:  # as above
-        raise UserError(mask_logins(f"{what}: MLflow at {uri} says: {one_line(error)}")) from error
-
-
-def cut(text: str, length: int, end: str = "…") -> str:
-    """`text` of at most `length` characters, `end` where some are missing."""
-    return text if len(text) <= length else text[: length - len(end)] + end
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The database file of a ``sqlite:///`` URI; None for other URIs."""
-    prefix = "sqlite:///"
-    return Path(uri[len(prefix) :].partition("?")[0]).resolve() if uri.startswith(prefix) else None
+        # As daemon threads that swallow their errors, it and its calls cannot end or hold up the run.
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+        monitor.start()
+    except (ImportError, TypeError) as error:  # TypeError: MLflow is too old to monitor anything but its global URI
+        log.warning(
+            "%s: no system metrics: %s; install them with pip install -U mlflow psutil (and nvidia-ml-py for GPUs)",
+            setting("tracking.system_metrics", True),
+            error,
+        )
+        return None
+    return monitor
 
 
-def _who(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags MLflow's own pages read."""
+def _source_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags that MLflow's own pages read."""
     found = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
     if commit := tags.get("git_commit"):
         found["mlflow.source.git.commit"] = commit
     with suppress(KeyError, OSError):  # a container's user may have no name
         found["mlflow.user"] = getpass.getuser()
     return found
-
-
-@contextmanager
-def _limits(limits: Mapping[str, str]) -> Iterator[None]:
-    """Bounds MLflow's patience, which it reads at each call; what the user has set stays."""
-    mine = {name: value for name, value in limits.items() if name not in os.environ}
-    os.environ.update(mine)
-    try:
-        yield
-    finally:
-        for name in mine:
-            os.environ.pop(name, None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps a hundred lines about the tables of a new database from the console, and usage statistics at home."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
-    root = logging.getLogger()
-    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-        # Old releases of MLflow put their own handler in the place of all others when they make a database.
-        root.handlers[:] = handlers
-        root.setLevel(level)

@@ -1,4 +1,4 @@
-"""Where a run comes from: code, versions, machine, command, data."""
+"""The provenance of a run: code, versions, machine, command, data."""
 
 import hashlib
 import os
@@ -18,26 +18,33 @@ from typing import Any, NamedTuple
 import torch
 
 from pspexp import __version__
-from pspexp.tracking.secrets import mask_diff, words_without_secrets
+from pspexp.tracking.secrets import mask_diff, mask_overrides
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-MAX_DIFF = 2**20  # characters; a longer one is kept as a list of files only
+MAX_DIFF = 2**20  # characters; of a longer one, only the list of files is kept
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "mlflow")
-# Whatever the user's own settings are: what `git apply` takes.
-_PLAIN = ("-c", "core.quotePath=false", "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false")
+# The format that `git apply` reads, whatever the user's settings.
+_DEFAULT_FORMAT = ("-c", "core.quotePath=false", "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false")
 
 _DIFF = ("diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv")
-_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
+_REPOSITORY_VARIABLES = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_COMMON_DIR",
+    "GIT_PREFIX",
+)
 NOT_KEPT = "# new, not kept: "
 
 
 class Uncommitted(NamedTuple):
-    """What a checkout holds beyond its commit.
+    """The uncommitted changes of a checkout.
 
     Attributes:
-        fingerprint: SHA-256 of all of it, contents of new files included.
-        file: name to keep `text` under: ``uncommitted.diff``, or ``uncommitted.stat`` where it was too long.
-        text: the diff, new files of the program included, after a line for each one that is not; secrets are masked.
+        fingerprint: SHA-256 of all changes, contents of new files included.
+        file: Name of the file for ``text``: ``uncommitted.diff``, or ``uncommitted.stat`` if the diff is too long.
+        text: The diff, after a line for each new file of the package that it does not contain; secrets are masked.
     """
 
     fingerprint: str
@@ -45,20 +52,20 @@ class Uncommitted(NamedTuple):
     text: str
 
 
-def git(*words: str, differs: bool = False) -> str | None:
-    """What git says of this package's checkout; None outside of one, or if git fails.
+def git(*arguments: str, differs: bool = False) -> str | None:
+    """The output of git in this package's checkout; None outside of one, or if git fails.
 
     Args:
-        words: of the command.
-        differs: it ends with 1 where it has found a difference, which is no failure.
+        arguments: Of the command.
+        differs: Exit code 1 is no failure: it means that there is a difference.
     """
-    if not (CHECKOUT / ".git").exists():  # installed: a repository further up is somebody else's
+    if not (CHECKOUT / ".git").exists():  # installed: a repository further up is another one
         return None
-    # A hook's variables would name another repository; and this one may be somebody else's to lock.
-    environment = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+    # In a git hook, variables name another repository. This one may belong to another user: do not lock it.
+    environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
     try:
         done = subprocess.run(
-            ["git", *_PLAIN, *words],
+            ["git", *_DEFAULT_FORMAT, *arguments],
             cwd=CHECKOUT,
             env={**environment, "GIT_OPTIONAL_LOCKS": "0"},
             capture_output=True,
@@ -75,9 +82,9 @@ def git_commit() -> str | None:
     return (git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty") or "").strip() or None
 
 
-@cache  # as it is when the process asks first: what it has imported does not change later either
+@cache  # of the first call: what the process has imported does not change later either
 def uncommitted() -> Uncommitted | None:
-    """What this package's checkout holds beyond its commit; None if that is nothing, or not known."""
+    """The uncommitted changes of this package's checkout; None if there are none, or outside of a checkout."""
     diff = git(*_DIFF, "HEAD") or ""
     names = (git("ls-files", "--others", "--exclude-standard", "-z", "--", "pspexp", "conf") or "").split("\0")
     room, lines, patches = MAX_DIFF - len(diff), list[str](), list[str]()
@@ -91,12 +98,12 @@ def uncommitted() -> Uncommitted | None:
     fingerprint = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     if len(text) <= MAX_DIFF:
         return Uncommitted(fingerprint, "uncommitted.diff", mask_diff(text))
-    size = f"# {len(text) / 2**20:.1f} MiB of changes are not kept, only their list\n"
+    size = f"# {len(text) / 2**20:.1f} MiB of changes: only the list of files is kept\n"
     return Uncommitted(fingerprint, "uncommitted.stat", size + (git("diff", "HEAD", "--stat") or ""))
 
 
 def new_file(name: str, room: int) -> str:
-    """The patch that makes a text file git does not know yet; empty if that is longer than ``room`` characters."""
+    """The patch that adds an untracked text file; empty if it is longer than ``room`` characters."""
     file = CHECKOUT / name
     try:
         kept = file.stat().st_size <= room and b"\0" not in file.read_bytes()
@@ -107,20 +114,20 @@ def new_file(name: str, room: int) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """The first 16 hexadecimal digits of a file's SHA-256; what went wrong if it cannot be read."""
+    """The first 16 hexadecimal digits of a file's SHA-256; the reason if it cannot be read."""
     try:
-        return _whole_hash(path)[:16]
+        return _sha256(path)[:16]
     except OSError as error:
         return str(error.strerror)
 
 
 def weights_hashes(model: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the files that a model's weights start from, by key; ``model`` is that node of the configuration."""
+    """SHA-256 of a model's files of initial weights, by key; ``model`` is the node of the configuration."""
     files = {f"model.{key}": Path(str(model.get(key))) for key in ("weights", "backbone_weights")}
-    return {key: _whole_hash(file) for key, file in files.items() if file.is_file()}
+    return {key: _sha256(file) for key, file in files.items() if file.is_file()}
 
 
-def _whole_hash(path: Path) -> str:
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:  # may be large
         while block := file.read(2**20):
@@ -129,13 +136,13 @@ def _whole_hash(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a result; those not installed are left out."""
+    """Versions of Python and of the libraries that affect results; those that are not installed are left out."""
     own = {"python": platform.python_version(), "pspexp": __version__}
     return own | {package: version for package in _PACKAGES if (version := _version(package))}
 
 
 def device_versions(plugin: str | None) -> dict[str, str]:
-    """Versions of what drives accelerators: CUDA, ROCm, cuDNN and a device plugin, where there are any."""
+    """Versions of CUDA, ROCm, cuDNN and a device plugin, as far as they are in use."""
     cudnn: Any = torch.backends.cudnn  # untyped
     found = {
         "cuda": torch.version.cuda,
@@ -151,13 +158,13 @@ def host(device: str) -> dict[str, Any]:
     """This machine and how this process computes on it.
 
     Args:
-        device: in the words of :meth:`pspexp.engine.device.Device.describe`.
+        device: From `pspexp.engine.device.Device.describe`.
     """
     return {
         "name": platform.node(),
         "os": platform.platform(),
         "cpu": cpu_model(),
-        "vector": torch.backends.cpu.get_cpu_capability(),  # decides the order of sums
+        "vector": torch.backends.cpu.get_cpu_capability(),  # determines the order of summation
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
@@ -165,7 +172,7 @@ def host(device: str) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name."""
+    """The name of the CPU."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -175,18 +182,18 @@ def cpu_model() -> str:
 
 
 def command_line(typed: Sequence[str], overrides: Sequence[str]) -> str:
-    """The command as it can be typed again, without secrets.
+    """The command for a shell, without secrets.
 
     Args:
-        typed: ``sys.argv`` as it was; empty in a process that a launcher started.
-        overrides: the job's words, which then stand for it.
+        typed: The original ``sys.argv``; empty in a process that a launcher has started.
+        overrides: The job's overrides, for such a process.
     """
-    program, *words = typed or ["pspexp", *overrides]
+    program, *arguments = typed or ["pspexp", *overrides]
     program = "python -m pspexp" if Path(program).name == "__main__.py" else Path(program).name
-    return " ".join([program, *map(shlex.quote, words_without_secrets(words))])
+    return " ".join([program, *map(shlex.quote, mask_overrides(arguments))])
 
 
-def attempt(
+def record(
     *,
     command: str,
     device: str,
@@ -195,15 +202,15 @@ def attempt(
     data: Mapping[str, Mapping[str, Any]],
     weights: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The record of a run that begins, or goes on, now and in this process.
+    """The provenance of a run that starts, or is resumed, now and in this process.
 
     Args:
-        command: what was typed.
-        device: see `host`.
-        plugin: module of the device, for its version.
-        processes: how many compute.
-        data: number of images and fingerprint of each split.
-        weights: of `weights_hashes`; none where a saved state is gone on with.
+        command: From `command_line`.
+        device: See `host`.
+        plugin: Module of the device, for its version.
+        processes: Number of processes that compute.
+        data: Number of images and fingerprint of each split.
+        weights: From `weights_hashes`; empty if a saved state is resumed.
     """
     commit, changes = git_commit(), uncommitted()
     return {
@@ -221,7 +228,7 @@ def attempt(
 
 
 def short_fingerprint(data: Mapping[str, Mapping[str, Any]]) -> str:
-    """Twelve digits for all splits together."""
+    """The first twelve digits of a fingerprint of all splits."""
     text = " ".join(f"{name}={split['fingerprint']}" for name, split in sorted(data.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""What must not stand in files and records that people share."""
+"""Masks passwords and tokens in files and records that people share."""
 
 import re
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from typing import Any
 SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential", re.IGNORECASE)
 LOGIN = re.compile(r"(?<=//)[^@\s]+@")
 MASK = "***"
-MASKED_DIFF = "# secrets in this diff are masked: it cannot be applied as it is\n"
+MASKED_DIFF = "# secrets in this diff are masked: git apply cannot use it unchanged\n"
 _FILE_DIFF = re.compile(r"(?m)^(?=diff --git )")
-# In a line of a diff or in the head of a hunk, which may show one: YAML, JSON, Python, .env, with or without quotes.
+# In a line of a diff, or in the header of a hunk, which may show a line: YAML, JSON, Python, .env.
 _KEY = rf"""^[-+ @].*?(?:{SECRET.pattern})[\w.-]*["'\]]*[ \t]*"""
 _VALUE = re.compile(rf"(?mi)({_KEY}[:=][ \t]*)(?!(?:null|None)[ \t]*,?$)\S.*$")
-# What follows on further lines cannot be told from other lines.
+# A value that continues on further lines, which cannot be distinguished from other lines.
 _LONG = re.compile(
     rf"""(?mi){_KEY}(?::.{{0,80}}?)??(?::[ \t]*[|>]\S*|=[ \t]*(?:[(\[{{\\]|[rbf]*(?:\"{{3}}|'{{3}}).*)?)[ \t]*$"""
 )
@@ -20,32 +20,32 @@ _LONG_YAML = re.compile(rf"(?mi){_KEY}:[ \t]*[\[{{]?[ \t]*(?:#.*)?$")
 
 
 def mask_logins(text: str) -> str:
-    """``text`` without the names and passwords that addresses may hold."""
+    """``text`` without the user names and passwords in its URLs."""
     return LOGIN.sub(f"{MASK}@", text)
 
 
-def without_secrets(node: Any, key: str = "") -> Any:
-    """Nested plain values with logins in addresses and the values of secret-looking keys masked."""
+def mask_secrets(node: Any, key: str = "") -> Any:
+    """Nested plain values with logins in URLs and the values of secret-looking keys masked."""
     if isinstance(node, dict):
-        return {name: without_secrets(value, name) for name, value in node.items()}
+        return {name: mask_secrets(value, name) for name, value in node.items()}
     if isinstance(node, list):
-        return [without_secrets(value, key) for value in node]
+        return [mask_secrets(value, key) for value in node]
     if isinstance(node, str):
         return MASK if SECRET.search(key) else mask_logins(node)
     return node
 
 
 def is_masked(value: Any) -> bool:
-    """Whether a plain value held a secret, in whole or in part."""
+    """Whether a plain value, or a part of it, has been masked."""
     if isinstance(value, list):
         return any(map(is_masked, value))
     return isinstance(value, str) and MASK in value
 
 
 def mask_diff(diff: str) -> str:
-    """A diff with logins and the values of secret-looking keys masked, in files of every kind.
+    """A diff of any files with logins and the values of secret-looking keys masked.
 
-    Of a file with such a value over several lines only the name is kept. Where anything is masked, the first line is
+    Of a file with such a value over several lines, only the name is kept. If anything is masked, the first line is
     `MASKED_DIFF`.
     """
     masked = mask_logins("".join(map(_mask_file, _FILE_DIFF.split(diff))))
@@ -59,16 +59,18 @@ def _mask_file(part: str) -> str:
     data = re.search(r"\.(ya?ml|json)\"?$", head)
     if _LONG.search(part) or (data and _LONG_YAML.search(part)):
         changed = sum(line[:1] in "+-" and line[:3] not in ("+++", "---") for line in part.splitlines() if line)
-        return f"# not kept, a secret over several lines: {head.removeprefix('diff --git ')}, {changed} lines\n"
+        return (
+            f"# not kept because of a secret over several lines: {head.removeprefix('diff --git ')}, {changed} lines\n"
+        )
     return _VALUE.sub(rf"\g<1>{MASK}", part)
 
 
-def words_without_secrets(words: Sequence[str]) -> list[str]:
-    """The same for ``key=value`` words."""
-    parts = [word.partition("=") for word in words]
-    return [f"{key}{sign}{_word_value(value, key)}" for key, sign, value in parts]
+def mask_overrides(overrides: Sequence[str]) -> list[str]:
+    """``key=value`` overrides with secrets in their values masked."""
+    parts = [override.partition("=") for override in overrides]
+    return [f"{key}{sign}{_mask_value(value, key)}" for key, sign, value in parts]
 
 
-def _word_value(value: str, key: str) -> str:
-    nested = value.lstrip().startswith(("{", "[")) and SECRET.search(value)  # a key in it may be a secret's
-    return MASK if nested else str(without_secrets(value, key))
+def _mask_value(value: str, key: str) -> str:
+    nested = value.lstrip().startswith(("{", "[")) and SECRET.search(value)  # a key in it may be that of a secret
+    return MASK if nested else str(mask_secrets(value, key))

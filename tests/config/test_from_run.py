@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 import pspexp
 from pspexp.config.compose import compose_checked, saved_choices
 from pspexp.errors import UserError
-from pspexp.jobs.records import Request, tell_differences
+from pspexp.jobs.records import Request, log_differences
 from tests.conftest import TINY
 
 Saved = Callable[..., Path]
@@ -193,8 +193,8 @@ def test_a_run_that_is_out_of_reach_by_now_is_a_warning(
     run = saved()
     config = pspexp.compose([f"rerun={run}"])
     run.rename(tmp_path / "gone")
-    tell_differences(Request(config, tmp_path / "new", []), {})
-    assert "rerun: what differs is not known: " in caplog.text
+    log_differences(Request(config, tmp_path / "new", []), {})
+    assert "rerun: differences are unknown: " in caplog.text
 
 
 def test_home_folders_are_understood(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

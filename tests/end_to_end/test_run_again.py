@@ -86,7 +86,7 @@ def test_a_run_done_again_is_bitwise_the_same(trained: Path, cli: Cli, tmp_path:
     (folder,) = (tmp_path / "outputs" / "shapes").iterdir()
     assert_same_run(folder, trained)
     assert provenance(folder)["rerun_of"] == str(trained)
-    assert told(folder)[-1].endswith("code, versions, machine and data are as they were")
+    assert told(folder)[-1].endswith("code, versions, machine and data are unchanged")
     config, before = (yaml.safe_load((one / "config.yaml").read_text()) for one in (folder, trained))
     changed = {"rerun", "run_name"}
     assert {key for key in config if config[key] != before[key]} == changed
@@ -101,7 +101,7 @@ def test_weights_to_start_from_are_recorded(trained: Path, cli: Cli, tmp_path: P
     assert attempt["weights"] == {"model.weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
     shutil.copy(trained / "checkpoints" / "last.pt", weights)
     assert cli("rerun=first", "hydra.run.dir=again") == 0
-    assert any("weights: model.weights is another file than then" in line for line in told(tmp_path / "again"))
+    assert any("weights: the file of model.weights differs" in line for line in told(tmp_path / "again"))
 
 
 def test_an_mlflow_run_is_done_again(trained: Path, cli: Cli, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_an_mlflow_run_is_done_again(trained: Path, cli: Cli, tmp_path: Path) ->
     assert cli(f"rerun=runs:/{run_id}", f"tracking.tracking_uri={uri}", "hydra.run.dir=again") == 0
     again = tmp_path / "again"
     assert_same_run(again, trained)
-    assert told(again)[-1].endswith("as they were")
+    assert told(again)[-1].endswith("are unchanged")
 
     client = MlflowClient(tracking_uri=uri)
     run = client.get_run(json.loads((again / "summary.json").read_text())["mlflow_run_id"])
@@ -133,8 +133,8 @@ def test_what_is_typed_wins(trained: Path, cli: Cli, tmp_path: Path) -> None:
     assert config["choices"]["optimizer"] == "adamw"
     assert config["trainer"]["ema"] == 0.9
     lines = "\n".join(told(tmp_path / "again"))
-    assert "as typed, seed: 7 then, 8 now" in lines
-    assert "data: train: 5 images as then, but not the same" in lines
+    assert "as overridden, seed: 7 then, 8 now" in lines
+    assert "data: train: 5 images then and now, but their names, sizes or order differ" in lines
 
 
 @pytest.mark.slow
@@ -186,14 +186,14 @@ def test_everything_that_differs_is_told(copy: Path, cli: Cli, tmp_path: Path) -
         f"code: commit {'0' * 40} then, {commit} now (git checkout {'0' * 40})",
         f"git apply {copy / 'uncommitted.diff'}",
         "version: torch 1.0 then, ",
-        "version: oldlib 3 then, not there now",
+        "version: oldlib 3 then, missing now",
         f"machine: threads 99 then, {torch.get_num_threads()} now",
         "machine: 2 processes then, 1 now",
         "data: train: 4 images then, 5 now (222222222222 then, ",
-        "data: val: 3 images as then, but not the same: names, sizes or order differ (333333333333 then, ",
+        "data: val: 3 images then and now, but their names, sizes or order differ (333333333333 then, ",
     ]
     assert [one for one in expected if one not in lines] == [], lines
-    assert "as they were" not in lines
+    assert "are unchanged" not in lines
 
 
 def test_runs_of_earlier_versions_say_what_is_not_known(copy: Path, cli: Cli, tmp_path: Path) -> None:
@@ -204,9 +204,9 @@ def test_runs_of_earlier_versions_say_what_is_not_known(copy: Path, cli: Cli, tm
     config["optimizer"]["older_key"] = 4
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     assert cli(f"rerun={copy}", "trainer.max_steps=1", "tracking=none", "hydra.run.dir=again") == 0
-    warned = [line for line in told(tmp_path / "again") if "as typed" not in line]
+    warned = [line for line in told(tmp_path / "again") if "as overridden" not in line]
     assert warned == [
-        "rerun: there is no provenance.json: uncommitted changes, machine and data of then are not known",
+        "rerun: there is no provenance.json: uncommitted changes, machine and data of the repeated run are unknown",
         "rerun: configuration: optimizer.older_key=4 of then does not exist any more and is left out",
         "rerun: configuration: trainer.compile is new since then, False by default",
         "rerun: configuration: trainer.old_key=3 of then does not exist any more and is left out",
@@ -218,7 +218,7 @@ def test_a_test_is_done_again(trained: Path, cli: Cli, tmp_path: Path, capsys: p
     assert cli(*words, f"checkpoint.path={trained}", "dataset.num_val=2", "hydra.run.dir=first") == 0
     assert cli(*words, "rerun=first", "hydra.run.dir=again") == 0
     assert records(tmp_path / "again") == records(tmp_path / "first")
-    assert told(tmp_path / "again")[-1].endswith("as they were")
+    assert told(tmp_path / "again")[-1].endswith("are unchanged")
 
     assert cli("rerun=first") == 2
     assert "mode=train: rerun=first is a run of mode=test; set mode=test" in capsys.readouterr().err
@@ -235,7 +235,7 @@ def test_several_processes_do_it_again(cli: Cli, tmp_path: Path) -> None:
     assert attempt["processes"] == 2
     assert cli("rerun=first", "hydra.run.dir=again") == 0
     assert_same_run(tmp_path / "again", tmp_path / "first")
-    assert told(tmp_path / "again")[-1].endswith("as they were")
+    assert told(tmp_path / "again")[-1].endswith("are unchanged")
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_the_newest_unfinished_run_that_nobody_holds(tmp_path: Path) -> None:
         (tmp_path / name / "summary.json").write_text(json.dumps({"status": status}))
 
     def found(*others: str) -> Path | None:
-        return runs.newest_unfinished(tmp_path, lambda file: file.parent.parent.name not in others)
+        return runs.latest_unfinished(tmp_path, lambda file: file.parent.parent.name not in others)
 
     assert found() == tmp_path / "d"
     assert found("d") == tmp_path / "b"

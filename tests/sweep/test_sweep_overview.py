@@ -32,7 +32,7 @@ def sweep(tmp_path: Path) -> Sweep:
 
 @pytest.fixture
 def config() -> DictConfig:
-    return OmegaConf.create({"tracking": {"_target_": "pspexp.tracking.no_views"}})
+    return OmegaConf.create({"tracking": {"_target_": "pspexp.tracking.other_loggers"}})
 
 
 def test_the_table_ranks_and_tells_why(sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,10 +61,10 @@ def test_what_is_told_of_the_sweep_is_not_in_the_last_jobs_log(sweep: Sweep, cap
         logging.getLogger("pspexp").warning("of the job")
         return 0
 
-    unusable = OmegaConf.create({"tracking": {"_target_": "pspexp.tracking.mlflow_views", "experiment_name": ""}})
+    unusable = OmegaConf.create({"tracking": {"_target_": "pspexp.tracking.mlflow_loggers", "experiment_name": ""}})
     unusable.hydra = {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}}
     assert run_sweep(sweep, unusable, run_jobs) == 1
-    assert "the overview is not in MLflow" in caplog.text
+    assert "logger mlflow disabled" in caplog.text
     assert log.read_text() == "of the job\n"
     assert root.handlers == before
 

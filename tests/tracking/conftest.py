@@ -1,8 +1,10 @@
 """A small evaluation to record."""
 
+import numpy as np
 import pytest
 import torch
 
+from pspexp.data.dataset import DatasetInfo
 from pspexp.metrics import ConfusionMatrix, Report
 
 
@@ -12,3 +14,10 @@ def report() -> Report:
     matrix = ConfusionMatrix(3, ignore_index=255)
     matrix.update(torch.tensor([[[0, 1, 1, 1]]]), torch.tensor([[[0, 0, 1, 255]]]))
     return matrix.report(["road", "sky", "a+b"])
+
+
+@pytest.fixture
+def dataset() -> DatasetInfo:
+    """Two classes: red roads and a green sky."""
+    palette = np.array([[200, 0, 0], [0, 200, 0]], np.uint8)
+    return DatasetInfo(["road", "sky"], 255, [0.5] * 3, [0.5] * 3, palette)

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from pspexp.errors import UserError
 from pspexp.jobs.compare import comparison, from_folders, report
 from pspexp.jobs.compare.run_set import RunSet
-from pspexp.tracking.mlflow import resolve_uri
+from pspexp.tracking.mlflow_client import resolve_uri
 
 __all__ = ["compare"]
 

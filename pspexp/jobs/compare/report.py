@@ -1,7 +1,5 @@
 """The result on the terminal and as files."""
 
-import csv
-import io
 import textwrap
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,8 +13,8 @@ from rich.text import Text
 
 from pspexp.jobs.compare.comparison import Comparison
 from pspexp.jobs.compare.tables import LONGEST, Cell, Sheet, sheets
-from pspexp.tracking.markdown import markdown_table, plain
 from pspexp.utils.files import write_text_atomic
+from pspexp.utils.tables import csv_table, escape_markdown, markdown_table
 
 Rows = list[list[object]]
 
@@ -37,7 +35,7 @@ def write(result: Comparison, folder: Path, source: str) -> list[str]:
         source: where the runs come from, for people.
     """
     tables = {"compare.csv": run_rows(result), "classes.csv": class_rows(result), "groups.csv": group_rows(result)}
-    texts = {name: as_csv(rows) for name, rows in tables.items() if len(rows) > 1}
+    texts = {name: csv_table(rows) for name, rows in tables.items() if len(rows) > 1}
     found = sheets(result, folder)
     title = f"Comparison of {len(result.runs)} runs"
     about = f"{source}; {datetime.now():%Y-%m-%d %H:%M}"
@@ -85,27 +83,25 @@ def group_rows(result: Comparison) -> Rows:
     return [head, *rows]
 
 
-def as_csv(rows: Rows) -> str:
-    """CSV with floats at full precision."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
 def markdown(title: str, about: str, found: Sequence[Sheet], notes: Sequence[str]) -> str:
     """The tables in Markdown."""
-    lines = [f"# {plain(title)}", "", plain(about), *(f"\n> {plain(note)}" for note in notes)]
+    lines = [
+        f"# {escape_markdown(title)}",
+        "",
+        escape_markdown(about),
+        *(f"\n> {escape_markdown(note)}" for note in notes),
+    ]
     for sheet in found:
-        lines += ["", f"## {plain(sheet.title)}", "", plain(sheet.about), ""]
+        lines += ["", f"## {escape_markdown(sheet.title)}", "", escape_markdown(sheet.about), ""]
         numbers = [index for index, column in enumerate(sheet.columns) if column.is_number]
         rows = [[markdown_cell(cell) for cell in row] for row in sheet.rows]
-        lines += markdown_table([plain(column.header) for column in sheet.columns], rows, numbers)
+        lines += markdown_table([escape_markdown(column.header) for column in sheet.columns], rows, numbers)
     return "\n".join(lines) + "\n"
 
 
 def markdown_cell(cell: Cell) -> str:
     """A cell; the best of a column is bold."""
-    text = plain(cell.text)
+    text = escape_markdown(cell.text)
     return f"**{text}**" if cell.mark == "best" else text
 
 

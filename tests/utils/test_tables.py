@@ -1,6 +1,6 @@
 import pytest
 
-from pspexp.tracking.markdown import markdown_table, plain
+from pspexp.utils.tables import escape_markdown, markdown_table
 
 
 @pytest.mark.parametrize(
@@ -15,11 +15,11 @@ from pspexp.tracking.markdown import markdown_table, plain
     ],
 )
 def test_text_is_shown_as_it_is(text: str, shown: str) -> None:
-    assert plain(text) == shown
+    assert escape_markdown(text) == shown
 
 
 def test_a_table_sets_numbers_flush_right() -> None:
-    assert markdown_table(["class", "IoU"], [["sky", "90.1"], ["–", "–"]], numbers=[1]) == [
+    assert markdown_table(["class", "IoU"], [["sky", "90.1"], ["–", "–"]], right_aligned=[1]) == [
         "| class | IoU |",
         "| :-- | --: |",
         "| sky | 90.1 |",

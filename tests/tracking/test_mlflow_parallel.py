@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from pspexp.tracking import LocalTracker, MLflowTracker, Tracker
+from pspexp.tracking import LocalTracker, MLflowLogger, Tracker
 
 REPEATS, JOBS, AT_A_TIME = 20, 8, 4
 
 
 def job(home: Path, number: int) -> str:
     """What a run of a sweep does to its records."""
-    tracker = Tracker(LocalTracker(home / str(number)), [MLflowTracker("pspexp", str(home))])
+    tracker = Tracker(LocalTracker(home / str(number)), {"mlflow": MLflowLogger("pspexp", str(home))})
     words = {"name": str(number), "config_text": "seed: 1\n", "overrides": [], "tags": {"sweep": home.name}}
     tracker.start(config={"seed": number}, **words)
     for step in range(1, 6):
         tracker.metrics({"train/loss": 1 / step}, step=step, epoch=1)
     tracker.finish("FINISHED", best={"best/mean_iou": number / JOBS})
-    return tracker.run_id or "switched off"
+    return tracker.ids.get("mlflow", "disabled")
 
 
 @pytest.mark.slow

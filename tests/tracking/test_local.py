@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pspexp.data.dataset import DatasetInfo
 from pspexp.metrics import Report
 from pspexp.tracking import LocalTracker
+from pspexp.tracking.figures import EvaluatedSample
 from pspexp.tracking.local import read_records, read_summary
 
 
@@ -38,7 +40,7 @@ def test_a_record_without_any_finite_value_is_left_out(tracker: LocalTracker) ->
     assert read_records(tracker.folder) == []
 
 
-def test_rewind_cuts_what_is_younger_than_the_save(tracker: LocalTracker) -> None:
+def test_rewind_cuts_what_is_newer_than_the_save(tracker: LocalTracker) -> None:
     for step in (5, 10, 15):
         log(tracker, step, train_loss=1.0)
     log(tracker, 10, val_loss=2.0)
@@ -67,7 +69,7 @@ def test_resume_drops_the_line_a_crash_left_unfinished(tracker: LocalTracker, ca
 def test_a_fresh_start_moves_old_records_aside(tracker: LocalTracker) -> None:
     log(tracker, 5, train_loss=1.0)
     old = lines(tracker)
-    assert tracker.begin(resume=False) is None
+    assert tracker.begin(resume=False) == {}
     assert read_records(tracker.folder) == []
     assert (tracker.folder / "metrics.previous.jsonl").read_text().splitlines() == old
 
@@ -94,35 +96,38 @@ def test_curves_are_drawn_from_the_records_alone(tracker: LocalTracker) -> None:
     assert {file.name for file in plots.iterdir()} == {"train_loss.png", "val_loss.png"}
 
 
-def test_samples_have_safe_file_names(tracker: LocalTracker) -> None:
+def test_samples_have_safe_file_names(tracker: LocalTracker, dataset: DatasetInfo) -> None:
     image, ids = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
-    tracker.samples("val", [("seq/01", image, ids, ids)], np.zeros((1, 3), np.uint8), ["road"], 255)
+    tracker.samples("val", [EvaluatedSample("seq/01", image, ids, ids)], dataset)
     assert [file.name for file in (tracker.folder / "plots" / "samples").iterdir()] == ["seq_01.png"]
 
 
-def test_a_picture_that_cannot_be_drawn_ends_nothing(tracker: LocalTracker, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_figure_that_cannot_be_drawn_ends_nothing(
+    tracker: LocalTracker, dataset: DatasetInfo, caplog: pytest.LogCaptureFixture
+) -> None:
     wrong = np.zeros((8, 8), np.uint8)
-    tracker.samples("val", [("x", wrong, wrong, wrong)], np.zeros((1, 3), np.uint8), ["road"], 255)
+    tracker.samples("val", [EvaluatedSample("x", wrong, wrong, wrong)], dataset)
     assert "could not be drawn" in caplog.text
 
 
 def test_summary(tracker: LocalTracker) -> None:
     best = {"val/mean_iou": 0.5, "val/mean_acc": math.nan}
-    tracker.summary("FINISHED", best=best, last={}, images_per_second=math.nan, run_id="abc")
+    tracker.summary("FINISHED", best=best, last={}, images_per_second=math.nan, loggers={"mlflow": "abc"})
     found = read_summary(tracker.folder)
-    assert {key: found[key] for key in ("status", "best", "last", "images_per_second", "mlflow_run_id")} == {
+    assert {key: found[key] for key in ("status", "best", "last", "images_per_second", "mlflow_run_id", "loggers")} == {
         "status": "FINISHED",
         "best": {"val/mean_iou": 0.5},
         "last": {},
         "images_per_second": None,
         "mlflow_run_id": "abc",
+        "loggers": {"mlflow": "abc"},
     }
     assert {"python", "pspexp", "torch"} <= set(found["versions"])
     assert "git_commit" in found
-    assert tracker.begin(resume=True) == "abc"
+    assert tracker.begin(resume=True) == {"mlflow": "abc"}
 
 
-def test_no_half_written_files_stay(tracker: LocalTracker, report: Report) -> None:
+def test_no_unfinished_files_remain(tracker: LocalTracker, report: Report) -> None:
     tracker.config("a: 1\n", ["a=1", "b=2"])
     tracker.report("val", report)
     tracker.summary("FINISHED")

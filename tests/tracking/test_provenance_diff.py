@@ -1,4 +1,4 @@
-"""What is said of a run that repeats another."""
+"""Differences between a rerun and the run it repeats."""
 
 import copy
 import hashlib
@@ -10,7 +10,7 @@ import pytest
 
 from pspexp.errors import UserError
 from pspexp.tracking.provenance import weights_hashes
-from pspexp.tracking.repeat import differences, read_attempts
+from pspexp.tracking.provenance_diff import differences, read_records
 from pspexp.tracking.secrets import MASKED_DIFF
 
 NOW: dict[str, Any] = {
@@ -53,10 +53,10 @@ def test_uncommitted_changes(tmp_path: Path) -> None:
     dirty = {**NOW, "uncommitted": "x"}
     assert differences([NOW], dirty, nothing) == ["code: uncommitted changes now, none then"]
     (lost,) = differences([dirty], NOW, nothing)
-    assert lost == "code: uncommitted changes then, none now; what they were is not known"
+    assert lost == "code: uncommitted changes then, none now; those of then were not kept"
     (tmp_path / "a b.diff").write_text("diff --git a/x b/x\n")
     (kept,) = differences([{**dirty, "diff": "a b.diff"}], {**NOW, "uncommitted": "y"}, lambda file: tmp_path / file)
-    assert kept == f"code: uncommitted changes then, others now; git apply '{tmp_path / 'a b.diff'}'"
+    assert kept == f"code: uncommitted changes then, others now; restore them with git apply '{tmp_path / 'a b.diff'}'"
     (tmp_path / "a.stat").touch()
     (listed,) = differences([{**dirty, "diff": "a.stat"}], NOW, lambda file: tmp_path / file)
     assert listed.endswith(f"{tmp_path / 'a.stat'} lists them")
@@ -66,11 +66,11 @@ def test_uncommitted_changes(tmp_path: Path) -> None:
     ("text", "advice"),
     [
         ("# new, not kept: a.py (SHA-256 1)\n", "/a.diff lists them"),
-        ("# new, not kept: a.py 1)\ndiff --git a/x b/x\n", ", but for the new files that its first lines name"),
-        (f"{MASKED_DIFF}diff --git a/x b/x\n", "secrets in it are masked: git apply cannot bring them back"),
+        ("# new, not kept: a.py 1)\ndiff --git a/x b/x\n", ", except for the new files that its first lines name"),
+        (f"{MASKED_DIFF}diff --git a/x b/x\n", "secrets in it are masked, so that git apply cannot restore them"),
     ],
 )  # fmt: skip
-def test_what_a_diff_cannot_bring_back_is_told(tmp_path: Path, text: str, advice: str) -> None:
+def test_what_a_diff_cannot_restore_is_stated(tmp_path: Path, text: str, advice: str) -> None:
     (tmp_path / "a.diff").write_text(text)
     (line,) = differences([{**NOW, "uncommitted": "x", "diff": "a.diff"}], NOW, lambda file: tmp_path / file)
     assert line.endswith(advice)
@@ -79,10 +79,10 @@ def test_what_a_diff_cannot_bring_back_is_told(tmp_path: Path, text: str, advice
 def test_code_that_is_not_known_is_not_called_the_same() -> None:
     none = {**NOW, "git_commit": None}
     (line,) = differences([none], none, nothing)
-    assert line == "code: no commit is known of then or now: whether the code is the same is not known"
+    assert line == "code: the commit is unknown, then and now: the code may differ"
     dirty = {**NOW, "git_commit": "b" * 40 + "-dirty", "dirty": True}
     (line,) = differences([dirty], dirty, nothing)
-    assert line == "code: uncommitted changes then and now that git could not show: what they are is not known"
+    assert line == "code: uncommitted changes then and now that git could not show: they may differ"
     (line,) = differences([NOW], dirty, nothing)
     assert line.startswith("code: uncommitted changes now that git could not show")
 
@@ -100,15 +100,18 @@ def test_processor_and_threads_decide_bits_on_a_cpu() -> None:
     assert differences([then], NOW, nothing) == ["machine: cpu B then, A now", "machine: threads 4 then, 2 now"]
 
 
-def test_records_that_are_not_there_or_broken(tmp_path: Path) -> None:
-    attempts, unknown = read_attempts(nothing)
+def test_missing_and_damaged_records(tmp_path: Path) -> None:
+    attempts, unknown = read_records(nothing)
     assert attempts == []
-    assert unknown == "there is no provenance.json: code, versions, machine and data of then are not known"
+    assert unknown == "there is no provenance.json: code, versions, machine and data of the repeated run are unknown"
 
     (tmp_path / "provenance.json").write_text('{"attempts"')
     (tmp_path / "summary.json").write_text(json.dumps({"git_commit": "b" * 40, "versions": {"torch": "2.3"}}))
-    attempts, unknown = read_attempts(lambda file: tmp_path / file)
-    assert unknown == "provenance.json cannot be read: uncommitted changes, machine and data of then are not known"
+    attempts, unknown = read_records(lambda file: tmp_path / file)
+    assert (
+        unknown
+        == "provenance.json cannot be read: uncommitted changes, machine and data of the repeated run are unknown"
+    )
     assert differences(attempts, NOW, nothing) == ["version: torch 2.3 then, 2.4 now"]
 
 
@@ -122,4 +125,4 @@ def test_other_weights_to_start_from(tmp_path: Path) -> None:
     assert found[0] == {"model.weights": hashlib.sha256(b"a").hexdigest()}
     assert differences([then], then, nothing) == differences([NOW], now, nothing) == []
     (line,) = differences([then], now, nothing)
-    assert line == "weights: model.weights is another file than then (SHA-256 ca978112ca1b then, 3e23e8160039 now)"
+    assert line == "weights: the file of model.weights differs (SHA-256 ca978112ca1b then, 3e23e8160039 now)"

@@ -1,4 +1,4 @@
-"""Where a run comes from."""
+"""The provenance of a run."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from pspexp.tracking import LocalTracker, provenance
 from pspexp.tracking.local import read_provenance
 from pspexp.tracking.provenance import Uncommitted, command_line
-from pspexp.tracking.secrets import words_without_secrets
+from pspexp.tracking.secrets import mask_overrides
 
 
 def git(folder: Path, *words: str) -> None:
@@ -90,7 +90,7 @@ def test_a_long_diff_is_kept_as_a_list(checkout: Path) -> None:
     (checkout / "code.py").write_text("x = 1\n" * 200_000)
     found = changes()
     assert found.file == "uncommitted.stat"
-    assert found.text.startswith("# 1.3 MiB of changes are not kept")
+    assert found.text.startswith("# 1.3 MiB of changes: only the list of files is kept")
     assert "code.py" in found.text
     assert len(found.text) < 500
 
@@ -171,7 +171,7 @@ def test_the_command(typed: list[str], said: str) -> None:
 def test_words_hide_secrets_in_values_that_hold_keys() -> None:
     words = ["++hydra.job.env_set={API_TOKEN: hunter2}", "dataset.class_names=[cat,dog]", "+a.password=hunter2"]
     expected = ["++hydra.job.env_set=***", "dataset.class_names=[cat,dog]", "+a.password=***"]
-    assert words_without_secrets(words) == expected
+    assert mask_overrides(words) == expected
 
 
 def test_every_attempt_is_kept(tmp_path: Path) -> None:

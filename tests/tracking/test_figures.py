@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pspexp.data.dataset import DatasetInfo
 from pspexp.tracking import figures
-
-RED, GREEN = [200, 0, 0], [0, 200, 0]
-PALETTE = np.array([RED, GREEN], np.uint8)
+from pspexp.tracking.figures import EvaluatedSample
 
 
 @pytest.mark.parametrize("count", [1, 2, 60, 500])
@@ -27,9 +26,12 @@ def test_an_early_spike_does_not_flatten_the_curve() -> None:
     assert figure.axes[0].get_ylim()[1] < 10
 
 
-def test_running_median_is_centred_and_shrinks_at_the_ends() -> None:
-    values = np.array([1.0, 2.0, 30.0, 4.0, 5.0])
-    np.testing.assert_array_equal(figures._running_median(values, 3), [1.5, 2.0, 4.0, 5.0, 4.5])
+def test_many_points_get_a_centred_running_median_of_fewer_points_at_the_ends() -> None:
+    values = [float(i) if i % 10 else 1e6 for i in range(100)]  # spikes
+    line = figures.train_loss([(i, 1, value) for i, value in enumerate(values)]).axes[0].lines[1]
+    assert line.get_label() == "running median of 5"
+    expected = [np.median(values[max(i - 2, 0) : i + 3]) for i in range(100)]
+    np.testing.assert_array_equal(line.get_ydata(), expected)
 
 
 def test_val_loss_marks_the_best() -> None:
@@ -52,22 +54,21 @@ def test_confusion_matrix_of_any_size(tmp_path: Path, count: int) -> None:
     assert len(figure.legends) == 1  # says what the grey row means
 
 
-def test_overlay_shows_class_colours_and_leaves_ignored_pixels_pale() -> None:
-    image = np.full((1, 3, 3), 128, np.uint8)
-    red, green, ignored = figures.overlay(image, np.array([[0, 1, 255]], np.uint8), PALETTE, 255)[0].astype(int)
+def test_overlay_shows_class_colours_and_leaves_ignored_pixels_pale(dataset: DatasetInfo) -> None:
+    image, label = np.full((1, 3, 3), 128, np.uint8), np.array([[0, 1, 255]], np.uint8)
+    red, green, ignored = figures.overlay(image, label, dataset.palette, 255)[0].astype(int)
     assert red.argmax() == 0
     assert green.argmax() == 1
     assert ignored.min() > 200
-    np.testing.assert_array_equal(
-        figures.overlay(image, np.array([[0, 1, 255]], np.uint8), PALETTE, 255, 1.0)[0, 0], RED
-    )
+    opaque = figures.overlay(image, label, dataset.palette, 255, opacity=1.0)
+    np.testing.assert_array_equal(opaque[0, 0], dataset.palette[0])
 
 
-def test_sample_names_the_classes_in_sight(tmp_path: Path) -> None:
+def test_sample_names_the_classes_in_it(dataset: DatasetInfo) -> None:
     image = np.zeros((20, 30, 3), np.uint8)
-    truth = np.zeros((20, 30), np.uint8)
-    truth[0] = 255
-    figure = figures.sample("val", ("x", image, truth, truth * 0), PALETTE, ["road", "sky"], 255)
+    label = np.zeros((20, 30), np.uint8)
+    label[0] = 255
+    figure = figures.sample("val", EvaluatedSample("x", image, label, label * 0), dataset)
     assert [axes.get_title() for axes in figure.axes] == ["val: x", "ground truth", "prediction"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["road", "ignored"]
 
@@ -75,13 +76,12 @@ def test_sample_names_the_classes_in_sight(tmp_path: Path) -> None:
 def test_sample_of_many_classes_names_the_largest() -> None:
     ids = np.repeat(np.arange(101, dtype=np.uint8), 10).reshape(10, 101)
     ids[:, 0] = 100
-    palette = np.zeros((101, 3), np.uint8)
-    names = [f"class {i}" for i in range(101)]
-    figure = figures.sample("val", ("x", np.zeros((10, 101, 3), np.uint8), ids, ids), palette, names, 255)
+    dataset = DatasetInfo([f"class {i}" for i in range(101)], 255, [0.5] * 3, [0.5] * 3, np.zeros((101, 3), np.uint8))
+    figure = figures.sample("val", EvaluatedSample("x", np.zeros((10, 101, 3), np.uint8), ids, ids), dataset)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(texts) == figures.MAX_LEGEND + 1
     assert "class 100" in texts
-    assert texts[-1] == "and 77 more" or texts[-1].endswith("more")
+    assert texts[-1] == "and 77 more"
 
 
 def test_no_global_figures_are_left() -> None:

@@ -1,0 +1,126 @@
+"""Access to MLflow: where its records are, quiet calls with bounded retries, files of runs."""
+
+import atexit
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from pspexp.errors import UserError, setting
+from pspexp.tracking.secrets import mask_logins
+from pspexp.utils.text import one_line
+
+# MLflow's defaults are 120 s a request, retried for four minutes.
+CALL_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+TRANSFER_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
+
+
+def resolve_uri(tracking_uri: str | None, output_root: str) -> str:
+    """``tracking_uri``, else ``MLFLOW_TRACKING_URI``, else the database in ``output_root``."""
+    default = f"sqlite:///{Path(output_root).resolve() / 'mlflow.db'}"
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of a ``sqlite:///`` URI; None for other URIs."""
+    prefix = "sqlite:///"
+    return Path(uri[len(prefix) :].partition("?")[0]).resolve() if uri.startswith(prefix) else None
+
+
+@contextmanager
+def reader(uri: str, what: str) -> Iterator[Any]:
+    """An ``MlflowClient`` for reading, quiet and with bounded retries.
+
+    Args:
+        uri: See `resolve_uri`.
+        what: What is read, for messages.
+
+    Raises:
+        UserError: There are no records, or MLflow cannot read them.
+    """
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():  # MLflow would create it
+        keys = f"{setting('tracking.tracking_uri')} or {setting('output_root')}"
+        raise UserError(f"{what}: there are no MLflow records at {database}; set {keys}")
+    try:
+        with limits({**TRANSFER_LIMITS, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}), quiet():
+            from mlflow import MlflowClient
+
+            yield MlflowClient(tracking_uri=uri)
+    except UserError:
+        raise
+    except Exception as error:  # MLflow raises half a dozen types for the same reasons
+        raise UserError(mask_logins(f"{what}: cannot read MLflow at {uri}: {one_line(error)}")) from error
+
+
+def download_file(run_id: str, file: str, tracking_uri: str | None, output_root: str) -> Path:
+    """A file of an MLflow run: the artifact itself if it is local, else a copy that is deleted when Python exits.
+
+    Args:
+        run_id: The run's id.
+        file: Path of the artifact, such as ``checkpoints/best.pt``.
+        tracking_uri: See `resolve_uri`.
+        output_root: See `resolve_uri`.
+
+    Raises:
+        UserError: The file is missing, or MLflow cannot read it.
+    """
+    uri = resolve_uri(tracking_uri, output_root)
+    with reader(uri, f"runs:/{run_id}") as client:
+        try:
+            root = urlsplit(client.get_run(run_id).info.artifact_uri)
+            if root.scheme in ("", "file") and root.path.startswith("/"):  # MLflow would copy it and keep the copy
+                return Path(url2pathname(root.path), file).resolve(strict=True)
+            copies = _temporary_folder() / run_id
+            copies.mkdir(exist_ok=True)
+            return Path(client.download_artifacts(run_id, file, str(copies)))
+        except Exception as error:  # see `reader`
+            raise UserError(mask_logins(f"runs:/{run_id}: no {file} from {uri}: {one_line(error)}")) from error
+
+
+@cache
+def _temporary_folder() -> Path:
+    folder = mkdtemp(prefix="pspexp-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def sweep_filter(sweep_id: str) -> str:
+    """The filter that finds the jobs of a sweep, in MLflow's filter language, which cannot escape quotes."""
+    quote = '"' if "'" in sweep_id else "'"
+    return f"tags.sweep = {quote}{sweep_id}{quote}"
+
+
+@contextmanager
+def limits(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set the environment variables that MLflow reads at each call, except those that the user has set."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress a hundred log lines about the tables of a new database, and the sending of usage statistics."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+    root = logging.getLogger()
+    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        # Old releases of MLflow replace all handlers by their own when they create a database.
+        root.handlers[:] = handlers
+        root.setLevel(level)

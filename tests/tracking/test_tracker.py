@@ -1,0 +1,169 @@
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pspexp.data.dataset import DatasetInfo
+from pspexp.metrics import Report
+from pspexp.tracking import LocalTracker, Status, Tracker, other_loggers
+from pspexp.tracking.figures import EvaluatedSample
+from pspexp.tracking.local import read_records, read_summary
+from pspexp.tracking.tracker import description
+
+
+class Recorder:
+    """A logger that keeps the calls it gets, and raises in one of them."""
+
+    def __init__(self, fails_at: str = "", new_id: str = "new-id") -> None:
+        self.calls: list[tuple[str, object]] = []
+        self._fails_at, self._new_id = fails_at, new_id
+
+    def _take(self, name: str, content: object) -> None:
+        self.calls.append((name, content))
+        if name == self._fails_at:
+            raise ConnectionError("no answer from http://me:secret@host")
+
+    def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
+        self._take("open", (run_id, name, dict(params), dict(tags)))
+        return run_id or self._new_id
+
+    def metrics(self, values: Mapping[str, float], *, step: int, time_s: float) -> None:
+        self._take("metrics", (dict(values), step))
+
+    def files(self, folder: Path, paths: Sequence[str]) -> None:
+        self._take("files", list(paths))
+
+    def note(self, markdown: str) -> None:
+        self._take("note", markdown)
+
+    def close(self, status: Status) -> None:
+        self._take("close", status)
+
+    def got(self, name: str) -> list[object]:
+        return [content for called, content in self.calls if called == name]
+
+
+def start(tracker: Tracker, *, resume: bool = False) -> None:
+    tracker.start(
+        name="a run",
+        config={"seed": 1, "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}},
+        config_text="seed: 1\n",
+        overrides=["seed=1"],
+        tags={"mode": "train"},
+        resume=resume,
+    )
+
+
+def test_a_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: Report, dataset: DatasetInfo) -> None:
+    logger = Recorder()
+    tracker = Tracker(LocalTracker(tmp_path), {"mine": logger})
+    start(tracker)
+    tracker.metrics({"train/loss": 2.0, "train/nothing": math.nan}, step=5, epoch=1)
+    tracker.report("val", report, step=10, epoch=2, extra={"val/loss": 1.5})
+    ids = np.zeros((8, 8), np.uint8)
+    sample = EvaluatedSample("one", np.zeros((8, 8, 3), np.uint8), ids, ids)
+    tracker.samples("val", [sample], dataset)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.pt").write_bytes(b"weights")
+    tracker.finish("FINISHED", best={"val/mean_iou": 0.5}, images_per_second=8.0)
+
+    ((run_id, name, params, tags),) = logger.got("open")  # type: ignore[misc]
+    assert (run_id, name, params["optimizer.lr"], params["optimizer.betas"]) == (None, "a run", "0.1", "[0.9, 0.99]")
+    assert set(tags) == {"mode", "git_commit"}
+    train, val = logger.got("metrics")
+    assert train == ({"train/loss": 2.0}, 5)
+    assert val == ({"val/loss": 1.5, **report.scalars("val")}, 10)
+    assert [list(record)[:3] for record in read_records(tmp_path)] == [["step", "epoch", "time"]] * 2
+    shown = {path for paths in logger.got("files") for path in paths}  # type: ignore[attr-defined]
+    assert shown == {
+        "config.yaml",
+        "overrides.txt",
+        "summary.json",
+        "tables/val_iou.csv",
+        "plots/train_loss.png",
+        "plots/val_loss.png",
+        "plots/confusion_matrix.png",
+        "plots/samples/one.png",
+        "checkpoints/best.pt",
+    }
+    assert logger.calls[-1] == ("close", "FINISHED")
+    summary = read_summary(tmp_path)
+    assert (summary["mlflow_run_id"], summary["loggers"]) == (None, {"mine": "new-id"})
+
+
+def test_resume_gives_each_logger_its_own_id_even_after_a_hard_kill(tmp_path: Path) -> None:
+    first = Tracker(LocalTracker(tmp_path), {"mlflow": Recorder(new_id="a"), "csv": Recorder(new_id="b")})
+    start(first)
+    first.metrics({"train/loss": 1.0}, step=1, epoch=1)
+    summary = read_summary(tmp_path)
+    assert (summary["status"], summary["mlflow_run_id"], summary["loggers"]) == (
+        "RUNNING",
+        "a",
+        {"mlflow": "a", "csv": "b"},
+    )
+
+    loggers = {"csv": Recorder(new_id="?"), "new": Recorder(new_id="c"), "mlflow": Recorder("open", new_id="?")}
+    second = Tracker(LocalTracker(tmp_path), loggers)
+    start(second, resume=True)
+    second.rewind(0, keep_evaluation=False)
+    given = {name: logger.got("open")[0][0] for name, logger in loggers.items()}  # type: ignore[index]
+    assert given == {"csv": "b", "new": None, "mlflow": "a"}
+    # An id outlives an outage of its logger.
+    assert read_summary(tmp_path)["loggers"] == second.ids == {"mlflow": "a", "csv": "b", "new": "c"}
+    assert read_records(tmp_path) == []
+
+
+def test_a_killed_run_does_not_wait_for_checkpoints(tmp_path: Path) -> None:
+    logger = Recorder()
+    tracker = Tracker(LocalTracker(tmp_path), {"mine": logger})
+    start(tracker)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").write_bytes(b"weights")
+    tracker.finish("KILLED")
+    assert not any("checkpoints/last.pt" in paths for paths in logger.got("files"))  # type: ignore[operator]
+    assert read_summary(tmp_path)["status"] == "KILLED"
+
+
+@pytest.mark.parametrize("fails_at", ["open", "metrics", "files", "note", "close"])
+def test_a_failing_logger_is_named_once_and_disturbs_nothing(
+    tmp_path: Path, report: Report, caplog: pytest.LogCaptureFixture, fails_at: str
+) -> None:
+    broken, healthy, reference = Recorder(fails_at), Recorder(), Recorder()
+    for folder, loggers in (("alone", {"c": reference}), ("both", {"a": broken, "c": healthy})):
+        tracker = Tracker(LocalTracker(tmp_path / folder), loggers)
+        with caplog.at_level(logging.WARNING):
+            start(tracker)
+            tracker.metrics({"train/loss": 2.0}, step=5, epoch=1)
+            tracker.report("val", report, step=10, epoch=2)
+            tracker.finish("FINISHED")
+    (warning,) = [record.getMessage() for record in caplog.records if "disabled" in record.getMessage()]
+    assert warning.startswith(f"logger a disabled; local records continue in {tmp_path / 'both'}: ConnectionError: no ")
+    assert "secret" not in warning
+    assert broken.calls[-1][0] == fails_at
+    assert healthy.calls == reference.calls
+    assert len(read_records(tmp_path / "both")) == 2
+
+
+def test_ctrl_c_inside_a_logger_is_not_swallowed(tmp_path: Path, report: Report) -> None:
+    class Slow(Recorder):
+        def note(self, markdown: str) -> None:
+            raise KeyboardInterrupt
+
+    tracker = Tracker(LocalTracker(tmp_path), {"slow": Slow()})
+    with pytest.raises(KeyboardInterrupt):
+        tracker.report("val", report, step=10, epoch=2)
+
+
+def test_without_mlflow_there_are_only_the_users_loggers() -> None:
+    mine = Recorder()
+    assert other_loggers(loggers={"mine": mine}) == {"mine": mine}
+
+
+def test_the_description_is_a_table_in_percent(report: Report) -> None:
+    text = description("val", report, step=10, epoch=2)
+    assert "| 50.00 | 75.00 | 66.67 | 50.00 |" in text
+    assert "| road | 50.00 | 50.00 |" in text
+    assert "| a+b | – | – |" in text
