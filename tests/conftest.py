@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -75,6 +76,12 @@ def _no_checkpoints_left(request: pytest.FixtureRequest) -> Iterator[None]:
     for file in folder.rglob("*.pt") if folder else ():
         with suppress(OSError):
             file.unlink()
+
+
+def default_signals() -> None:
+    """``preexec_fn`` for commands that get signals: a suite in the background runs with some ignored, which is inherited."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def type_in(home: Path, *commands: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pspexp.errors import EXIT_USER_ERROR
+from pspexp.launchers.base import stop_signals
 from pspexp.sweep import overview
 from pspexp.sweep.devices import is_basic
 from pspexp.sweep.jobs import FAILED_MARK, STOPPED_MARK
@@ -75,7 +76,7 @@ def stop_noted(mark: Path, *, at_once: bool) -> Iterator[list[int]]:
             sys.exit(128 + number)
         log.warning("stopping: waiting for the jobs to save")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = stop_signals() & {signal.SIGINT, signal.SIGTERM}  # an ignored one stays ignored
     before = [signal.signal(number, note) for number in numbers]
     try:
         yield came

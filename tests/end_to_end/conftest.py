@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import default_signals
+
 CHECKOUT = Path(__file__).parents[2]
 LIMIT_S = 120  # for whatever is waited for; a busy machine starts processes slowly
 
@@ -35,6 +37,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=default_signals,
         )
         begun.append(process)
         return process

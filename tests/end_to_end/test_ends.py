@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import TINY, Cli, last
+from tests.conftest import TINY, Cli, default_signals, last
 from tests.engine.test_trainer import assert_same
 
 
@@ -172,7 +172,13 @@ def test_a_signal_saves_and_auto_goes_on_exactly(
     threads = str(torch.get_num_threads())
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": threads}
     process = subprocess.Popen(
-        words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        words,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=default_signals,
     )
     runs = tmp_path / "outputs" / "shapes"
     while not (runs.is_dir() and any(runs.iterdir())):

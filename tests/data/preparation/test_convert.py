@@ -14,6 +14,7 @@ from PIL import Image
 from pspexp.data.labels import VOC_COLOURS, read_label
 from pspexp.data.preparation.convert import convert_folder
 from pspexp.errors import UserError
+from tests.conftest import default_signals
 
 TOOL = Path(__file__).parents[3] / "tools/convert_voc_label.py"
 
@@ -191,7 +192,7 @@ def test_a_stopped_run_leaves_nothing_behind(tmp_path: Path, number: int, code: 
         os.link(tmp_path / "in/0.png", tmp_path / f"in/{index}.png")
     command = [sys.executable, str(TOOL), "--input_dir", "in", "--output_dir", "out", "--workers", "2"]
     env = {**os.environ, "PYTHONPATH": str(TOOL.parents[1])}
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, preexec_fn=default_signals)
     while not list(tmp_path.glob(".out.*.partial/*.png")):
         assert process.poll() is None
         time.sleep(0.01)
