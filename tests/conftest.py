@@ -79,7 +79,7 @@ def _no_checkpoints_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def default_signals() -> None:
-    """``preexec_fn`` for commands that get signals: a suite in the background runs with some ignored, which is inherited."""
+    """``preexec_fn`` of commands that receive signals: they would inherit those ignored by a suite in the background."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
