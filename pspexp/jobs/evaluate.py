@@ -26,12 +26,8 @@ def evaluate(
     """Evaluate ``model`` on ``split`` with a progress bar, and draw samples.
 
     Args:
-        model: may be another than that of ``components``, such as its moving average.
-        split: the images.
+        model: evaluated in place of the model in ``components``; may be its moving average.
         role: ``val`` or ``test``.
-        components: of the job.
-        config: of the job.
-        tracker: records the samples.
         on_batch_end: called after each batch of the loader, as often in every process.
     """
     world = components.world
