@@ -96,7 +96,7 @@ def as_csv(sweep: Sweep, rows: Sequence[Row]) -> str:
     """One line a job."""
     metric = next((record.metric for record, _ in rows if record.metric), "result")
     header = ["job", *sweep.varies, "status", metric, "seconds", "folder", "mlflow_run_id", "error"]
-    lines: list[list[object]] = [header]
+    lines: list[list[object]] = [[*header]]
     for record, folder in rows:
         values = [record.values.get(key) for key in sweep.varies]
         place = folder.relative_to(sweep.folder).as_posix()

@@ -203,9 +203,9 @@ def start_system_metrics(run_id: str, uri: str) -> Any:
     try:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        # As daemon threads that swallow their errors, it and its calls cannot end or hold up the run.
-        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
-        monitor.start()
+        untyped: Any = SystemMetricsMonitor
+        monitor = untyped(run_id, resume_logging=True, tracking_uri=uri)
+        monitor.start()  # a daemon thread that logs its errors: it can neither fail the run nor hold it up
     except (ImportError, TypeError) as error:  # TypeError: MLflow is too old to monitor anything but its global URI
         log.warning(
             "%s: no system metrics: %s; install them with pip install -U mlflow psutil (and nvidia-ml-py for GPUs)",

@@ -3,8 +3,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -211,6 +213,89 @@ def test_a_dead_server_delays_a_run_by_seconds_and_never_fails_it(
     assert len(read_records(tmp_path)) == 2
     changed = {key for key in os.environ if os.environ[key] != environment.get(key)}
     assert not any(key.startswith("MLFLOW_HTTP") for key in changed)
+
+
+class FakeMonitor:
+    """In the place of MLflow's, which needs psutil and samples every ten seconds."""
+
+    def __init__(self, run_id: str, **arguments: Any) -> None:
+        self.run_id, self.arguments, self.calls = run_id, arguments, list[str]()
+        self.server_answers = threading.Event()
+        monitors.append(self)
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+        assert self.server_answers.wait(60)
+
+
+monitors: list[FakeMonitor] = []
+
+
+@pytest.fixture
+def monitor_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("monitor")
+    module.SystemMetricsMonitor = FakeMonitor  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow.system_metrics.system_metrics_monitor", module)
+    monitors.clear()
+
+
+@pytest.mark.usefixtures("monitor_module")
+def test_system_metrics_stop_at_close_even_if_the_server_hangs(
+    tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pspexp.tracking.mlflow.STOP_S", 0.05)
+    logger = MLflowLogger("trials", str(output_root), system_metrics=True)
+    run = logger.open(run_id=None, name="x", params={}, tags={})
+    (monitor,) = monitors
+    expected = {"resume_logging": True, "tracking_uri": f"sqlite:///{output_root}/mlflow.db"}
+    assert (monitor.run_id, monitor.arguments, monitor.calls) == (run, expected, ["start"])
+    began = time.monotonic()
+    logger.close("FINISHED")
+    assert time.monotonic() - began < 30
+    assert monitor.calls == ["start", "finish"]
+    monitor.server_answers.set()
+    assert client(output_root).get_run(run).info.status == "FINISHED"
+
+
+@pytest.mark.usefixtures("monitor_module")
+def test_system_metrics_stop_when_the_logger_fails(tmp_path: Path, output_root: Path) -> None:
+    logger = MLflowLogger("trials", str(output_root), system_metrics=True)
+    logger.open(run_id=None, name="x", params={}, tags={})
+    with pytest.raises(RuntimeError, match=r"MLflow at sqlite:.*FileNotFoundError"):
+        logger.files(tmp_path, ["missing.txt"])
+    monitors[0].server_answers.set()
+    assert monitors[0].calls == ["start", "finish"]
+    logger.close("FAILED")
+    assert monitors[0].calls == ["start", "finish"]
+
+
+def test_system_metrics_without_psutil_are_left_out_with_advice(
+    output_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow.system_metrics.system_metrics_monitor", None)
+    logger = MLflowLogger("trials", str(output_root), system_metrics=True)
+    run = logger.open(run_id=None, name="x", params={}, tags={})
+    logger.close("FINISHED")
+    assert client(output_root).get_run(run).info.status == "FINISHED"
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("tracking.system_metrics=true: no system metrics: ")
+    assert "pip install -U mlflow psutil" in warning
+
+
+def test_system_metrics_of_mlflow_itself(output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psutil")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    logger = MLflowLogger("trials", str(output_root), system_metrics=True)
+    run = logger.open(run_id=None, name="x", params={}, tags={})
+    mlflow, deadline = client(output_root), time.monotonic() + 60
+    while not (found := mlflow.get_run(run).data.metrics) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    logger.close("FINISHED")
+    assert "system/cpu_utilization_percentage" in found
+    assert not any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate())
 
 
 @pytest.mark.slow
