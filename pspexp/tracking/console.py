@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain log lines elsewhere."""
+"""Progress of a loop: a bar on a terminal, plain log lines elsewhere."""
 
 import logging
 import os
@@ -15,22 +15,22 @@ from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Progress:
-    """How far a loop is, with loss, images per second and the time left.
+    """Shows how far a loop is, with loss, images per second and the time left.
 
-    On a terminal (standard error) it is a bar at the foot of the screen; logging goes on above it, and a
-    `Progress` inside another one adds a bar. Elsewhere it logs a line every `log_every` and one at the end.
+    If standard error is a terminal, this is a bar at the bottom of the screen, below the log; a `Progress` inside
+    another one adds a bar. Elsewhere, a line is logged every ``log_every`` and at the end.
 
     Args:
-        total: steps (or images) of the whole loop.
-        description: such as ``train`` or ``val``.
-        start: steps done before this process began (a resumed run); they do not count for the speed.
-        log_every: steps between plain lines.
-        unit: of `total`, for the plain lines.
-        silent: show nothing: another process does.
+        total: Steps (or images) of the whole loop.
+        description: Such as ``train`` or ``val``.
+        start: Steps done before this process started (in a resumed run); they do not count for the time left.
+        log_every: Steps between plain lines.
+        unit: Of ``total``, for the plain lines.
+        silent: Show nothing, since another process does.
     """
 
     _open: ClassVar[list["Progress"]] = []
@@ -77,7 +77,7 @@ class Progress:
             return
         Progress._open.remove(self)
         if self._task is not None and Progress._bars is not None and Progress._open:
-            Progress._bars.remove_task(self._task)  # an inner bar has said its part
+            Progress._bars.remove_task(self._task)  # only the outermost bar remains on the screen
         self._exit.close()
 
     def advance(
@@ -88,7 +88,7 @@ class Progress:
         images_per_second: float | None = None,
         epoch: int | None = None,
     ) -> None:
-        """Tells that `step` are done, those before a resume included; facts not given stay as they were."""
+        """Set the number of steps done, those before a resume included; facts that are None are unchanged."""
         self._done = step
         if epoch is not None:
             self._facts["epoch"] = f"epoch {epoch}"
@@ -99,7 +99,7 @@ class Progress:
         self._show()
 
     def add(self, count: int = 1) -> None:
-        """Tells that `count` more are done."""
+        """Add to the number of steps done."""
         self.advance(min(self._done + count, self._total))
 
     def _show(self) -> None:
@@ -113,7 +113,7 @@ class Progress:
             self._logged = self._done
             percent = 100 * self._done // max(self._total, 1)
             head = f"{self._description}  {self._unit} {self._done}/{self._total} ({percent} %)"
-            logger.info("%s", "  ".join(filter(None, [head, *facts])))
+            log.info("%s", "  ".join(filter(None, [head, *facts])))
 
     def _seconds_left(self) -> float | None:
         done = self._done - self._start
@@ -124,7 +124,7 @@ class Progress:
 
 @contextmanager
 def _live_bars() -> Iterator[Bars]:
-    """Bars on standard error, and log handlers that write above them for as long as they live."""
+    """Bars on standard error; in the meantime, log handlers write above them."""
     console = Console(stderr=True, force_terminal=True)
     bars = Bars(
         TextColumn("[bold]{task.description}"),
@@ -134,17 +134,17 @@ def _live_bars() -> Iterator[Bars]:
         console=console,
         expand=True,
         refresh_per_second=4,
-        redirect_stdout=sys.stdout.isatty(),  # else prints meant for a file would land on the screen
+        redirect_stdout=sys.stdout.isatty(),  # else output meant for a file would appear on the screen
     )
     handlers = [
         handler
         for handler in logging.getLogger().handlers
-        # File handlers are stream handlers too, but their stream is no terminal.
+        # File handlers are stream handlers, too, but their stream is no terminal.
         if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "isatty", bool)()
     ]
     streams = [handler.stream for handler in handlers]
     for handler in handlers:
-        # They keep the stream they were made with: rich's own redirection of sys.stdout does not reach it.
+        # They keep the stream that they were created with, which rich's redirection of sys.stdout does not change.
         handler.setStream(FileProxy(console, handler.stream))
     try:
         with bars:

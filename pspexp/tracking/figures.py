@@ -1,6 +1,6 @@
-"""Pictures of a run, fit for a report. Each function returns a figure; `save` writes it.
+"""Figures of a run. Each function returns a figure; `save` writes it.
 
-Figures are made without pyplot, whose global state leaks memory and is not safe beside a caller's own plots.
+They are made without pyplot, whose global state leaks memory and interferes with a caller's own figures.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from pspexp.data.dataset import DatasetInfo
+from pspexp.utils.files import atomic_write
 
 
 class EvaluatedSample(NamedTuple):
@@ -33,21 +34,21 @@ Series = Sequence[tuple[int, int, float]]
 
 BLUE, ORANGE, INK, GRID, EMPTY = "#1f6fb4", "#d9690f", "#333333", "#d9d9d9", "#e4e4e4"
 DPI = 150
-MAX_MARKERS = 60  # more points than this read better as a line alone
-MAX_ANNOTATED = 24  # classes; numbers in smaller cells cannot be read
-MAX_LEGEND = 24  # classes named below a sample
+MAX_MARKERS = 60  # points; more are drawn as a line only
+MAX_ANNOTATED = 24  # classes; numbers in smaller cells are illegible
+MAX_LEGEND = 24  # classes in the legend of a sample
 MAX_CHARACTERS = 30  # of a class name
 
 
 def train_loss(series: Series) -> Figure:
-    """Training loss over steps; many points are drawn pale with their running median on top."""
-    figure = _figure(7.5, 4.2)
-    axes = _axes(figure, "Training loss", "optimizer step", "loss")
+    """Training loss by step; many points are drawn pale, with their running median on top."""
+    figure = new_figure(7.5, 4.2)
+    axes = new_axes(figure, "Training loss", "optimizer step", "loss")
     steps, values = _points(series)
     if len(values) <= MAX_MARKERS:
         axes.plot(steps, values, color=BLUE, marker="o", markersize=3.5, linewidth=1.6)
     else:
-        window = max(5, len(values) // 40) | 1  # odd: as much before a point as after it
+        window = max(5, len(values) // 40) | 1  # odd: as many before a point as after it
         axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.8, label="logged")
         axes.plot(
             steps,
@@ -57,7 +58,7 @@ def train_loss(series: Series) -> Figure:
             label=f"running median of {window}",
         )
         axes.legend(frameon=False)
-    # The first steps may be many times the rest: a scale that ends at their height would flatten the curve.
+    # The first losses may be many times the rest; if the axis included them, the curve would be flat.
     low, high = values.min(), min(values.max(), 1.5 * np.percentile(values, 98))
     margin = 0.06 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)
@@ -65,13 +66,13 @@ def train_loss(series: Series) -> Figure:
 
 
 def val_loss(loss: Series, mean_iou: Series = ()) -> Figure:
-    """Validation loss over epochs and, beside it, mean IoU in percent; the best point of each is marked."""
-    figure = _figure(10 if mean_iou else 7.5, 4.2)
+    """Validation loss by epoch and, beside it, mean IoU in percent; the best point of each is marked."""
+    figure = new_figure(10 if mean_iou else 7.5, 4.2)
     columns = 2 if mean_iou else 1
-    axes = _axes(figure, "Validation loss", "epoch", "loss", (1, columns, 1))
+    axes = new_axes(figure, "Validation loss", "epoch", "loss", (1, columns, 1))
     _marked_curve(axes, loss, 1, BLUE, int(np.argmin([value for *_, value in loss])), "{:.3f}")
     if mean_iou:
-        axes = _axes(figure, "Validation mean IoU", "epoch", "mean IoU (%)", (1, columns, 2))
+        axes = new_axes(figure, "Validation mean IoU", "epoch", "mean IoU (%)", (1, columns, 2))
         best = int(np.argmax([value for *_, value in mean_iou]))
         _marked_curve(axes, mean_iou, 100, ORANGE, best, "{:.1f} %")
     return figure
@@ -81,15 +82,15 @@ def confusion_matrix(counts: npt.NDArray[Any], class_names: Sequence[str], split
     """Confusion matrix, each row in percent of its class's ground truth.
 
     Args:
-        counts: ``[C, C]`` pixels, rows = ground truth. Rows without pixels are drawn grey.
+        counts: Pixels ``[C, C]``, rows = ground truth. Rows without pixels are grey.
         class_names: C names.
-        split: for the title.
+        split: For the title.
     """
     count, class_names = len(class_names), [name[:MAX_CHARACTERS] for name in class_names]
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, 100 * counts / np.maximum(totals, 1), np.nan)
     side = float(np.clip(2.5 + 0.45 * count, 5, 16))
-    figure = _figure(side + 1.2, side)
+    figure = new_figure(side + 1.2, side)
     axes = figure.add_subplot()
     colours = mpl.colormaps["Blues"].with_extremes(bad=EMPTY)
     image = axes.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=100, interpolation="nearest")
@@ -112,22 +113,18 @@ def confusion_matrix(counts: npt.NDArray[Any], class_names: Sequence[str], split
     return figure
 
 
-def sample(
-    split: str,
-    sample: EvaluatedSample,
-    dataset: DatasetInfo,
-) -> Figure:
-    """Image | truth | prediction side by side, class colours over the image, legend of the classes seen."""
-    name, image, truth, prediction = sample
+def sample(split: str, sample: EvaluatedSample, dataset: DatasetInfo) -> Figure:
+    """Image, ground truth and prediction side by side, as class colours over the image, with a legend."""
+    name, image, label, prediction = sample
     palette, ignore_index = dataset.palette, dataset.ignore_index
-    panel, (height, width) = 4.2, truth.shape
-    handles = _legend_of(truth, prediction, palette, dataset.class_names, ignore_index)
+    panel, (height, width) = 4.2, label.shape
+    handles = _legend(label, prediction, dataset)
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
     columns = int(np.clip(3 * panel / (0.75 + 0.09 * longest), 1, 8))  # inches, at the legend's font size
     rows = -(-len(handles) // columns)
-    figure = _figure(3 * panel, panel * min(height / width, 2) + 0.5 + 0.24 * rows)
+    figure = new_figure(3 * panel, panel * min(height / width, 2) + 0.5 + 0.24 * rows)
     titles = (f"{split}: {name}", "ground truth", "prediction")
-    contents = (image, *(overlay(image, ids, palette, ignore_index) for ids in (truth, prediction)))
+    contents = (image, *(overlay(image, ids, palette, ignore_index) for ids in (label, prediction)))
     for column, (title, content) in enumerate(zip(titles, contents, strict=True), start=1):
         axes = figure.add_subplot(1, 3, column)
         axes.imshow(content, interpolation="antialiased")
@@ -148,10 +145,10 @@ def overlay(
 
     Args:
         image: ``[H, W, 3]``.
-        ids: class ids ``[H, W]``; `ignore_index` is drawn white.
+        ids: Class ids ``[H, W]``; ``ignore_index`` is drawn white.
         palette: ``[C, 3]``.
-        ignore_index: id of pixels that do not count.
-        opacity: of the colours.
+        ignore_index: Id of ignored pixels.
+        opacity: Of the colours.
 
     Returns:
         uint8 ``[H, W, 3]``.
@@ -159,26 +156,27 @@ def overlay(
     colours = np.full((256, 3), 255, np.uint8)
     colours[: len(palette)] = palette
     colours[ignore_index] = 255
-    # Grey without extremes: the image must neither add colours of its own nor drown those of the classes.
+    # In medium greys, the image does not change the colours of the classes.
     grey = 70 + 0.6 * image.mean(axis=2, keepdims=True)
     return np.asarray(((1 - opacity) * grey + opacity * colours[ids]).round(), np.uint8)
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Writes a PNG, whole or not at all; makes its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
-    figure.savefig(part, format="png", dpi=DPI, facecolor="white")
-    part.replace(file)
+    """Write a PNG, see `atomic_write`."""
+    with atomic_write(file) as stream:
+        figure.savefig(stream, format="png", dpi=DPI, facecolor="white")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; the size is in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _axes(figure: Figure, title: str, x_label: str, y_label: str, position: tuple[int, int, int] = (1, 1, 1)) -> Axes:
+def new_axes(
+    figure: Figure, title: str, x_label: str, y_label: str, position: tuple[int, int, int] = (1, 1, 1)
+) -> Axes:
     axes = figure.add_subplot(*position)
     axes.set_title(title, fontsize=12, color=INK, loc="left")
     axes.set_xlabel(x_label, color=INK)
@@ -197,27 +195,22 @@ def _points(series: Series) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float
 
 
 def _running_median(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """Median of the `window` values around each, of fewer at the ends. Unlike a mean it is deaf to spikes."""
+    """Median of the ``window`` values around each, of fewer at the ends. Unlike a mean, it ignores spikes."""
     padded = np.pad(values, window // 2, constant_values=np.nan)
     return np.asarray(np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1))
 
 
-def _legend_of(
-    truth: npt.NDArray[np.uint8],
-    prediction: npt.NDArray[np.uint8],
-    palette: npt.NDArray[np.uint8],
-    class_names: Sequence[str],
-    ignore_index: int,
-) -> list[Patch]:
-    """One entry for each class in sight, and for ignored pixels."""
-    pixels = np.bincount(truth.ravel(), minlength=256) + np.bincount(prediction.ravel(), minlength=256)
+def _legend(label: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8], dataset: DatasetInfo) -> list[Patch]:
+    """One entry for each class in the sample, and for ignored pixels."""
+    palette, class_names = dataset.palette, dataset.class_names
+    pixels = np.bincount(label.ravel(), minlength=256) + np.bincount(prediction.ravel(), minlength=256)
     seen = [index for index in range(len(class_names)) if pixels[index]]
-    if len(seen) > MAX_LEGEND:  # the largest, in order of their ids
+    if len(seen) > MAX_LEGEND:  # keep the largest, in order of their ids
         seen = sorted(sorted(seen, key=lambda index: -pixels[index])[:MAX_LEGEND])
     entries = [Patch(color=palette[index] / 255.0, label=class_names[index][:MAX_CHARACTERS]) for index in seen]
     if missing := int((pixels[: len(class_names)] > 0).sum()) - len(seen):
         entries.append(Patch(color="none", label=f"and {missing} more"))
-    if (truth == ignore_index).any():
+    if (label == dataset.ignore_index).any():
         entries.append(Patch(facecolor="white", edgecolor=INK, label="ignored"))
     return entries
 
@@ -246,7 +239,7 @@ def _marked_curve(axes: Axes, series: Series, factor: float, colour: str, best: 
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
     axes.margins(x=0.1, y=0.18)
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], min(0.0, *values)))  # no empty room below zero
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], min(0.0, *values)))  # no empty space below zero
 
 
 def _write_cells(axes: Axes, shares: npt.NDArray[Any]) -> None:

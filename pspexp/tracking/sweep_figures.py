@@ -1,7 +1,7 @@
-"""Pictures of a sweep's jobs, fit for a report: what varied, and what came of it. Greater values count as better.
+"""Figures of a sweep: the result of each job by the parameters that vary. Greater values count as better.
 
-`parallel_coordinates` suits any sweep; `heat_map` one of two parameters on a grid. Both take one entry a job, in the
-same order for all arguments, and a metric that is named and scaled as it is to be read (``"mean IoU (%)"``, 61.3).
+`parallel_coordinates` fits any sweep, `heat_map` one of two parameters on a grid. Both take one value for each job, in
+the same order for all arguments; values of the metric are in the unit of its label (``"mean IoU (%)"``, 61.3).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,50 +19,52 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from pspexp.tracking import sweep_scales as scales
-from pspexp.tracking.figures import EMPTY, INK, MAX_CHARACTERS, ORANGE, _axes, _figure
+from pspexp.tracking.figures import EMPTY, INK, MAX_CHARACTERS, ORANGE, new_axes, new_figure
 
 FAILED = "#9a9a9a"
 FAILED_CELL = "#c6c6c6"
-MAX_CELLS = 400  # of a heat map; more cannot be told apart
-INCHES_A_CHARACTER = 0.075  # at font size 8
+MAX_CELLS = 400  # of a heat map; more cannot be distinguished
+INCHES_PER_CHARACTER = 0.075  # at font size 8
 
 
 def parallel_coordinates(
     parameters: Mapping[str, Sequence[object]], values: Sequence[float | None], metric: str
 ) -> Figure:
-    """One line a job, through an axis for each parameter that varies to that of the metric, which gives its colour.
+    """One line for each job: through one axis for each parameter that varies, to the axis of the metric.
 
-    Numbers have a linear axis, or a logarithmic one where all are positive and the largest is at least `LOG_RATIO`
-    times the smallest; anything else is spaced evenly, words in order of appearance. Lines through one point are drawn
-    beside each other. Needs at least one job; where no parameter varies, all are shown.
+    The metric also gives the line its colour. Numbers are on a linear axis, or on a logarithmic one if all are positive
+    and the largest is at least `sweep_scales.LOG_RATIO` times the smallest; other values are spaced evenly, in order of
+    appearance. Lines through the same point are drawn next to each other. If no parameter varies, all are shown.
 
     Args:
-        parameters: short name of each parameter -> its value in each job.
-        values: of the metric, for each job; None or not finite where it failed or did not finish.
-        metric: label of the metric's axis, with its unit.
+        parameters: The value of each parameter in each job, by the parameter's short name; at least one job.
+        values: The metric of each job; None or not finite if it failed or did not finish.
+        metric: Label of the metric's axis, with its unit.
     """
     varying = {name: column for name, column in parameters.items() if len(scales.levels(column)[0]) > 1} or parameters
-    results = scales.results(values)
+    results = scales.as_array(values)
     width = float(np.clip(1.9 * (len(varying) + 1), 7.5, 16))
     column_width = width / (len(varying) + 1)
-    figure = _figure(width, 4.8 if width < 12 else 6)
-    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)  # inches: marks may reach over the ends of an axis
-    axes = _axes(figure, "", "", "")
+    figure = new_figure(width, 4.8 if width < 12 else 6)
+    figure.set_layout_engine(
+        "constrained", w_pad=0.1, h_pad=0.1
+    )  # inches: markers may extend beyond the ends of an axis
+    axes = new_axes(figure, "", "", "")
     axes.set(xlim=(-0.02, max(len(varying), 1) + 0.02), ylim=(0, 1))
     axes.set_axis_off()
-    title = f"{scales.shorten(metric, 60)} of {len(results)} job{'s' * (len(results) != 1)}"
+    title = f"{scales.label(metric, 60)} of {len(results)} job{'s' * (len(results) != 1)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
     names = [*varying, metric]
-    slanted = any(len(name) * INCHES_A_CHARACTER * 1.2 > column_width for name in names)
+    slanted = any(len(name) * INCHES_PER_CHARACTER * 1.2 > column_width for name in names)
     how: dict[str, Any] = {"rotation": 20, "ha": "left"} if slanted else {"ha": "center"}
     for at, name in enumerate(names):
-        axes.text(at, 1.03, scales.shorten(name, MAX_CHARACTERS), va="bottom", fontsize=10, color=INK, **how)
+        axes.text(at, 1.03, scales.label(name, MAX_CHARACTERS), va="bottom", fontsize=10, color=INK, **how)
     axes.vlines(range(len(names)), 0, 1, color="#888888", linewidth=1, zorder=3)
-    characters = max(8, int((column_width - 0.3) / INCHES_A_CHARACTER))
+    characters = max(8, int((column_width - 0.3) / INCHES_PER_CHARACTER))
     axis_scales = [scales.scale(column) for column in varying.values()]
     for at, scale in enumerate(axis_scales):
         _write_ticks(axes, at, scale.ticks, characters)
-    _draw_jobs(axes, [scales.fan(scale.positions, results) for scale in axis_scales], results)
+    _draw_jobs(axes, [scales.fan_out(scale.positions, results) for scale in axis_scales], results)
     if np.isfinite(results).any():
         _draw_metric_axis(axes, len(varying), results, bar_width=0.15 / column_width)
     if not np.isfinite(results).all():
@@ -74,18 +76,19 @@ def parallel_coordinates(
 def heat_map(
     x: tuple[str, Sequence[object]], y: tuple[str, Sequence[object]], values: Sequence[float | None], metric: str
 ) -> Figure | None:
-    """Metric over two parameters; a cell of several jobs (seeds) shows their mean and number.
+    """The metric by two parameters; a cell of several jobs (seeds) shows their mean and number.
 
-    Numbers are in numeric order, anything else in order of appearance.
+    Numbers are in numerical order, other values in order of appearance.
 
     Args:
-        x, y: short name of a parameter, and its value in each job.
-        values: of the metric, for each job; None or not finite where it failed or did not finish.
-        metric: label of the colours, with its unit.
+        x: Short name of a parameter, and its value in each job.
+        y: The same of another parameter.
+        values: The metric of each job; None or not finite if it failed or did not finish.
+        metric: Label of the colour bar, with its unit.
 
     Returns:
-        None where a heat map says less than `parallel_coordinates`: a parameter does not vary, there are more than
-        `MAX_CELLS` cells, or at least half of them have no job (values drawn at random are no grid).
+        None if `parallel_coordinates` is clearer: a parameter does not vary, there are more than `MAX_CELLS` cells, or
+        at least half of them have no job (values sampled at random are not on a grid).
     """
     (columns, column_of, _), (rows, row_of, upwards) = scales.levels(x[1]), scales.levels(y[1])
     cells = len(rows) * len(columns)
@@ -93,23 +96,23 @@ def heat_map(
     if min(len(rows), len(columns)) < 2 or cells > MAX_CELLS or 2 * filled <= cells:
         return None
     jobs: list[list[list[float]]] = [[[] for _ in columns] for _ in rows]
-    for row, column, result in zip(row_of, column_of, scales.results(values), strict=True):
+    for row, column, result in zip(row_of, column_of, scales.as_array(values), strict=True):
         jobs[row][column].append(result)
-    if not upwards:  # words are read from top to bottom
+    if not upwards:  # text is read from top to bottom
         rows, jobs = rows[::-1], jobs[::-1]
     width, height = (float(np.clip(at, 3.6, 12)) for at in (0.95 * len(columns), 0.7 * len(rows)))
-    slanted = (_longest(columns) + 1) * INCHES_A_CHARACTER * 1.2 > width / len(columns)
+    slanted = (_longest(columns) + 1) * INCHES_PER_CHARACTER * 1.2 > width / len(columns)
     margins = 0.08 * _longest(rows), 0.06 * _longest(columns) * slanted
-    figure = _figure(width + 2 + margins[0], height + 1.4 + margins[1])
-    x_name, y_name = (scales.shorten(name, MAX_CHARACTERS) for name, _ in (x, y))
-    axes = _axes(figure, f"{scales.shorten(metric, MAX_CHARACTERS)} by {x_name} and {y_name}", x_name, y_name)
+    figure = new_figure(width + 2 + margins[0], height + 1.4 + margins[1])
+    x_name, y_name = (scales.label(name, MAX_CHARACTERS) for name, _ in (x, y))
+    axes = new_axes(figure, f"{scales.label(metric, MAX_CHARACTERS)} by {x_name} and {y_name}", x_name, y_name)
     _label_cells(axes, columns, rows, (width, height), slanted)
     _draw_cells(figure, axes, jobs, metric, (width / len(columns), height / len(rows)))
     return figure
 
 
 def _colours() -> Colormap:
-    """Viridis, the better the darker, without the yellow that is lost on white."""
+    """Viridis, darker for better, without the yellow that is hard to see on white."""
     return ListedColormap(mpl.colormaps["viridis"](np.linspace(0.9, 0.02, 256)), "sweep")
 
 
@@ -126,7 +129,7 @@ def _write_ticks(axes: Axes, at: int, ticks: list[tuple[float, str]], characters
     axes.hlines([place for place, _ in ticks], at - 0.01, at + 0.01, color="#888888", linewidth=1, zorder=3)
     for place, text in ticks:
         axes.annotate(
-            scales.shorten(text, characters),
+            scales.label(text, characters),
             (at, place),
             xytext=(-6, 0),
             textcoords="offset points",
@@ -140,7 +143,7 @@ def _write_ticks(axes: Axes, at: int, ticks: list[tuple[float, str]], characters
 
 
 def _draw_jobs(axes: Axes, places: list[scales.Floats], results: scales.Floats) -> None:
-    """The better, the later; what failed ends at the last parameter."""
+    """Better jobs on top of worse ones; lines of failed jobs end at the last parameter."""
     many = len(results) > 60
     style: dict[str, Any]
     failed = np.flatnonzero(np.isnan(results)).tolist()
@@ -162,16 +165,16 @@ def _draw_jobs(axes: Axes, places: list[scales.Floats], results: scales.Floats) 
 
 
 def _draw_metric_axis(axes: Axes, at: int, results: scales.Floats, bar_width: float) -> None:
-    """The colour bar is the metric's axis: lines end at their value and at their colour."""
+    """The colour bar is the metric's axis: each line ends at its value and colour."""
     best, (low, high) = float(np.nanmax(results)), _limits(results)
     inset = axes.inset_axes((at, 0, bar_width, 1), transform=axes.transData)
     bar = axes.figure.colorbar(ScalarMappable(_norm(results), _colours()), cax=inset)
     bar.outline.set_visible(False)
     near = scales.TICK_DISTANCE * (high - low)
     ticks = [tick for tick in scales.round_numbers(low, high).tolist() if abs(tick - best) > near]
-    if np.nanmin(results) == best:  # the ends of the axis mean nothing
+    if np.nanmin(results) == best:  # one value only: the ends of the axis are arbitrary
         ticks = []
-    texts = [scales.text(tick) for tick in ticks]
+    texts = [scales.as_text(tick) for tick in ticks]
     bar.set_ticks([*ticks, best], labels=[*texts, f"best: {best:.{scales.decimals(results)}f}"])
     bar.ax.tick_params(labelsize=8, colors=INK, length=3)
     bar.ax.get_yticklabels()[-1].set(fontweight="bold", fontsize=10)
@@ -182,13 +185,13 @@ def _longest(texts: list[str]) -> int:
 
 
 def _label_cells(axes: Axes, columns: list[str], rows: list[str], size: tuple[float, float], slanted: bool) -> None:
-    """Tick labels, as many as fit. Size of all cells together, in inches."""
+    """As many tick labels as fit; ``size`` is that of all cells together, in inches."""
     how: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     step = int(np.ceil(len(columns) * 0.2 / size[0]))
-    texts = [scales.shorten(text, MAX_CHARACTERS) for text in columns[::step]]
+    texts = [scales.label(text, MAX_CHARACTERS) for text in columns[::step]]
     axes.set_xticks(range(0, len(columns), step), texts, fontsize=9, **how)
     step = int(np.ceil(len(rows) * 0.17 / size[1]))
-    texts = [scales.shorten(text, MAX_CHARACTERS) for text in rows[::step]]
+    texts = [scales.label(text, MAX_CHARACTERS) for text in rows[::step]]
     axes.set_yticks(range(0, len(rows), step), texts, fontsize=9)
     axes.tick_params(length=0)
     axes.grid(False)
@@ -212,7 +215,7 @@ def _draw_cells(
         norm, colours = _norm(means), _colours()
         mesh = axes.pcolormesh(edges[1], edges[0], np.ma.masked_invalid(means), cmap=colours, norm=norm)
         bar = figure.colorbar(mesh, ax=axes, aspect=25, pad=0.02)
-        bar.set_label(scales.shorten(metric, 40), color=INK)
+        bar.set_label(scales.label(metric, 40), color=INK)
         bar.ax.tick_params(labelsize=9, colors=INK, length=3)
         bar.outline.set_visible(False)
         row, column = np.unravel_index(int(np.nanargmax(means)), means.shape)

@@ -1,4 +1,4 @@
-"""Values of a sweep's jobs, for pictures: as text, in order, and where they are on an axis."""
+"""Values of a sweep's jobs on the axes of figures: their text, order and position."""
 
 import math
 from collections.abc import Sequence
@@ -11,62 +11,63 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
+from pspexp.errors import as_yaml
+from pspexp.utils.text import shorten_middle
+
 Floats = npt.NDArray[np.float64]
 
-LOG_RATIO = 20  # largest by smallest number from which an axis is logarithmic
-MAX_VALUE_TICKS = 10  # distinct numbers that are written themselves, beside an axis; more get round numbers
-TICK_DISTANCE = 0.04  # least, in heights of an axis
+LOG_RATIO = 20  # of the largest to the smallest number; from here on, an axis is logarithmic
+MAX_VALUE_TICKS = 10  # distinct numbers with a tick each; if there are more, ticks are at round numbers
+TICK_DISTANCE = 0.04  # at least, as a fraction of the axis
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where each job is on an axis of height 1, and what is written beside the axis."""
+    """The position of each job on an axis of length 1, and the positions and labels of the ticks."""
 
     positions: Floats
     ticks: list[tuple[float, str]]
 
 
-def results(values: Sequence[float | None]) -> Floats:
-    """NaN where there is none."""
+def as_array(values: Sequence[float | None]) -> Floats:
+    """Values as floats; NaN if they are missing or not finite."""
     found = np.array([np.nan if value is None else value for value in values], np.float64)
     found[~np.isfinite(found)] = np.nan
     return found
 
 
 def _numbers(values: Sequence[object]) -> list[float] | None:
-    """The values if each is a finite number. Booleans are words here."""
+    """The values if all are finite numbers. Booleans do not count as numbers."""
     numbers = [float(value) for value in values if not isinstance(value, bool) and isinstance(value, Real)]
     return numbers if len(numbers) == len(values) and np.isfinite(numbers).all() else None
 
 
-def text(value: object) -> str:
-    """A value as it is typed in an override."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+def as_text(value: object) -> str:
+    """A value as in an override, floats with four digits."""
     if not isinstance(value, float):
-        return str(value)
+        return as_yaml(value)
     digits, _, exponent = f"{value:.4g}".partition("e")
     return f"{digits}e{int(exponent)}" if exponent else digits
 
 
 def levels(values: Sequence[object]) -> tuple[list[str], list[int], bool]:
-    """Distinct values in order, the index of each job's among them, and whether all are numbers.
+    """Distinct values in order, the index of each job's value among them, and whether all are numbers.
 
-    Order: null, false, true, numbers, then words as they appear.
+    Order: null, false, true, numbers, then text in order of appearance.
     """
     numbers = _numbers(values)
     keys: list[Any] = [str(value) for value in values] if numbers is None else numbers
     by_key = dict(zip(keys, values, strict=True))
     distinct = sorted(by_key, key=lambda key: _rank(by_key[key]))
-    texts = [text(by_key[key]) for key in distinct]
-    if len(set(texts)) < len(texts):  # differ only in digits that are usually left out
+    texts = [as_text(by_key[key]) for key in distinct]
+    if len(set(texts)) < len(texts):  # they differ only in later digits
         texts = [str(by_key[key]) for key in distinct]
     index_of = {key: index for index, key in enumerate(distinct)}
     return texts, [index_of[key] for key in keys], numbers is not None
 
 
 def _rank(value: object) -> tuple[int, float]:
-    """Order of values of different kinds on one axis."""
+    """Sort key of values of different types."""
     if value is None or isinstance(value, bool):
         return 0, -1 if value is None else value
     number = _numbers([value])
@@ -74,7 +75,7 @@ def _rank(value: object) -> tuple[int, float]:
 
 
 def scale(values: Sequence[object]) -> Scale:
-    """Numbers are linear or logarithmic, see `LOG_RATIO`; anything else is spaced evenly."""
+    """A linear or logarithmic axis for numbers, see `LOG_RATIO`; other values are spaced evenly."""
     texts, index_of, _ = levels(values)
     numbers = _numbers(values)
     if numbers is None:
@@ -85,7 +86,7 @@ def scale(values: Sequence[object]) -> Scale:
     ticks = np.unique(numbers)
     if len(ticks) > MAX_VALUE_TICKS:
         ticks = round_numbers(low, high, logarithmic)
-        texts = [text(float(tick)) for tick in ticks]
+        texts = [as_text(float(tick)) for tick in ticks]
     positions, places = np.array(numbers), ticks
     if logarithmic:
         positions, places, low, high = np.log10(numbers), np.log10(ticks), math.log10(low), math.log10(high)
@@ -94,7 +95,7 @@ def scale(values: Sequence[object]) -> Scale:
 
 
 def round_numbers(low: float, high: float, logarithmic: bool = False) -> Floats:
-    """Some, from `low` to `high`."""
+    """Round numbers for ticks from ``low`` to ``high``."""
     locator: Locator = MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10])
     if logarithmic:
         locator = LogLocator(subs=(1, 2, 5) if high / low < 1e4 else (1,), numticks=12)
@@ -103,12 +104,12 @@ def round_numbers(low: float, high: float, logarithmic: bool = False) -> Floats:
 
 
 def _spread(numbers: npt.NDArray[Any], low: float, high: float) -> Floats:
-    """To 0.05..0.95: room for lines beside each other; one value is in the middle."""
+    """Scale to 0.05..0.95, which leaves room to fan out; a single value is in the middle."""
     return 0.05 + 0.9 * (numbers - low) / (high - low) if high > low else np.full(len(numbers), 0.5)
 
 
 def _thin(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """Without those that would be written over another; the first and the last stay."""
+    """Remove ticks whose labels would overlap; the first and the last are kept."""
     kept = ticks[:1]
     for tick in ticks[1:]:
         if tick[0] - kept[-1][0] >= TICK_DISTANCE and (tick is ticks[-1] or ticks[-1][0] - tick[0] >= TICK_DISTANCE):
@@ -116,8 +117,8 @@ def _thin(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
     return kept
 
 
-def fan(positions: Floats, results: Floats) -> Floats:
-    """Lines through the same point beside each other, the better ones above."""
+def fan_out(positions: Floats, results: Floats) -> Floats:
+    """Separate the lines through the same point; better ones are higher."""
     places = np.unique(positions)
     gap = float(np.diff(places).min()) if len(places) > 1 else 1.0
     order = np.lexsort((np.nan_to_num(results, nan=-np.inf), positions))
@@ -130,14 +131,11 @@ def fan(positions: Floats, results: Floats) -> Floats:
 
 
 def decimals(results: npt.NDArray[Any]) -> int:
-    """Enough to tell the results apart, at least one."""
+    """The number of decimals that distinguishes the results, at least one."""
     span = float(np.nanmax(results) - np.nanmin(results)) or abs(float(np.nanmax(results)))
     return int(np.clip(1 - np.floor(np.log10(span)), 1, 4)) if span else 1
 
 
-def shorten(name: str, length: int) -> str:
-    """One line, without its middle where too long: long names often differ at their ends. ``$`` begins no formula."""
-    name = " ".join(name.split())
-    if len(name) > length:
-        name = f"{name[: length // 2]}…{name[len(name) - (length - 1) // 2 :]}"
-    return name.replace("$", r"\$")
+def label(text: str, limit: int) -> str:
+    """``text`` in at most ``limit`` characters, for matplotlib, to which ``$`` begins a formula."""
+    return shorten_middle(text, limit).replace("$", r"\$")

@@ -8,6 +8,12 @@ def shorten(text: str, limit: int, placeholder: str = "…") -> str:
     return text if len(text) <= limit else text[: limit - len(placeholder)] + placeholder
 
 
+def shorten_middle(text: str, limit: int) -> str:
+    """``text`` on one line of at most ``limit`` characters, cut in the middle: long names often differ at the end."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[len(text) - (limit - 1) // 2 :]}"
+
+
 def one_line(error: object, limit: int = 300) -> str:
     """A message with its line breaks and runs of spaces collapsed, shortened to ``limit`` characters."""
     return shorten(" ".join(str(error).split()), limit)

@@ -20,22 +20,24 @@ FAILED_LAST = [61.32, 58.9, 63.14, None]
 
 
 def names(axes: Axes) -> list[str]:
-    """What stands above the vertical axes."""
+    """The titles of the vertical axes."""
     return [text.get_text() for text in axes.texts if not isinstance(text, Annotation)]
 
 
 def ticks(axes: Axes, at: int) -> list[str]:
-    """What stands beside a vertical axis, from the bottom to the top."""
+    """The tick labels of a vertical axis, from bottom to top."""
     found = [text for text in axes.texts if isinstance(text, Annotation) and text.xy[0] == at]
     return [text.get_text() for text in sorted(found, key=lambda text: text.xy[1])]
 
 
-def heights(axes: Axes, at: int) -> list[float]:
-    return sorted(text.xy[1] for text in axes.texts if isinstance(text, Annotation) and text.xy[0] == at)
+def spacing(axes: Axes, at: int) -> list[float]:
+    """The distances of the ticks of a vertical axis, as fractions of that from the first to the last."""
+    places = sorted(text.xy[1] for text in axes.texts if isinstance(text, Annotation) and text.xy[0] == at)
+    return [float(gap / (places[-1] - places[0])) for gap in np.diff(places)]
 
 
 def bar_labels(axes: Axes) -> list[str]:
-    """What stands beside the axis of the metric, which is the colour bar."""
+    """The tick labels of the metric's axis, which is the colour bar."""
     (bar,) = axes.child_axes
     return [text.get_text() for text in bar.get_yticklabels()]
 
@@ -74,7 +76,7 @@ def test_lines_of_a_sweep_with_a_failed_job() -> None:
     ends = [line.get_ydata()[-1] for line in finished]
     np.testing.assert_allclose(ends, [0, (61.32 - 58.9) / (63.14 - 58.9), 1])
     light = [brightness(line.get_color()) for line in finished]
-    assert light == sorted(light, reverse=True)  # the better the darker
+    assert light == sorted(light, reverse=True)  # darker is better
     assert finished[-1].get_linewidth() > 2 * finished[0].get_linewidth()
 
 
@@ -82,29 +84,28 @@ def test_numbers_over_magnitudes_are_logarithmic_and_others_linear() -> None:
     parameters = {"lr": [1e-4, 1e-3, 1e-2], "crop_size": [100, 200, 1000], "decay": [0, 1e-4, 1e-2]}
     axes = sweep_figures.parallel_coordinates(parameters, [1, 2, 3], METRIC).axes[0]
     assert ticks(axes, 0) == ["0.0001", "0.001", "0.01"]
-    np.testing.assert_allclose(heights(axes, 0), [0.05, 0.5, 0.95])
-    np.testing.assert_allclose(heights(axes, 1), [0.05, 0.15, 0.95])
-    assert ticks(axes, 2) == ["0", "0.01"]  # 0.0001 would be written over 0
-    assert heights(axes, 2) == pytest.approx([0.05, 0.95])
+    assert spacing(axes, 0) == pytest.approx([1 / 2, 1 / 2])
+    assert spacing(axes, 1) == pytest.approx([1 / 9, 8 / 9])
+    assert ticks(axes, 2) == ["0", "0.01"]  # 0.0001 would overlap 0
 
 
-def test_many_numbers_have_round_ones_beside_them() -> None:
+def test_many_numbers_have_ticks_at_round_ones() -> None:
     parameters = {"lr": np.geomspace(1.1e-5, 0.9e-3, 30).tolist(), "decay": np.linspace(0, 0.99, 30).tolist()}
     axes = sweep_figures.parallel_coordinates(parameters, list(range(30)), METRIC).axes[0]
     assert ticks(axes, 0) == ["2e-5", "5e-5", "0.0001", "0.0002", "0.0005"]
     assert ticks(axes, 1) == ["0", "0.2", "0.4", "0.6", "0.8"]
 
 
-def test_words_are_spaced_evenly_in_order_of_appearance() -> None:
+def test_text_is_spaced_evenly_in_order_of_appearance() -> None:
     parameters = {"optimizer": ["sgd", "adamw", "lion"], "ema": [True, False, None], "aux": ["off", 0.4, 0.2]}
     axes = sweep_figures.parallel_coordinates(parameters, [1, 2, 3], METRIC).axes[0]
     assert ticks(axes, 0) == ["sgd", "adamw", "lion"]
     assert ticks(axes, 1) == ["null", "false", "true"]
     assert ticks(axes, 2) == ["0.2", "0.4", "off"]
-    np.testing.assert_allclose(heights(axes, 0), [0.05, 0.5, 0.95])
+    assert spacing(axes, 0) == pytest.approx([1 / 2, 1 / 2])
 
 
-def test_jobs_that_share_values_do_not_hide_each_other() -> None:
+def test_lines_through_the_same_values_are_separated() -> None:
     grid = [*itertools.product([1e-4, 1e-3], [4, 8], ["adamw", "sgd"])]
     columns = [[*column] for column in zip(*grid, strict=True)]
     parameters = dict(zip(["lr", "batch_size", "optimizer"], columns, strict=True))
@@ -130,12 +131,12 @@ def test_equal_results_have_one_colour_and_one_label() -> None:
     assert len({line.get_color() for line in axes.lines}) == 1
 
 
-def test_results_that_differ_little_are_told_apart() -> None:
+def test_results_that_differ_little_have_more_decimals() -> None:
     axes = sweep_figures.parallel_coordinates({"lr": [1, 2]}, [61.284, 61.291], METRIC).axes[0]
     assert bar_labels(axes)[-1] == "best: 61.2910"
 
 
-def test_many_jobs_parameters_and_long_words_fit(tmp_path: Path) -> None:
+def test_many_jobs_and_parameters_with_long_values_fit(tmp_path: Path) -> None:
     words = [f"pretrained/on/a_data_set_with_a_long_name/version_{i}" for i in range(60)]
     parameters = {f"parameter_{i}": [words[job * (i + 1) % 60] for job in range(200)] for i in range(12)}
     figure = sweep_figures.parallel_coordinates(parameters, [job % 37 for job in range(200)], METRIC)
@@ -153,7 +154,7 @@ def test_many_jobs_parameters_and_long_words_fit(tmp_path: Path) -> None:
     assert min(box.x0 for box in boxes) >= 0
 
 
-def test_dollars_are_no_formulas(tmp_path: Path) -> None:
+def test_dollars_do_not_begin_formulas(tmp_path: Path) -> None:
     words = [r"$\frac{", "${dataset}$"]
     figures.save(sweep_figures.parallel_coordinates({"$a$": words}, [1, 2], "$"), tmp_path / "lines.png")
     figure = sweep_figures.heat_map(("$a$", words * 2), ("b", [1, 1, 2, 2]), [1, 2, 3, 4], "$x$")
