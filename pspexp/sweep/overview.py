@@ -202,8 +202,9 @@ def show(sweep: Sweep, config: DictConfig, status: Status) -> bool:
     group.open(f"sweep {sweep.id}", sweep.varies, tags)
     write_text_atomic(known, json.dumps(group.ids))
     group.files(CSV, NOTE, *PLOTS)
-    group.note((sweep.folder / NOTE).read_text(encoding="utf-8"))
-    group.close(status)
+    note = (sweep.folder / NOTE).read_text(encoding="utf-8")
+    group.each(lambda logger: logger.note(note))
+    group.each(lambda logger: logger.close(status))
     return "mlflow" in group.active
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from types import TracebackType
 from typing import ClassVar
 
 from rich.console import Console
@@ -67,12 +66,7 @@ class Progress:
         Progress._open.append(self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._silent:
             return
         Progress._open.remove(self)
@@ -81,12 +75,7 @@ class Progress:
         self._exit.close()
 
     def advance(
-        self,
-        step: int,
-        *,
-        loss: float | None = None,
-        images_per_second: float | None = None,
-        epoch: int | None = None,
+        self, step: int, *, loss: float | None = None, images_per_second: float | None = None, epoch: int | None = None
     ) -> None:
         """Set the number of steps done, those before a resume included; facts that are None are unchanged."""
         self._done = step

@@ -50,13 +50,8 @@ def train_loss(series: Series) -> Figure:
     else:
         window = max(5, len(values) // 40) | 1  # odd: as many before a point as after it
         axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.8, label="logged")
-        axes.plot(
-            steps,
-            _running_median(values, window),
-            color=BLUE,
-            linewidth=2,
-            label=f"running median of {window}",
-        )
+        median = _running_median(values, window)
+        axes.plot(steps, median, color=BLUE, linewidth=2, label=f"running median of {window}")
         axes.legend(frameon=False)
     # The first losses may be many times the rest; if the axis included them, the curve would be flat.
     low, high = values.min(), min(values.max(), 1.5 * np.percentile(values, 98))
@@ -116,7 +111,6 @@ def confusion_matrix(counts: npt.NDArray[Any], class_names: Sequence[str], split
 def sample(split: str, sample: EvaluatedSample, dataset: DatasetInfo) -> Figure:
     """Image, ground truth and prediction side by side, as class colours over the image, with a legend."""
     name, image, label, prediction = sample
-    palette, ignore_index = dataset.palette, dataset.ignore_index
     panel, (height, width) = 4.2, label.shape
     handles = _legend(label, prediction, dataset)
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
@@ -124,7 +118,7 @@ def sample(split: str, sample: EvaluatedSample, dataset: DatasetInfo) -> Figure:
     rows = -(-len(handles) // columns)
     figure = new_figure(3 * panel, panel * min(height / width, 2) + 0.5 + 0.24 * rows)
     titles = (f"{split}: {name}", "ground truth", "prediction")
-    contents = (image, *(overlay(image, ids, palette, ignore_index) for ids in (label, prediction)))
+    contents = (image, *(overlay(image, ids, dataset) for ids in (label, prediction)))
     for column, (title, content) in enumerate(zip(titles, contents, strict=True), start=1):
         axes = figure.add_subplot(1, 3, column)
         axes.imshow(content, interpolation="antialiased")
@@ -135,27 +129,22 @@ def sample(split: str, sample: EvaluatedSample, dataset: DatasetInfo) -> Figure:
 
 
 def overlay(
-    image: npt.NDArray[np.uint8],
-    ids: npt.NDArray[np.uint8],
-    palette: npt.NDArray[np.uint8],
-    ignore_index: int,
-    opacity: float = 0.7,
+    image: npt.NDArray[np.uint8], ids: npt.NDArray[np.uint8], dataset: DatasetInfo, opacity: float = 0.7
 ) -> npt.NDArray[np.uint8]:
     """Class colours over an image.
 
     Args:
         image: ``[H, W, 3]``.
-        ids: Class ids ``[H, W]``; ``ignore_index`` is drawn white.
-        palette: ``[C, 3]``.
-        ignore_index: Id of ignored pixels.
+        ids: Class ids ``[H, W]``; ignored pixels are drawn white.
+        dataset: Colours of the classes.
         opacity: Of the colours.
 
     Returns:
         uint8 ``[H, W, 3]``.
     """
     colours = np.full((256, 3), 255, np.uint8)
-    colours[: len(palette)] = palette
-    colours[ignore_index] = 255
+    colours[: dataset.num_classes] = dataset.palette
+    colours[dataset.ignore_index] = 255
     # In medium greys, the image does not change the colours of the classes.
     grey = 70 + 0.6 * image.mean(axis=2, keepdims=True)
     return np.asarray(((1 - opacity) * grey + opacity * colours[ids]).round(), np.uint8)
@@ -220,15 +209,8 @@ def _marked_curve(axes: Axes, series: Series, factor: float, colour: str, best: 
     values = [factor * value for *_, value in series]
     marker = "o" if len(values) <= MAX_MARKERS else None
     axes.plot(epochs, values, color=colour, marker=marker, markersize=4, linewidth=1.8)
-    axes.plot(
-        epochs[best],
-        values[best],
-        "o",
-        color=colour,
-        markersize=9,
-        markerfacecolor="white",
-        markeredgewidth=2,
-    )
+    style: dict[str, Any] = {"markersize": 9, "markerfacecolor": "white", "markeredgewidth": 2}
+    axes.plot(epochs[best], values[best], "o", color=colour, **style)
     axes.annotate(
         f"best: {text.format(values[best])}",
         (epochs[best], values[best]),

@@ -140,15 +140,7 @@ class LocalTracker:
         images_per_second: float | None = None,
         loggers: Mapping[str, str] | None = None,
     ) -> None:
-        """Write ``summary.json``. Its status is ``RUNNING`` until the run ends.
-
-        Args:
-            status: How the run ended.
-            best: Metrics of the best validation.
-            last: Metrics of the last one.
-            images_per_second: Training throughput.
-            loggers: The run's id in each logger.
-        """
+        """Write ``summary.json``; arguments as in `Tracker.finish`, status ``RUNNING`` before, loggers' ids by name."""
         loggers = dict(loggers or {})
         content = {
             "status": status,

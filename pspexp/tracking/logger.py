@@ -1,7 +1,8 @@
 """Loggers: where a run is recorded besides its folder. MLflow's is built in; a user adds others by configuration."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -80,37 +81,29 @@ class LoggerGroup:
 
     def open(self, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Open the run in each logger; `ids` holds what they return."""
-
-        def open_one(key: str, logger: Logger) -> None:
-            self.ids[key] = str(logger.open(run_id=self.ids.get(key), name=name, params=params, tags=tags))
-
-        self._each(open_one)
-
-    def metrics(self, values: Mapping[str, float], *, step: int, time_s: float) -> None:
-        """See `Logger.metrics`."""
-        self._each(lambda _, logger: logger.metrics(values, step=step, time_s=time_s))
+        for key in list(self.active):
+            with self._isolated(key) as logger:
+                self.ids[key] = str(logger.open(run_id=self.ids.get(key), name=name, params=params, tags=tags))
 
     def files(self, *patterns: str) -> None:
         """Record the files of the run folder that match any of the glob patterns."""
         found = sorted(path for pattern in patterns for path in self._folder.glob(pattern))
         if paths := [path.relative_to(self._folder).as_posix() for path in found]:
-            self._each(lambda _, logger: logger.files(self._folder, paths))
+            self.each(lambda logger: logger.files(self._folder, paths))
 
-    def note(self, markdown: str) -> None:
-        """See `Logger.note`."""
-        self._each(lambda _, logger: logger.note(markdown))
+    def each(self, call: Callable[[Logger], None]) -> None:
+        """Call each logger."""
+        for key in list(self.active):
+            with self._isolated(key) as logger:
+                call(logger)
 
-    def close(self, status: Status) -> None:
-        """See `Logger.close`."""
-        self._each(lambda _, logger: logger.close(status))
-
-    def _each(self, call: Callable[[str, Logger], None]) -> None:
-        for name, logger in list(self.active.items()):
-            try:
-                call(name, logger)
-            except Exception as error:
-                del self.active[name]
-                warn_disabled(name, error, self._folder)
+    @contextmanager
+    def _isolated(self, key: str) -> Iterator[Logger]:
+        try:
+            yield self.active[key]
+        except Exception as error:
+            del self.active[key]
+            warn_disabled(key, error, self._folder)
 
 
 def warn_disabled(name: str, error: Exception, folder: Path) -> None:

@@ -25,16 +25,10 @@ MAX_DIFF = 2**20  # characters; of a longer one, only the list of files is kept
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "mlflow")
 # The format that `git apply` reads, whatever the user's settings.
 _DEFAULT_FORMAT = ("-c", "core.quotePath=false", "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false")
-
 _DIFF = ("diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv")
-_REPOSITORY_VARIABLES = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_COMMON_DIR",
-    "GIT_PREFIX",
-)
+_HOOK_VARIABLES = [
+    f"GIT_{name}" for name in ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "PREFIX")
+]
 NOT_KEPT = "# new, not kept: "
 
 
@@ -62,7 +56,7 @@ def git(*arguments: str, differs: bool = False) -> str | None:
     if not (CHECKOUT / ".git").exists():  # installed: a repository further up is another one
         return None
     # In a git hook, variables name another repository. This one may belong to another user: do not lock it.
-    environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in _HOOK_VARIABLES}
     try:
         done = subprocess.run(
             ["git", *_DEFAULT_FORMAT, *arguments],

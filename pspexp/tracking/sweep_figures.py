@@ -121,25 +121,13 @@ def _limits(results: npt.NDArray[Any]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _norm(results: npt.NDArray[Any]) -> Normalize:
-    return Normalize(*_limits(results))
-
-
 def _write_ticks(axes: Axes, at: int, ticks: list[tuple[float, str]], characters: int) -> None:
     axes.hlines([place for place, _ in ticks], at - 0.01, at + 0.01, color="#888888", linewidth=1, zorder=3)
     for place, text in ticks:
-        axes.annotate(
-            scales.label(text, characters),
-            (at, place),
-            xytext=(-6, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=8,
-            color=INK,
-            zorder=6,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )
+        where: dict[str, Any] = {"xytext": (-6, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+        outline = [withStroke(linewidth=2.5, foreground="white")]
+        style: dict[str, Any] = {"fontsize": 8, "color": INK, "zorder": 6, "path_effects": outline}
+        axes.annotate(scales.label(text, characters), (at, place), **where, **style)
 
 
 def _draw_jobs(axes: Axes, places: list[scales.Floats], results: scales.Floats) -> None:
@@ -154,7 +142,7 @@ def _draw_jobs(axes: Axes, places: list[scales.Floats], results: scales.Floats) 
     finished = np.argsort(results, kind="stable")[: len(results) - len(failed)].tolist()
     if not finished:
         return
-    norm, colours = _norm(results), _colours()
+    norm, colours = Normalize(*_limits(results)), _colours()
     best = int(np.nanargmax(results))
     for job in [*(job for job in finished if job != best), best]:
         path = [*(place[job] for place in places), float(norm(results[job]))]
@@ -168,7 +156,7 @@ def _draw_metric_axis(axes: Axes, at: int, results: scales.Floats, bar_width: fl
     """The colour bar is the metric's axis: each line ends at its value and colour."""
     best, (low, high) = float(np.nanmax(results)), _limits(results)
     inset = axes.inset_axes((at, 0, bar_width, 1), transform=axes.transData)
-    bar = axes.figure.colorbar(ScalarMappable(_norm(results), _colours()), cax=inset)
+    bar = axes.figure.colorbar(ScalarMappable(Normalize(*_limits(results)), _colours()), cax=inset)
     bar.outline.set_visible(False)
     near = scales.TICK_DISTANCE * (high - low)
     ticks = [tick for tick in scales.round_numbers(low, high).tolist() if abs(tick - best) > near]
@@ -212,7 +200,7 @@ def _draw_cells(
     if failed.any():
         handles.append(Patch(color=FAILED_CELL, label="failed or not finished"))
     if np.isfinite(means).any():
-        norm, colours = _norm(means), _colours()
+        norm, colours = Normalize(*_limits(means)), _colours()
         mesh = axes.pcolormesh(edges[1], edges[0], np.ma.masked_invalid(means), cmap=colours, norm=norm)
         bar = figure.colorbar(mesh, ax=axes, aspect=25, pad=0.02)
         bar.set_label(scales.label(metric, 40), color=INK)
@@ -240,5 +228,5 @@ def _write_cells(axes: Axes, jobs: list[list[list[float]]], means: scales.Floats
             finished = int(np.isfinite(cell).sum())
             number = f"\nn={finished}" + (f" of {len(cell)}" if finished < len(cell) else "")
             text = f"{mean:.{decimals}f}" + (number if len(cell) > 1 else "")
-            colour = INK if _norm(means)(mean) < 0.4 else "white"
+            colour = INK if Normalize(*_limits(means))(mean) < 0.4 else "white"
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, linespacing=1.3)

@@ -95,16 +95,10 @@ class Tracker:
         values = finite(values)
         self._local.metrics(values, step=step, epoch=epoch, time_s=now_s)
         if values:
-            self._loggers.metrics(values, step=step, time_s=now_s)
+            self._loggers.each(lambda logger: logger.metrics(values, step=step, time_s=now_s))
 
     def report(
-        self,
-        split: str,
-        report: Report,
-        *,
-        step: int,
-        epoch: int,
-        extra: Mapping[str, float] | None = None,
+        self, split: str, report: Report, *, step: int, epoch: int, extra: Mapping[str, float] | None = None
     ) -> None:
         """Record an evaluation: metrics, table, confusion matrix, curves and the description.
 
@@ -118,7 +112,8 @@ class Tracker:
         self.metrics({**(extra or {}), **report.scalars(split)}, step=step, epoch=epoch)
         self._local.report(split, report)
         self._local.curves()
-        self._loggers.note(description(split, report, step=step, epoch=epoch, extra=extra))
+        text = description(split, report, step=step, epoch=epoch, extra=extra)
+        self._loggers.each(lambda logger: logger.note(text))
         self._loggers.files("tables/*.csv", "plots/*.png")
 
     def samples(self, split: str, samples: Sequence[EvaluatedSample], dataset: DatasetInfo) -> None:
@@ -154,7 +149,7 @@ class Tracker:
         checkpoints = ("checkpoints/best.pt", "checkpoints/last.pt")
         if status == "FINISHED":
             self._loggers.files(*checkpoints)
-        self._loggers.close(status)
+        self._loggers.each(lambda logger: logger.close(status))
         # Afterwards, since this process may be ended at any time because another one has failed. A killed run has only
         # seconds left; its checkpoints follow when it is resumed.
         if status == "FAILED":
