@@ -1,4 +1,4 @@
-"""Command lines in processes of their own."""
+"""Commands in separate processes."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import default_signals
 
 CHECKOUT = Path(__file__).parents[2]
-LIMIT_S = 120  # for whatever is waited for; a busy machine starts processes slowly
+TIMEOUT_S = 120  # of every wait; starting processes is slow on a busy machine
 
 Process = subprocess.Popen[str]
 Start = Callable[..., Process]
@@ -22,15 +22,15 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Types a command line, with additions to the environment, in ``tmp_path``; what is left at the end is killed."""
+    """Starts commands in ``tmp_path``, with additions to the environment; kills what is still running at the end."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MLFLOW_"))}
-    begun: list[Process] = []
+    started: list[Process] = []
 
-    def type_in(*words: str, command: Sequence[str] = (sys.executable, "-m", "pspexp"), **environment: str) -> Process:
-        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # torch 2.11 warns of something of its own when a process group ends
+    def run(*overrides: str, command: Sequence[str] = (sys.executable, "-m", "pspexp"), **environment: str) -> Process:
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # torch 2.11 logs a warning whenever a process group is destroyed
         own = {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **quiet, **environment}
         process = subprocess.Popen(
-            [*command, *words],
+            [*command, *overrides],
             cwd=tmp_path,
             env=plain | own,
             stdout=subprocess.PIPE,
@@ -39,35 +39,35 @@ def start(tmp_path: Path) -> Iterator[Start]:
             start_new_session=True,
             preexec_fn=default_signals,
         )
-        begun.append(process)
+        started.append(process)
         return process
 
-    yield type_in
-    for process in begun:
+    yield run
+    for process in started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
 
-def ends(processes: Sequence[Process], limit_s: float = LIMIT_S) -> tuple[list[int], list[str], list[str]]:
-    """Exit codes, outputs and errors of processes, when all have ended."""
-    said = [process.communicate(timeout=limit_s) for process in processes]
-    return [process.returncode for process in processes], [out for out, _ in said], [error for _, error in said]
+def ends(processes: Sequence[Process], timeout_s: float = TIMEOUT_S) -> tuple[list[int], list[str], list[str]]:
+    """Wait for processes; returns their exit codes, outputs and error outputs."""
+    outputs = [process.communicate(timeout=timeout_s) for process in processes]
+    return [process.returncode for process in processes], [out for out, _ in outputs], [error for _, error in outputs]
 
 
 def until(condition: Callable[[], Any], *processes: Process) -> Any:
-    """What ``condition`` returns once that is true; fails if a process ends first, or after `LIMIT_S`."""
-    deadline = time.monotonic() + LIMIT_S
+    """The value of ``condition`` once it is true; fails if a process ends first, or after `TIMEOUT_S`."""
+    deadline = time.monotonic() + TIMEOUT_S
     while not (found := condition()):
         for process in processes:
             assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "takes too long"
-        time.sleep(0.05)  # between two looks; the condition ends the wait
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
     return found
 
 
 def children(pid: int) -> list[int]:
-    """The processes that were started by ``pid`` to work, in the order of their start."""
+    """The worker processes started by ``pid``, in the order of their start."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

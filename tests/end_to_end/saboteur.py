@@ -1,4 +1,4 @@
-"""What tests name as ``device.plugin`` to make a job fail: it ends the job's own process, as the environment says."""
+"""A ``device.plugin`` that makes a job's process fail, in the way given by the environment variable SABOTAGE."""
 
 import multiprocessing
 import os
@@ -9,11 +9,11 @@ if multiprocessing.parent_process() is not None:
     if os.environ.get("SABOTAGE") == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("SABOTAGE") == "memory":
-        raise MemoryError("a test took it all")
+        raise MemoryError("simulated")
     if os.environ.get("SABOTAGE") == "end":
 
         class Abort:
-            """Ends the process when Python has taken down almost everything."""
+            """Aborts the process late in the finalisation of the interpreter."""
 
             def __del__(self, abort: Callable[[], None] = os.abort) -> None:
                 abort()

@@ -1,4 +1,4 @@
-"""One job in several processes: how it is started, how it fails, stops and goes on."""
+"""Jobs of several processes: starting, failing, stopping and resuming."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import torch
 
 from pspexp.losses import CrossEntropy
 from tests.conftest import TINY, Cli, last
-from tests.end_to_end.conftest import LIMIT_S, Start, children, until
+from tests.end_to_end.conftest import TIMEOUT_S, Start, children, until
 from tests.engine.test_trainer import assert_same
 
 TWO = (*TINY, "launcher=ddp", "launcher.nproc_per_node=2")
@@ -34,11 +34,11 @@ def steps(run: Path) -> list[int]:
 
 def finished(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """Exit code and output."""
-    output, errors = process.communicate(timeout=LIMIT_S)
+    output, errors = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, output + errors
 
 
-def assert_said_once(output: str) -> None:
+def assert_logged_once(output: str) -> None:
     lines = [line for line in output.splitlines() if line.startswith(("train ", "epoch ", "val "))]
     assert any(line.startswith("train  step 1/") for line in lines)
     assert len(lines) == len(set(lines)) + sum(line.startswith("val ") for line in lines) - 1  # one a validation
@@ -47,16 +47,16 @@ def assert_said_once(output: str) -> None:
 @pytest.mark.slow
 def test_torchrun_and_ddp_make_one_run_with_the_same_results(start: Start, tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "pspexp")
-    words = (*TINY, "tracking=mlflow")
-    both = [  # at the same time: they must not get in each other's way
-        start(*words, "launcher=torchrun", "output_root=torchrun", command=torchrun),
-        start(*words, "launcher=ddp", "launcher.nproc_per_node=2", "output_root=ddp"),
+    overrides = (*TINY, "tracking=mlflow")
+    both = [  # at the same time: they must not interfere
+        start(*overrides, "launcher=torchrun", "output_root=torchrun", command=torchrun),
+        start(*overrides, "launcher=ddp", "launcher.nproc_per_node=2", "output_root=ddp"),
     ]
     runs = []
     for process, root in zip(both, ("torchrun", "ddp"), strict=True):
         code, output = finished(process)
         assert code == 0, output
-        assert_said_once(output)
+        assert_logged_once(output)
         (run,) = (tmp_path / root / "shapes").iterdir()
         runs.append(run)
         assert status(run) == "FINISHED"
@@ -75,7 +75,7 @@ def mlflow_statuses(root: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_the_job_with_its_cause(start: Start, tmp_path: Path) -> None:
+def test_a_killed_worker_fails_the_job_with_its_cause(start: Start, tmp_path: Path) -> None:
     process = start(*LONG, "tracking=mlflow", "hydra.run.dir=run")
     until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
     began = time.monotonic()
@@ -91,26 +91,24 @@ def test_a_killed_worker_ends_the_job_with_its_cause(start: Start, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_job_with_restarts_goes_on_from_its_last_save_to_the_same_end(start: Start, tmp_path: Path, cli: Cli) -> None:
-    words = (*LONG, "trainer.epochs=24", "trainer.validate_every=12")
-    process = start(*words, "tracking=mlflow", "hydra.run.dir=run", "launcher.max_restarts=1")
+def test_a_restarted_job_resumes_bit_exactly(start: Start, tmp_path: Path, cli: Cli) -> None:
+    overrides = (*LONG, "trainer.epochs=24", "trainer.validate_every=12")
+    process = start(*overrides, "tracking=mlflow", "hydra.run.dir=run", "launcher.max_restarts=1")
     until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     code, output = finished(process)
     assert code == 0, output
-    assert "all start again" in output
+    assert "restarting all processes" in output
     assert status(tmp_path / "run") == "FINISHED"
     assert mlflow_statuses(tmp_path / "outputs") == ["FINISHED"]
-    assert cli(*words, "hydra.run.dir=undisturbed") == 0
+    assert cli(*overrides, "hydra.run.dir=undisturbed") == 0
     ours, theirs = last(tmp_path / "run"), last(tmp_path / "undisturbed")
     assert_same(ours["model"], theirs["model"])
     assert_same(ours["training"]["optimizer"], theirs["training"]["optimizer"])
 
 
 @pytest.mark.slow
-def test_a_refusal_is_not_overcome_by_starting_again(
-    cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_input_is_not_retried(cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli(*TINY, "trainer.max_steps=1", "hydra.run.dir=first") == 0
     before = last(tmp_path / "first")
     again = (*TWO, "launcher.max_restarts=1", "loader.batch_size=2")
@@ -119,26 +117,26 @@ def test_a_refusal_is_not_overcome_by_starting_again(
     assert_same(last(tmp_path / "first"), before)
 
 
-def test_check_counts_the_processes(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_considers_the_number_of_processes(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=check", *TINY, "launcher=ddp", "launcher.nproc_per_node=64") == 2
     assert "loader.batch_size=2 × trainer.accumulate=1 × 64 processes is more than the 5" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["parent", "everybody", "parent is killed"])
-def test_a_stopped_job_saves_and_leaves_nobody_behind(start: Start, tmp_path: Path, whom: str) -> None:
+@pytest.mark.parametrize("target", ["parent", "all processes", "parent is killed"])
+def test_a_stopped_job_saves_and_leaves_no_processes(start: Start, tmp_path: Path, target: str) -> None:
     process = start(*LONG, "checkpoint.every_steps=null", "hydra.run.dir=run")
     until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
     workers = children(process.pid)
-    if whom == "everybody":
+    if target == "all processes":
         os.killpg(process.pid, signal.SIGTERM)
     else:
-        process.send_signal(signal.SIGTERM if whom == "parent" else signal.SIGKILL)
+        process.send_signal(signal.SIGTERM if target == "parent" else signal.SIGKILL)
     code, output = finished(process)
-    assert code == (-signal.SIGKILL if "killed" in whom else 128 + signal.SIGTERM), output
-    if "killed" not in whom:
+    assert code == (-signal.SIGKILL if "killed" in target else 128 + signal.SIGTERM), output
+    if "killed" not in target:
         assert output.count("stopped after step") == 1
-    for _ in range(20 * LIMIT_S):
+    for _ in range(20 * TIMEOUT_S):
         if not any(Path(f"/proc/{pid}").exists() for pid in workers):
             break
         time.sleep(0.05)
@@ -147,57 +145,57 @@ def test_a_stopped_job_saves_and_leaves_nobody_behind(start: Start, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_other_numbers_of_processes_go_on_only_if_asked_and_with_as_many_images(
+def test_the_world_size_may_change_on_request_if_the_images_per_step_stay(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (*TINY, "hydra.run.dir=run", "dataset.num_train=8", "checkpoint.resume=auto")
-    two = (*words, "launcher=ddp", "launcher.nproc_per_node=2")
+    overrides = (*TINY, "hydra.run.dir=run", "dataset.num_train=8", "checkpoint.resume=auto")
+    two = (*overrides, "launcher=ddp", "launcher.nproc_per_node=2")
     assert cli(*two, "trainer.max_steps=2") == 0
     allowed = "checkpoint.allow_world_size_change=true"
-    assert cli(*words) == 2
+    assert cli(*overrides) == 2
     assert "1 process now, the saved run has 2 processes" in capsys.readouterr().out
-    assert cli(*words, allowed) == 2
-    assert "4 × 1" not in (said := capsys.readouterr().out)
-    assert "= 2 × 1: the saved run takes 2 × 2 images a step" in said
-    assert cli(*words, allowed, "loader.batch_size=4") == 0
+    assert cli(*overrides, allowed) == 2
+    assert "4 × 1" not in (output := capsys.readouterr().out)
+    assert "= 2 × 1: the saved run takes 2 × 2 images a step" in output
+    assert cli(*overrides, allowed, "loader.batch_size=4") == 0
     assert steps(tmp_path / "run") == sorted(steps(tmp_path / "run"))
     assert last(tmp_path / "run")["step"] == 4
-    assert cli(*two, allowed, "loader.batch_size=2", "trainer.epochs=2") == 0  # and back, where nothing is left to do
+    assert cli(*two, allowed, "loader.batch_size=2", "trainer.epochs=2") == 0  # and back, with nothing left to do
 
 
 @pytest.mark.slow
-def test_a_bad_image_of_one_process_is_told_once_without_a_traceback(
+def test_a_bad_image_of_one_process_is_reported_once_without_a_traceback(
     cli: Cli, voc: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (voc / "JPEGImages" / "2.jpg").write_bytes(b"no picture")
-    words = [word for word in TWO if not word.startswith("dataset")]
+    (voc / "JPEGImages" / "2.jpg").write_bytes(b"not an image")
+    overrides = [override for override in TWO if not override.startswith("dataset")]
     more = ("dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]", "trainer.epochs=3")
-    assert cli(*words, *more, "hydra.run.dir=run") == 2
-    said = capfd.readouterr()
-    assert said.out.count("JPEGImages/2.jpg: ") == 1
-    assert "Traceback" not in said.out + said.err
+    assert cli(*overrides, *more, "hydra.run.dir=run") == 2
+    output = capfd.readouterr()
+    assert output.out.count("JPEGImages/2.jpg: ") == 1
+    assert "Traceback" not in output.out + output.err
 
 
 @pytest.mark.slow
 def test_a_worker_that_crashes_shows_its_own_traceback(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli(*TWO, "loss._target_=tests.end_to_end.test_processes.Crashing") == 1
-    said = capfd.readouterr()
-    assert said.out.count("ZeroDivisionError: in the second process") == 1
-    assert "process 1 failed:\nTraceback" in said.out
-    assert said.out.index("test_processes.py") < said.out.index("ZeroDivisionError")
+    output = capfd.readouterr()
+    assert output.out.count("ZeroDivisionError: in the second process") == 1
+    assert "process 1 failed:\nTraceback" in output.out
+    assert output.out.index("test_processes.py") < output.out.index("ZeroDivisionError")
 
 
-def test_what_crashes_after_the_work_is_done_fails_nothing(
+def test_a_crash_after_the_work_is_done_does_not_fail_the_job(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SABOTAGE", "end")
-    words = ("trainer.max_steps=1", "+device.plugin=tests.end_to_end.saboteur", "hydra.run.dir=run")
-    assert cli(*TINY, "launcher=ddp", "launcher.nproc_per_node=1", *words) == 0
+    overrides = ("trainer.max_steps=1", "+device.plugin=tests.end_to_end.saboteur", "hydra.run.dir=run")
+    assert cli(*TINY, "launcher=ddp", "launcher.nproc_per_node=1", *overrides) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "FINISHED"
 
 
 class Crashing(CrossEntropy):
-    """A loss that one of two processes cannot take."""
+    """A loss that crashes in one of two processes."""
 
     def forward(self, outputs: Any, target: torch.Tensor) -> torch.Tensor:
         if os.environ.get("RANK") == "1":
@@ -206,26 +204,29 @@ class Crashing(CrossEntropy):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("overrides", "message"),
     [
-        (("launcher=torchrun",), "launcher=torchrun: 'RANK' is not in the environment; start with 'torchrun"),
+        (("launcher=torchrun",), "launcher=torchrun: 'RANK' is not set in the environment; start with 'torchrun"),
         (("launcher=slurm",), "launcher=slurm: SLURM_PROCID=, SLURM_NTASKS=, "),
         (("-m", "launcher=torchrun", "seed=1,2"), "launcher=torchrun: a sweep cannot be started in several places"),
-        (("launcher=ddp", "launcher.nnodes=2"), "launcher.master_port=null: several nodes need one that all know"),
+        (("launcher=ddp", "launcher.nnodes=2"), "launcher.master_port=null: must be the same on all nodes"),
         (("launcher=ddp", "launcher.node_rank=3"), "launcher.node_rank=3: must be from 0 to 0"),
-        (("launcher=ddp", "launcher.nproc_per_node=0"), "launcher.nproc_per_node=0: must be 1 or more"),
-        (("launcher=ddp", "launcher.master_port=70000"), "launcher.master_port=70000: must be from 1 to 65535"),
+        (
+            ("launcher=ddp", "launcher.nproc_per_node=0"),
+            "launcher.nproc_per_node=0: must be greater than or equal to 1",
+        ),
+        (("launcher=ddp", "launcher.master_port=70000"), "launcher.master_port=70000: must be less than 65536"),
         (
             ("launcher=ddp", "launcher.master_addr=no.such.invalid"),
-            "launcher.master_addr=no.such.invalid: unknown here",
+            "launcher.master_addr=no.such.invalid: cannot be resolved",
         ),
         (("-m", "launcher=ddp", "launcher.nnodes=2", "launcher.master_port=2", "seed=1,2"), "in several places; start"),
         (("launcher=ddp", "launcher.nproc_per_nod=2"), "did you mean 'launcher.nproc_per_node'?"),
     ],
 )
 def test_wrong_ways_to_start_are_explained(
-    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...], message: str
 ) -> None:
-    assert cli(*words, *TINY) == 2
-    assert says in capsys.readouterr().err
+    assert cli(*overrides, *TINY) == 2
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The reference system's published commands, as the README translates them, on ``device=sdaa`` and little data."""
+"""The reference system's published commands, as translated in the README, with ``device=sdaa`` and little data."""
 
 import re
 import runpy
@@ -18,7 +18,7 @@ README = (CHECKOUT / "README.md").read_text()
 BLOCK = re.search(r"The reference's published commands:\n\n```\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for line in BLOCK[1].splitlines() if not line.startswith("#")] if BLOCK else []
 
-# What makes the runs small enough for here.
+# Overrides that make the runs small.
 ALWAYS = ("loader.num_workers=0", "tracking=none")
 SMALL_NETWORK = (
     "model=pspnet18",
@@ -51,7 +51,7 @@ def vocdevkit(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_published_commands_do_what_they_did(
+def test_the_published_commands_work(
     cli: Cli, vocdevkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(CHECKOUT / "tests" / "stand_in"))
@@ -59,8 +59,8 @@ def test_the_published_commands_do_what_they_did(
     single, ddp, resume, test, test_ddp, labels, check = COMMANDS
 
     def run(command: str, *more: str) -> str:
-        words = shlex.split(command.partition("-m pspexp")[2])
-        assert cli(*words, *more) == 0, command
+        overrides = shlex.split(command.partition("-m pspexp")[2])
+        assert cli(*overrides, *more) == 0, command
         return capfd.readouterr().out
 
     run(single, *ALWAYS, *SMALL_NETWORK, "trainer.max_steps=1")
@@ -73,8 +73,8 @@ def test_the_published_commands_do_what_they_did(
     assert [line for line in together.splitlines() if re.match(r"\w+ +\d+\.\d\d ", line)] == table
     assert "2 × sdaa:0" in run(check, *SMALL_NETWORK, f"dataset.root={vocdevkit}")
 
-    script, *words = shlex.split(labels.removeprefix("python "))
-    monkeypatch.setattr(sys, "argv", [script, *words])
+    script, *overrides = shlex.split(labels.removeprefix("python "))
+    monkeypatch.setattr(sys, "argv", [script, *overrides])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(CHECKOUT / script), run_name="__main__")
     assert not end.value.code

@@ -1,6 +1,7 @@
 """Devices are described by what they support, not by their names."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,25 @@ def test_asynchronous_copies_finish_before_they_are_used() -> None:
 def test_a_plugin_that_is_not_installed_is_named() -> None:
     with pytest.raises(UserError, match="device=npu: plugin torch_nowhere is not installed; follow the vendor's instr"):
         Device("npu", plugin="torch_nowhere")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise OSError('libcard.so: cannot open')", "OSError: libcard.so: cannot open"),
+        ("import missing_module", "ModuleNotFoundError: No module named 'missing_module'"),
+    ],
+)
+def test_a_plugin_that_fails_is_named_with_its_reason(
+    source: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch_broken.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        Device("npu", plugin="torch_broken")
+    assert str(caught.value) == (
+        f"device=npu: plugin torch_broken fails to import ({reason}); repair it or its driver, or use device=cpu"
+    )
 
 
 def test_a_class_that_does_not_exist_is_named_by_its_argument() -> None:

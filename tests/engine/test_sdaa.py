@@ -1,4 +1,4 @@
-"""``device=sdaa`` on a real out-of-tree backend, the stand-in: what its users type, with the CPU's results."""
+"""Commands with ``device=sdaa`` on an out-of-tree backend, the stand-in, give the CPU's results."""
 
 import json
 import os
@@ -27,11 +27,11 @@ def _plug_in() -> Iterator[None]:
     sys.path.remove(str(STAND_IN))
 
 
-def type_in(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command line of its own, which finds the stand-in."""
+def run_command(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that can import the stand-in."""
     path = os.pathsep.join([*environment.pop("PYTHONPATH", "").split(os.pathsep), str(CHECKOUT), str(STAND_IN)])
     return subprocess.run(
-        [sys.executable, "-m", "pspexp", *words],
+        [sys.executable, "-m", "pspexp", *overrides],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path.lstrip(os.pathsep), **environment},
         capture_output=True,
@@ -40,10 +40,10 @@ def type_in(folder: Path, *words: str, **environment: str) -> subprocess.Complet
     )
 
 
-def test_a_training_gives_the_cpus_bits(cli: Cli, tmp_path: Path) -> None:
+def test_a_training_is_bit_identical_to_the_cpus(cli: Cli, tmp_path: Path) -> None:
     for device in ("cpu", "sdaa"):
-        words = (*TINY, f"device={device}", "precision=fp32", "trainer.accumulate=2", "trainer.ema=0.9")
-        assert cli(*words, f"hydra.run.dir={device}") == 0
+        overrides = (*TINY, f"device={device}", "precision=fp32", "trainer.accumulate=2", "trainer.ema=0.9")
+        assert cli(*overrides, f"hydra.run.dir={device}") == 0
     here, there = last(tmp_path / "cpu"), last(tmp_path / "sdaa")
     assert all(weight.device.type == "cpu" for weight in there["model"].values())  # readable without the plugin
     for part in ("model", "ema", "metrics"):
@@ -52,7 +52,7 @@ def test_a_training_gives_the_cpus_bits(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("precision", "saved_as"), [("auto", "fp16"), ("bf16", "bf16")])
-def test_mixed_precision_is_near_the_cpus_float32(cli: Cli, tmp_path: Path, precision: str, saved_as: str) -> None:
+def test_mixed_precision_is_close_to_the_cpus_float32(cli: Cli, tmp_path: Path, precision: str, saved_as: str) -> None:
     assert cli(*ONE_EPOCH, "device=cpu", "precision=fp32", "hydra.run.dir=cpu") == 0
     assert cli(*ONE_EPOCH, "device=sdaa", f"precision={precision}", "hydra.run.dir=sdaa") == 0
     near, there = losses(tmp_path / "cpu"), losses(tmp_path / "sdaa")
@@ -62,11 +62,11 @@ def test_mixed_precision_is_near_the_cpus_float32(cli: Cli, tmp_path: Path, prec
 
 
 @pytest.mark.slow
-def test_fp16_goes_on_with_its_scaler_bit_by_bit(cli: Cli, tmp_path: Path) -> None:
-    words = (*TINY, "device=sdaa", "precision=fp16")
-    assert cli(*words, "hydra.run.dir=whole") == 0
-    assert cli(*words, "hydra.run.dir=part", "trainer.max_steps=1") == 0
-    assert cli(*words, "hydra.run.dir=part", "checkpoint.resume=auto") == 0
+def test_fp16_resumes_bit_exactly_with_its_scaler(cli: Cli, tmp_path: Path) -> None:
+    overrides = (*TINY, "device=sdaa", "precision=fp16")
+    assert cli(*overrides, "hydra.run.dir=whole") == 0
+    assert cli(*overrides, "hydra.run.dir=part", "trainer.max_steps=1") == 0
+    assert cli(*overrides, "hydra.run.dir=part", "checkpoint.resume=auto") == 0
     whole, part = last(tmp_path / "whole"), last(tmp_path / "part")
     assert whole["training"]["scaler"]["scale"] == 65536.0
     whole["training"].pop("position"), part["training"].pop("position")  # its best was validated at another step
@@ -75,11 +75,11 @@ def test_fp16_goes_on_with_its_scaler_bit_by_bit(cli: Cli, tmp_path: Path) -> No
     assert_same(whole, part)
 
 
-def test_checkpoints_travel_between_the_card_and_the_cpu(cli: Cli, tmp_path: Path) -> None:
+def test_checkpoints_move_between_the_card_and_the_cpu(cli: Cli, tmp_path: Path) -> None:
     for device, other in (("sdaa", "cpu"), ("cpu", "sdaa")):
         assert cli(*ONE_EPOCH, f"device={device}", "precision=fp32", f"hydra.run.dir={device}") == 0
-        words = ("mode=test", f"checkpoint.path={device}", "loader.num_workers=0", "tracking=none")
-        assert cli(*words, f"device={other}", f"hydra.run.dir=test_{device}") == 0
+        overrides = ("mode=test", f"checkpoint.path={device}", "loader.num_workers=0", "tracking=none")
+        assert cli(*overrides, f"device={other}", f"hydra.run.dir=test_{device}") == 0
         trained, tested = tmp_path / device / "tables", tmp_path / f"test_{device}" / "tables"
         assert (trained / "val_iou.csv").read_text() == (tested / "test_iou.csv").read_text()
 
@@ -92,17 +92,17 @@ def test_a_state_of_another_precision_is_refused(cli: Cli, tmp_path: Path, capsy
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_synchronised_norms(cli: Cli, tmp_path: Path) -> None:
+def test_two_processes_reproduce_one_with_synchronised_batch_norm(cli: Cli, tmp_path: Path) -> None:
     shared = (*TINY, "dataset.num_train=8", "precision=fp32", "model.dropout=0", "device=sdaa")
     assert cli(*shared, "loader.batch_size=4", "hydra.run.dir=one") == 0
-    done = type_in(tmp_path, *shared, "launcher=ddp", "launcher.nproc_per_node=2", "hydra.run.dir=two")
+    done = run_command(tmp_path, *shared, "launcher=ddp", "launcher.nproc_per_node=2", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
     assert "sync_batch_norm" not in done.stdout
     test = ("mode=test", "checkpoint.path=two/checkpoints/last.pt", "loader.num_workers=0", "tracking=none")
     assert cli(*test, "device=sdaa", "precision=fp32", "hydra.run.dir=test") == 0
     assert (tmp_path / "two/tables/val_iou.csv").read_text() == (tmp_path / "test/tables/test_iou.csv").read_text()
     tested = json.loads((tmp_path / "test" / "summary.json").read_text())["last"]["test/loss"]
-    assert losses(tmp_path / "two")[-1] == tested  # to the last digit: both folded the norms
+    assert losses(tmp_path / "two")[-1] == tested  # exactly: both folded the norms
 
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     one, two = last(tmp_path / "one")["model"], last(tmp_path / "two")["model"]
@@ -116,39 +116,19 @@ def test_a_card_that_does_not_exist_is_refused(cli: Cli, capsys: pytest.CaptureF
     assert "device.index=5: this machine has 2 sdaa cards; use 0 to 1" in capsys.readouterr().out
 
 
-def test_a_precision_its_maker_does_not_list_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_precision_that_is_not_listed_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(*TINY, "device=sdaa", "device.amp_dtypes=[bf16]", "precision=fp16") == 2
-    assert "precision=fp16: not on sdaa:0 (device.amp_dtypes=['bf16']); use precision=fp32" in capsys.readouterr().out
+    assert (
+        "precision=fp16: not supported on sdaa:0 (device.amp_dtypes=[bf16]); use precision=fp32"
+        in capsys.readouterr().out
+    )
 
 
-def test_check_tells_what_the_card_is_and_does(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_describes_the_card(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=check", *TINY, "device=sdaa") == 0
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for fact in ("2 × sdaa:0", "precision=fp16: yes, with a gradient scaler", "precision=auto: fp16", "gloo", "tccl"):
-        assert fact in said
-
-
-def test_a_machine_without_cards_is_told_so(tmp_path: Path) -> None:
-    done = type_in(tmp_path, *TINY, "device=sdaa", SDAA_VISIBLE_DEVICES="")
-    assert done.returncode == 2
-    assert "device=sdaa: not available here (" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    ("source", "says"),
-    [
-        ("raise OSError('libsdaa.so: cannot open')", "fails to import (OSError: libsdaa.so: cannot open); repair it"),
-        ("import nowhere_to_be_found", "fails to import (ModuleNotFoundError: No module named 'nowhere_to_be_found')"),
-    ],
-)
-def test_a_plugin_that_fails_is_named_with_its_reason(tmp_path: Path, source: str, says: str) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "torch_sdaa.py").write_text(source)
-    done = type_in(tmp_path, *TINY, "device=sdaa", PYTHONPATH=str(tmp_path / "broken"))
-    assert done.returncode == 2
-    assert f"device=sdaa: its plugin torch_sdaa {says}" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+        assert fact in output
 
 
 def test_a_plugin_that_breaks_torch_itself_is_named(tmp_path: Path) -> None:
@@ -157,9 +137,9 @@ def test_a_plugin_that_breaks_torch_itself_is_named(tmp_path: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-sdaa\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[torch.backends]\ntorch_sdaa = broken_sdaa:_autoload\n")
     (tmp_path / "site" / "broken_sdaa.py").write_text("raise OSError('the driver is missing')")
-    done = type_in(tmp_path, *TINY, "device=cpu", PYTHONPATH=str(tmp_path / "site"))
+    done = run_command(tmp_path, *TINY, "device=cpu", PYTHONPATH=str(tmp_path / "site"))
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 5):
-        assert done.returncode == 0  # such plugins are not loaded by themselves yet
+        assert done.returncode == 0  # older torch does not load such plugins automatically
         return
     assert done.returncode == 2
     assert "torch_sdaa" in done.stderr

@@ -1,4 +1,4 @@
-"""The stand-in for the vendor's accelerator, which other tests rely on, computes what the CPU computes."""
+"""The stand-in for the vendor's accelerator, used by other tests, gives the CPU's results."""
 
 import os
 import subprocess
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 STAND_IN = Path(__file__).parents[1] / "stand_in"
+CHECKOUT = STAND_IN.parents[1]
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 BATCH = 8
 
@@ -37,7 +38,7 @@ def make_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module", autouse=True)
 def plug_in() -> Any:
-    """The plug-in, imported as a user's program would; without a compiler nothing here can run."""
+    """The plugin, imported as in a user's program; it needs a compiler."""
     sys.path.insert(0, str(STAND_IN))
     yield pytest.importorskip("torch_sdaa", exc_type=ImportError)
     sys.path.remove(str(STAND_IN))
@@ -50,7 +51,7 @@ def _first_device(plug_in: Any) -> Any:
 
 
 def run_python(code: str, *folders: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A Python of its own that finds the stand-in."""
+    """Run code in a process that can import the stand-in."""
     path = os.pathsep.join(map(str, (*folders, STAND_IN)))
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -64,7 +65,7 @@ def run_python(code: str, *folders: Path, **environment: str) -> subprocess.Comp
 # ---- devices
 
 
-def test_there_are_two_devices_and_one_is_the_current() -> None:
+def test_there_are_two_devices_and_a_current_one() -> None:
     assert torch.sdaa.is_available()
     assert torch.sdaa.device_count() == 2
     with torch.sdaa.device("sdaa:1"):
@@ -77,7 +78,7 @@ def test_there_are_two_devices_and_one_is_the_current() -> None:
 
 
 @pytest.mark.parametrize("use", [torch.empty, torch.zeros, torch.ones])
-def test_a_device_that_is_not_there_is_refused(use: Callable[..., torch.Tensor]) -> None:
+def test_a_missing_device_is_refused(use: Callable[..., torch.Tensor]) -> None:
     with pytest.raises(RuntimeError, match="invalid sdaa device ordinal 2: 2 available"):
         use(1, device="sdaa:2")
     with pytest.raises(RuntimeError, match="invalid sdaa device ordinal"):
@@ -85,23 +86,21 @@ def test_a_device_that_is_not_there_is_refused(use: Callable[..., torch.Tensor])
 
 
 @pytest.mark.parametrize(("visible", "count"), [("", 0), ("0", 1)])
-def test_the_environment_says_how_many_devices_there_are(visible: str, count: int) -> None:
+def test_the_environment_sets_the_number_of_devices(visible: str, count: int) -> None:
     code = """
 import torch, torch_sdaa
 print(torch.sdaa.device_count(), torch.sdaa.is_available())
-try:
-    print(torch.zeros(1, device="sdaa").device)
-except RuntimeError as error:
-    print(error)
+from pspexp.engine.device import unavailable_reason
+print(unavailable_reason("sdaa"))
 """
-    done = run_python(code, SDAA_VISIBLE_DEVICES=visible)
-    made = "sdaa:0" if count else "invalid sdaa device ordinal 0: 0 available"
+    done = run_python(code, CHECKOUT, SDAA_VISIBLE_DEVICES=visible)
+    reason = None if count else "invalid sdaa device ordinal 0: 0 available"
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"{count} {count > 0}\n{made}")
+    assert done.stdout.startswith(f"{count} {count > 0}\n{reason}")
 
 
 @pytest.mark.skipif(TORCH < (2, 6), reason="torch.accelerator exists since torch 2.6")
-def test_torch_accelerator_knows_the_device() -> None:
+def test_torch_accelerator_reports_the_device() -> None:
     assert torch._C._get_privateuse1_backend_name() == "sdaa"
     assert torch.accelerator.current_accelerator(check_available=True) == torch.device("sdaa")
     assert torch.accelerator.device_count() == 2
@@ -139,13 +138,13 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("fused", [None, True], ids=["foreach", "fused"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_training_gives_the_same_bits_as_the_cpu(name: str, fused: bool | None) -> None:
+def test_training_is_bit_identical_to_the_cpu(name: str, fused: bool | None) -> None:
     on_cpu, on_device = (train(device, partial(OPTIMIZERS[name], fused=fused)) for device in ("cpu", "sdaa"))
     for key, weights in on_cpu.items():
         assert torch.equal(weights, on_device[key]), key
 
 
-def test_training_in_channels_last_gives_the_same_bits_as_the_cpu() -> None:
+def test_training_in_channels_last_is_bit_identical_to_the_cpu() -> None:
     layout = {"memory_format": torch.channels_last}
     on_cpu, on_device = (train(device, OPTIMIZERS["sgd"], **layout) for device in ("cpu", "sdaa"))
     for key, weights in on_cpu.items():
@@ -178,7 +177,7 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operators_give_what_the_cpu_gives(name: str) -> None:
+def test_operators_give_the_results_of_the_cpu(name: str) -> None:
     x = torch.randn(6, 8, generator=seeded(0))
     with torch.inference_mode():
         result = OPERATIONS[name](x.to("sdaa"))
@@ -187,7 +186,7 @@ def test_operators_give_what_the_cpu_gives(name: str) -> None:
     torch.testing.assert_close(result, expected, rtol=0, atol=0, check_device=False)
 
 
-def test_a_moving_average_of_the_weights_follows_them() -> None:
+def test_weights_can_be_averaged() -> None:
     net, average = (make_net().to("sdaa") for _ in range(2))
     with torch.no_grad():
         for weights in net.parameters():
@@ -200,7 +199,7 @@ def test_a_moving_average_of_the_weights_follows_them() -> None:
 # ---- random numbers
 
 
-def test_a_generator_of_the_device_draws_its_own_numbers() -> None:
+def test_a_generator_of_the_device_is_independent() -> None:
     one, same = (torch.Generator("sdaa").manual_seed(5) for _ in range(2))
     state = torch.sdaa.get_rng_state()
     drawn = torch.rand(4, device="sdaa", generator=one)
@@ -212,7 +211,7 @@ def test_a_generator_of_the_device_draws_its_own_numbers() -> None:
         torch.rand(4, device="sdaa", generator=seeded(5))
 
 
-def test_dropout_draws_from_the_devices_random_numbers() -> None:
+def test_dropout_uses_the_generator_of_the_device() -> None:
     ones = torch.ones(1000, device="sdaa")
     torch.manual_seed(3)
     on_cpu = torch.rand(4)
@@ -220,7 +219,7 @@ def test_dropout_draws_from_the_devices_random_numbers() -> None:
     first = F.dropout(ones, 0.5)
     state = torch.sdaa.get_rng_state()
     second = F.dropout(ones, 0.5)
-    assert torch.equal(torch.rand(4), on_cpu)  # those of the CPU were left alone
+    assert torch.equal(torch.rand(4), on_cpu)  # the CPU generator is not advanced
     assert 400 < (first == 0).sum() < 600
     assert not torch.equal(first, second)
     torch.sdaa.set_rng_state(state)
@@ -229,14 +228,14 @@ def test_dropout_draws_from_the_devices_random_numbers() -> None:
     assert torch.equal(F.dropout(ones, 0.5), first)
     torch.sdaa.manual_seed(3)
     assert torch.equal(F.dropout(ones, 0.5), first)
-    assert torch.equal(F.dropout(ones.to("sdaa:1"), 0.5).cpu(), first.cpu())  # torch.manual_seed seeds them all
+    assert torch.equal(F.dropout(ones.to("sdaa:1"), 0.5).cpu(), first.cpu())  # torch.manual_seed seeds all devices
 
 
 # ---- mixed precision
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_computes_each_operator_in_the_type_torch_says(dtype: torch.dtype) -> None:
+def test_autocast_uses_the_types_of_torchs_operator_lists(dtype: torch.dtype) -> None:
     x = torch.ones(2, 3, 8, 8, device="sdaa")
     weight = torch.ones(4, 3, 3, 3, device="sdaa", requires_grad=True)
     with torch.autocast("sdaa", dtype=dtype):
@@ -274,7 +273,7 @@ def test_the_scaler_scales_and_skips_a_step_that_overflows(vendors: bool) -> Non
     assert scaler.get_scale() == 4
 
 
-def test_the_vendors_names_are_there() -> None:
+def test_the_vendors_names_exist() -> None:
     import torch.sdaa.amp
 
     with torch.sdaa.amp.autocast(dtype=torch.bfloat16):
@@ -287,7 +286,7 @@ def test_the_vendors_names_are_there() -> None:
 # ---- saving
 
 
-def test_weights_move_between_devices_by_way_of_a_file(tmp_path: Path) -> None:
+def test_weights_move_between_devices_through_a_file(tmp_path: Path) -> None:
     expected = make_net().state_dict()
     for device, where in (("sdaa", "cpu"), ("cpu", "sdaa"), ("sdaa", "sdaa:1"), ("sdaa:1", None)):
         torch.save(make_net().to(device).state_dict(), tmp_path / "net.pt")
@@ -304,7 +303,7 @@ def test_weights_move_between_devices_by_way_of_a_file(tmp_path: Path) -> None:
 
 
 def train_in_part(net: nn.Module, rank: int, **options: Any) -> dict[str, Any]:
-    """One step of training on this process' half of the batch."""
+    """One training step on this process's half of the batch."""
     net = nn.parallel.DistributedDataParallel(net.to("sdaa"), **options)
     images, labels = (part.chunk(2)[rank].to("sdaa") for part in make_batch())
     images.requires_grad_()
@@ -314,8 +313,8 @@ def train_in_part(net: nn.Module, rank: int, **options: Any) -> dict[str, Any]:
     return {"gradients": gradients, "buffers": dict(net.module.cpu().named_buffers()), "images": images.grad.cpu()}
 
 
-def talk(rank: int) -> dict[str, Any]:
-    """What this process gets from each kind of collective operation."""
+def collectives(rank: int) -> dict[str, Any]:
+    """The results of each collective operation in this process."""
     mine = torch.arange(3, device="sdaa") + 10 * rank
     total, largest, first = mine.clone(), mine.float(), mine.clone()
     dist.all_reduce(total)
@@ -335,20 +334,25 @@ def talk(rank: int) -> dict[str, Any]:
     dist.send(passed, 1) if rank == 0 else dist.recv(passed, 0)
     objects: list[Any] = [None, None]
     dist.all_gather_object(objects, {"rank": rank})
-    told = [rank]
-    dist.broadcast_object_list(told, src=1)
+    broadcast = [rank]
+    dist.broadcast_object_list(broadcast, src=1)
     on_cpu = torch.ones(2)
     dist.all_reduce(on_cpu)
     dist.barrier()
     got = {"total": total, "largest": largest, "first": first, "joined": joined, "part": part, "passed": passed}
-    lists = {"every": torch.stack(every).tolist(), "objects": objects, "told": told, "on_cpu": on_cpu.tolist()}
+    lists = {
+        "every": torch.stack(every).tolist(),
+        "objects": objects,
+        "broadcast": broadcast,
+        "on_cpu": on_cpu.tolist(),
+    }
     if gathered is not None:
         lists |= {"gathered": torch.stack(gathered).tolist(), "reduced": reduced.tolist()}
     return {name: tensor.tolist() for name, tensor in got.items()} | lists
 
 
-def work(rank: int, folder: str) -> None:
-    """What each of two processes does."""
+def run_process(rank: int, folder: str) -> None:
+    """Entry point of both processes."""
     sys.path.insert(0, str(STAND_IN))
     import torch_sdaa  # noqa: F401
 
@@ -357,7 +361,7 @@ def work(rank: int, folder: str) -> None:
     address = f"file://{folder}/store"
     dist.init_process_group("cpu:gloo,sdaa:tccl", address, timedelta(seconds=60), world_size=2, rank=rank)
     results = {
-        "talk": talk(rank),
+        "collectives": collectives(rank),
         "plain": train_in_part(make_net(norm=False), rank),
         "sync": train_in_part(nn.SyncBatchNorm.convert_sync_batchnorm(make_net()), rank, gradient_as_bucket_view=True),
     }
@@ -367,9 +371,9 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def two_processes(plug_in: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The results of both, gathered once for all tests."""
+    """Results of both processes, computed once for all tests."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    torch.multiprocessing.spawn(run_process, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -385,16 +389,16 @@ def test_processes_exchange_tensors_and_objects(two_processes: list[dict[str, An
             "part": [value + rank for value in both[0]],
             "passed": both[0],
             "objects": [{"rank": 0}, {"rank": 1}],
-            "told": [1],
+            "broadcast": [1],
             "on_cpu": [2, 2],
         }
         if rank == 0:
             expected |= {"gathered": both, "reduced": [10, 12, 14]}
-        assert results["talk"] == expected
+        assert results["collectives"] == expected
 
 
 @pytest.mark.parametrize("kind", ["plain", "sync"])
-def test_two_processes_get_the_gradients_of_one(two_processes: list[dict[str, Any]], kind: str) -> None:
+def test_two_processes_reproduce_the_gradients_of_one(two_processes: list[dict[str, Any]], kind: str) -> None:
     net = make_net(norm=kind == "sync")
     images, labels = make_batch()
     images.requires_grad_()
@@ -407,10 +411,10 @@ def test_two_processes_get_the_gradients_of_one(two_processes: list[dict[str, An
         for name, buffer in net.named_buffers():
             close(results[kind]["buffers"][name], buffer)
     halves = torch.cat([results[kind]["images"] for results in two_processes])
-    close(halves / 2, images.grad)  # each took the mean over its half
+    close(halves / 2, images.grad)  # each process averaged over its half
 
 
-def test_the_process_group_wants_a_device_to_be_chosen_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_group_needs_a_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.sdaa, "device_chosen", False)
     with pytest.raises(RuntimeError, match=r"call torch\.sdaa\.set_device before init_process_group"):
         dist.init_process_group("cpu:gloo,sdaa:tccl", store=dist.HashStore(), rank=0, world_size=1)
@@ -420,7 +424,7 @@ def test_the_process_group_wants_a_device_to_be_chosen_first(monkeypatch: pytest
 # ---- the package
 
 
-def test_a_program_that_ends_after_a_backward_pass_ends_well() -> None:
+def test_a_program_exits_cleanly_after_a_backward_pass() -> None:
     code = """
 import torch, torch_sdaa
 class Double(torch.autograd.Function):
@@ -432,8 +436,8 @@ Double.apply(torch.ones(3, device="sdaa:1", requires_grad=True)).sum().backward(
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.skipif(TORCH < (2, 5), reason="torch loads such plug-ins by itself since version 2.5")
-def test_an_installed_plug_in_is_loaded_with_torch(tmp_path: Path) -> None:
+@pytest.mark.skipif(TORCH < (2, 5), reason="torch loads such plugins automatically since version 2.5")
+def test_an_installed_plugin_is_loaded_with_torch(tmp_path: Path) -> None:
     info = tmp_path / "torch_sdaa-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_sdaa\nVersion: 0\n")
@@ -443,8 +447,8 @@ def test_an_installed_plug_in_is_loaded_with_torch(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "sdaa:0\n", "")
 
 
-def test_without_a_compiler_the_import_says_so(plug_in: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sys.prefix", "/dev/null")  # nothing can be written there, so this looks elsewhere
+def test_a_missing_compiler_is_reported(plug_in: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.prefix", "/dev/null")  # read-only, so another folder is used
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ImportError, match=r"no C\+\+ compiler \(no-such-compiler\) found"):

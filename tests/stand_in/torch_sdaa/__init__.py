@@ -1,20 +1,20 @@
-"""A stand-in for the vendor plug-in of the same name, for tests: PyTorch's own out-of-tree backend, on host memory.
+"""A stand-in for the vendor plugin of the same name, for tests: an out-of-tree PyTorch backend on host memory.
 
-``import torch_sdaa`` makes the device type ``sdaa`` and the module ``torch.sdaa``. The first import in an environment
-compiles the C++ part; where that cannot be done it raises an ImportError that says what is missing, so a test
-module begins with ``pytest.importorskip("torch_sdaa", exc_type=ImportError)``. An import after that takes no time.
-There are two devices, or as many as the environment variable SDAA_VISIBLE_DEVICES lists; none if it is empty.
+``import torch_sdaa`` registers the device type ``sdaa`` and the module ``torch.sdaa``. The first import in an
+environment compiles the C++ part; if that is not possible, it raises an ImportError that names what is missing, so
+test modules start with ``pytest.importorskip("torch_sdaa", exc_type=ImportError)``. Later imports are fast. There are
+two devices, or as many as the environment variable SDAA_VISIBLE_DEVICES lists; none if it is empty.
 
-It shows that a program goes through torch's dispatcher, autograd, autocast and c10d as it would on the vendor's
-device. It shows nothing about the vendor's operators, numbers or speed.
+Tests with it prove that a program uses torch's dispatcher, autograd, autocast and c10d as it would on the vendor's
+device. They prove nothing about the vendor's operators, numerics or speed.
 """
-# ruff: noqa: E402, F401  # the order matters, and to import a part is to register it
+# ruff: noqa: E402, F401  # the order matters, and importing a part registers it
 
 
 def _autoload() -> None:
-    """Entry point of the group ``torch.backends``: to import this package is all it takes.
+    """Entry point in the group ``torch.backends``; importing this package is sufficient.
 
-    It stands above ``import torch``, which may call it while this module is only half imported.
+    Defined before ``import torch``, which may call it while this module is partially imported.
     """
 
 
@@ -40,6 +40,6 @@ for _part in (amp, nn):
 
 from torch_sdaa import distributed, kernels
 
-# The backward pass runs on a thread of its device, which takes Python's lock to let go of its last node a moment after
-# backward() has returned. If the interpreter is gone by then, Python 3.11 aborts the process. Give it that moment.
+# The backward pass runs on a thread of its device, which needs the GIL to release its last node shortly after
+# backward() has returned. If the interpreter is finalised by then, Python 3.11 aborts the process, so wait briefly.
 atexit.register(time.sleep, 0.05)

@@ -1,6 +1,6 @@
-"""Compiles ``csrc/`` with a plain compiler, once for each environment and state of the sources.
+"""Compiles ``csrc/``, once per environment and version of the sources.
 
-No ``torch.utils.cpp_extension``: that wants ninja and setuptools, which an environment for tests need not have.
+Without ``torch.utils.cpp_extension``, which needs ninja and setuptools.
 """
 
 import fcntl
@@ -22,11 +22,11 @@ CSRC = Path(__file__).parent / "csrc"
 
 
 class CannotBuildError(ImportError):
-    """Something that compiling needs is not on this machine."""
+    """The compiler or the headers are missing."""
 
 
 def load() -> None:
-    """Make the compiled part importable as ``torch_sdaa._C``; load it."""
+    """Load the compiled part as ``torch_sdaa._C``."""
     loader = importlib.machinery.ExtensionFileLoader("torch_sdaa._C", str(library()))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
@@ -36,11 +36,11 @@ def load() -> None:
 
 
 def library() -> Path:
-    """The compiled part, built if it was not yet; a second process waits meanwhile.
+    """Path of the compiled part, which is built if necessary, by one process at a time.
 
     Raises:
-        CannotBuildError: there is no compiler, or no header files of this Python.
-        RuntimeError: the compiler failed; shows what it said.
+        CannotBuildError: there is no compiler, or no headers of this Python version.
+        RuntimeError: the compiler failed; includes its output.
     """
     flags = _flags()
     state = [torch.__version__, sysconfig.get_config_var("SOABI"), *flags, *(file.read_text() for file in _sources())]
@@ -57,7 +57,7 @@ def _sources() -> list[Path]:
 
 
 def _folder() -> Path:
-    """Where builds are kept: in the environment, or, where that is read-only, among this user's temporary files."""
+    """Folder of the builds: in the environment or, if that is read-only, in the temporary folder."""
     own = Path(sys.prefix) / "share" / "pspexp-stand-in"
     try:
         own.mkdir(parents=True, exist_ok=True)
@@ -69,10 +69,10 @@ def _folder() -> Path:
 
 
 def _flags() -> list[str]:
-    """What makes the result fit this torch, this Python and their standard library."""
+    """Compiler flags for compatibility with this torch and this Python."""
     home = Path(torch.__file__).parent
     folders = (home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include"))
-    # Older torch says how its pybind11 was built: modules that share types must match.
+    # Older torch exposes how its pybind11 was built; modules that share types must match.
     pybind = {name: getattr(torch._C, f"_PYBIND11_{name}", None) for name in ("COMPILER_TYPE", "STDLIB", "BUILD_ABI")}
     return [
         "-std=c++20" if torch.__version__ >= (2, 10) else "-std=c++17",
@@ -92,7 +92,7 @@ def _compile(flags: list[str], file: Path) -> None:
     if shutil.which(compiler[0]) is None:
         raise CannotBuildError(f"torch_sdaa stand-in: no C++ compiler ({compiler[0]}) found")
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
-        raise CannotBuildError("torch_sdaa stand-in: no header files of this Python (Python.h) found")
+        raise CannotBuildError("torch_sdaa stand-in: no Python headers (Python.h) found")
     unfinished = file.with_suffix(".unfinished")
     libraries = ["-ltorch_python", "-ltorch_cpu", "-ltorch", "-lc10"]
     command = [*compiler, *flags, str(CSRC / "sdaa.cpp"), "-o", str(unfinished), *libraries]

@@ -1,4 +1,4 @@
-"""``torch.sdaa.amp``: mixed precision under the names the vendor has for it."""
+"""``torch.sdaa.amp``: mixed precision with the vendor's names."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What is seen as ``torch.sdaa``: the devices and their random numbers. Work is done when a call returns."""
+"""The module ``torch.sdaa``: devices and random numbers. All calls are synchronous."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import torch
 
 from torch_sdaa import _C
 
-device_chosen = False  # by set_device, which the process-group backend insists on
+device_chosen = False  # by set_device, which the process-group backend requires
 
 
 def _index(of: Any = None) -> int:
-    """The number of a device given as number, name or object; of the current one if that says none."""
+    """Index of a device given as index, name or object; that of the current device if it has none."""
     if of is None or isinstance(of, int):
         return current_device() if of is None else of
     named = torch.device(of)
@@ -38,7 +38,7 @@ def set_device(device: Any) -> None:
 
 
 class device:  # noqa: N801  # as in torch.cuda
-    """Context in which another device is the current one."""
+    """Context manager that changes the current device."""
 
     def __init__(self, device: Any) -> None:
         self.index = _index(device)
@@ -63,7 +63,7 @@ def get_amp_supported_dtype() -> list[torch.dtype]:
 
 
 def _is_in_bad_fork() -> bool:
-    return False  # torch.manual_seed asks
+    return False  # called by torch.manual_seed
 
 
 def manual_seed(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""The process-group backend ``tccl``: gloo, working on the device's memory. Needs ``sdaa:tccl`` beside ``cpu:gloo``."""
+"""The process-group backend ``tccl``: gloo on the device's memory. Used as ``cpu:gloo,sdaa:tccl``."""
 
 from datetime import timedelta
 
@@ -8,7 +8,7 @@ from torch_sdaa import _C, device
 
 
 def _create(store: dist.Store, rank: int, size: int, timeout: timedelta) -> object:
-    if not device.device_chosen:  # as the vendor's: it could not know which device this process talks for
+    if not device.device_chosen:  # required by the vendor's backend, too
         raise RuntimeError("tccl: call torch.sdaa.set_device before init_process_group")
     return _C.tccl(dist.ProcessGroupGloo(store, rank, size, timeout))
 

@@ -1,4 +1,4 @@
-"""The five operators of SyncBatchNorm. Torch has them for CUDA only, so the CPU cannot stand in for the device."""
+"""The five operators of SyncBatchNorm, which torch implements for CUDA only, so that there is no CPU fallback."""
 
 from collections.abc import Callable
 
@@ -71,7 +71,7 @@ def batch_norm_backward_reduce(
     dims, dy = _all_but_channels(x), dy.float()
     sum_dy = dy.sum(dims)
     sum_dy_xmu = (dy * (x.float() - _per_channel(mean, x))).sum(dims)
-    return sum_dy, sum_dy_xmu, sum_dy_xmu * invstd, sum_dy.clone()  # the caller drops what it did not want
+    return sum_dy, sum_dy_xmu, sum_dy_xmu * invstd, sum_dy.clone()  # the caller ignores what it does not need
 
 
 @_kernel

@@ -1,4 +1,4 @@
-"""``torch.sdaa.nn``: the vendor's name for synchronized batch normalization, which is torch's."""
+"""``torch.sdaa.nn``: torch's synchronised batch normalisation with the vendor's name."""
 
 from typing import Any
 

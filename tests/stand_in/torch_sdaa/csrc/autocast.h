@@ -1,9 +1,9 @@
-// torch.autocast("sdaa"): torch's own lists of operators and what to cast for them.
+// torch.autocast("sdaa"): torch's own lists of operators and casts.
 #pragma once
 #include <ATen/autocast_mode.h>
 
 namespace sdaa_autocast {
-using namespace at;  // as torch's lists expect
+using namespace at;  // required by torch's lists
 
 #define LOWER(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, lower_precision_fp)
 #define FP32(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32)

@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-// Whether the hooks are asked for generators and for what torch.accelerator wants to know.
+// Whether torch calls the hooks for generators and for torch.accelerator.
 #define NEW_HOOKS (TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 7)
 
 namespace sdaa {
@@ -49,10 +49,10 @@ DeviceIndex checked(DeviceIndex index) {
   return index;
 }
 
-// The device before; raises for one that is not there.
+// Returns the previous device; raises if the new one does not exist.
 DeviceIndex exchange_device(DeviceIndex index) { return std::exchange(current, checked(index)); }
 
-// What autograd and `with device:` ask for. There is one stream, and all work is done when a call returns.
+// Used by autograd and `with device:`. There is one stream, and all calls are synchronous.
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return kType; }
   Device exchangeDevice(Device d) const override { return Device(kType, exchange_device(d.index())); }
@@ -76,7 +76,7 @@ struct Allocator final : c10::Allocator {
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 } allocator;
 
-// A tensor on device `to` over the very same bytes, which it keeps alive.
+// A tensor on device `to` that shares and keeps alive the same memory.
 at::Tensor alias(const at::Tensor& tensor, Device to) {
   if (!tensor.defined() || tensor.device() == to) return tensor;
   auto* kept = new c10::Storage(tensor.storage());
@@ -88,7 +88,7 @@ at::Tensor alias(const at::Tensor& tensor, Device to) {
                                                         tensor.dtype());
   auto* impl = other.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
-  // A Python number in disguise takes no part in type promotion.
+  // A wrapped Python number does not take part in type promotion.
   if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
   return other;
 }
@@ -124,7 +124,7 @@ at::Generator& default_generator(DeviceIndex index) {
   return all[checked(index < 0 ? current : index)];
 }
 
-// While it lives, the CPU's operators draw from another generator's random numbers.
+// While it exists, the CPU's operators use another generator.
 struct Lent {
   explicit Lent(const at::Generator& from)
       : lock(mutex()), own(from), cpu(at::detail::getDefaultCPUGenerator()), saved(cpu.get_state()) {
@@ -143,7 +143,7 @@ struct Lent {
   at::Tensor saved;
 };
 
-// ---- what torch asks the backend as a whole -----------------------------------------------------------------
+// ---- hooks of the backend -----------------------------------------------------------------------------------
 struct Hooks final : at::PrivateUse1HooksInterface {
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   DeviceIndex deviceCount() const override { return device_count(); }
@@ -201,7 +201,7 @@ Device device_of(const c10::OperatorHandle& op, const std::vector<c10::IValue>& 
 
 c10::IValue to_cpu(const c10::OperatorHandle& op, const c10::IValue& arg) {
   if (arg.isDevice()) return kCpu;
-  if (arg.isGenerator()) return {};  // the CPU's own, to which this one's state is lent
+  if (arg.isGenerator()) return {};  // the CPU's own generator, with the state of this one
   const bool indices = arg.isOptionalTensorList();  // these may be on the CPU, and so may numbers
   return each_tensor(arg, [&](const at::Tensor& tensor) {
     TORCH_CHECK(indices || !tensor.defined() || tensor.dim() == 0 || !tensor.is_cpu(), "Expected all tensors to be ",
@@ -210,7 +210,7 @@ c10::IValue to_cpu(const c10::OperatorHandle& op, const c10::IValue& arg) {
   });
 }
 
-// The generator an operator draws from, if it does.
+// The generator that an operator uses, if any.
 std::optional<at::Generator> generator_of(const c10::OperatorHandle& op, const std::vector<c10::IValue>& args,
                                           Device device) {
   for (const auto& arg : args) {
@@ -257,7 +257,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     if (written(schema.arguments()[i].alias_info()) && args[i].isTensor()) adopt(args[i].toTensor(), cpu[i].toTensor());
 }
 
-// The CPU's kernels of operators that only touch sizes and strides serve any tensor.
+// The CPU's kernels of operators that only change sizes and strides work for any tensor.
 void sizes_only(const c10::OperatorHandle& op, torch::jit::Stack* stack) { op.redispatchBoxed(kCpuKeys, stack); }
 
 Device target(std::optional<Device> device) {
@@ -283,7 +283,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
 
-// Operators without a derivative, such as c10d's: torch 2.4 does not let them pass for this device.
+// Operators without a derivative, such as c10d's: torch 2.4 does not dispatch them for this device.
 TORCH_LIBRARY_IMPL(_, AutogradPrivateUse1, m) {
   if (!c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(c10::DispatchKey::AutogradPrivateUse1))
     m.fallback(torch::CppFunction::makeFallthrough());
@@ -293,7 +293,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   for (auto* name : {"as_strided", "view", "_reshape_alias", "resize_", "set_.source_Storage",
                      "set_.source_Storage_storage_offset", "set_.source_Tensor"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&sizes_only>());
-  // Torch's own code for these picks a kernel by the device's type, and knows none for this one.
+  // Torch selects the kernels of these by device type and has none for this one.
   for (auto* name : {"convolution", "convolution_backward"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
   m.impl("empty.memory_format", &empty);

@@ -1,6 +1,6 @@
 // The Python module, and "tccl": a process-group backend in which gloo works on the device memory's CPU aliases.
-// It is C++ because torch 2.4 lets Python define no backend that can stand beside gloo in "cpu:gloo,sdaa:tccl".
-// The other two files are included here, not compiled by themselves: reading torch's headers is what takes the time.
+// It is C++ because with torch 2.4 a backend defined in Python cannot be combined with gloo in "cpu:gloo,sdaa:tccl".
+// The other two files are included instead of compiled separately, because parsing torch's headers takes the time.
 #include "autocast.h"
 #include "device.h"
 
@@ -24,13 +24,13 @@ std::vector<T> cpu(const std::vector<T>& all) {
   return out;
 }
 
-// DDP takes the result from the work, so it must be the tensors on the device.
+// DDP takes the result from the work object, so it must hold the tensors on the device.
 template <class T>
 WorkPtr with_result(const WorkPtr& work, T result) {
   auto type = c10::IValue(result).type();
   return c10d::Work::create_from_future(work->getFuture()->then(
       [result = std::move(result)](c10::ivalue::Future& done) {
-        done.value();  // raises what gloo raised
+        done.value();  // rethrows gloo's error
         return c10::IValue(result);
       },
       type));
