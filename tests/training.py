@@ -25,7 +25,8 @@ from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.inference import Whole
 from pspexp.losses import CrossEntropy
 from pspexp.metrics import Report
-from pspexp.tracking import LocalTracker, SilentTracker, Tracker
+from pspexp.tracking.local import LocalTracker
+from pspexp.tracking.tracker import SilentTracker, Tracker
 
 NUM_CLASSES = len(SHAPES_CLASSES)
 MEAN, STD = [0.5, 0.5, 0.5], [0.2, 0.2, 0.2]

@@ -65,7 +65,7 @@ from pspexp.errors import UserError
 from pspexp.jobs import job as run
 from pspexp.metrics import ConfusionMatrix
 from pspexp.models.pyramid import HEADS
-from pspexp.tracking import Tracker
+from pspexp.tracking.tracker import Tracker
 
 CLASSES, IGNORE = 21, 255
 PSPNETS = ("pspnet18", "pspnet50", "pspnet50_mmseg", "pspnet101")

@@ -24,8 +24,9 @@ from pspexp.errors import ArgumentError, Interrupted, UserError, setting
 from pspexp.losses import LossSum, can_chunk, loss_sum
 from pspexp.models.segmenter import can_defer_upsampling
 from pspexp.optim import load_optimizer_state, supports_found_inf
-from pspexp.tracking import Progress, Tracker
-from pspexp.tracking.local import finite
+from pspexp.tracking.console import Progress
+from pspexp.tracking.run_folder import finite
+from pspexp.tracking.tracker import Tracker
 
 MAX_QUEUED_STEPS = 2  # how far the host runs ahead of the device: enough to keep it busy, and to time the steps
 RANK_SEED_STRIDE = 2**32  # between the random streams of two processes: configured seeds are smaller

@@ -11,7 +11,8 @@ from pspexp.data.dataset import Split
 from pspexp.data.loader import Batch, eval_loader
 from pspexp.engine.components import Components
 from pspexp.engine.evaluator import Evaluation, Evaluator
-from pspexp.tracking import Progress, Tracker
+from pspexp.tracking.console import Progress
+from pspexp.tracking.tracker import Tracker
 
 
 def evaluate(

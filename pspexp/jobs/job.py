@@ -17,7 +17,8 @@ from pspexp.jobs.records import Request, close_abandoned, public
 from pspexp.jobs.test import test
 from pspexp.jobs.train import train
 from pspexp.launchers.base import Launcher, StopSignal
-from pspexp.tracking import Status, runs
+from pspexp.tracking import runs
+from pspexp.tracking.logger import Status
 from pspexp.tracking.provenance import command_line
 from pspexp.utils.trees import flatten
 

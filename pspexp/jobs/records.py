@@ -1,7 +1,7 @@
 """The records of a job: begun, resumed and closed, however the job ends."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +15,12 @@ from pspexp.config.from_run import config_changes
 from pspexp.data.dataset import Split
 from pspexp.engine.components import Components
 from pspexp.errors import Interrupted, UserError, setting
-from pspexp.tracking import LocalTracker, Logger, SilentTracker, Status, Tracker, provenance, provenance_diff, runs
-from pspexp.tracking.local import read_summary
-from pspexp.tracking.logger import warn_disabled
+from pspexp.tracking import provenance, provenance_diff, runs
+from pspexp.tracking.local import LocalTracker
+from pspexp.tracking.logger import Logger, Status, warn_disabled
+from pspexp.tracking.run_folder import read_summary
 from pspexp.tracking.secrets import mask_overrides, mask_secrets
+from pspexp.tracking.tracker import SilentTracker, Tracker
 from pspexp.utils.trees import flatten
 
 log = logging.getLogger(__name__)
@@ -82,9 +84,7 @@ def start_tracker(job: Request, components: Components, splits: dict[str, Split]
         weights={} if resume or job.config.mode == "test" else provenance.weights_hashes(job.config.model),
     )
     log_differences(job, record)
-    loggers = build_loggers(job.config.tracking, job.folder)
-    resume_records = resume or job.is_restart
-    tracker = open_tracker(job, components.device.type, loggers, resume=resume_records, record=record)
+    tracker = open_tracker(job, components.device.type, resume=resume or job.is_restart, record=record)
     if job.is_restart and not resume:  # the first attempt has not saved anything
         tracker.rewind(0, keep_evaluation=False)
     return tracker
@@ -126,11 +126,7 @@ def log_differences(job: Request, record: dict[str, Any]) -> None:
         return
     earlier, unknown = provenance_diff.read_records(find)
     unasked, asked = config_changes(flatten(then), flatten(public(config)), job.overrides)
-    differences = [
-        *([unknown] if unknown else []),
-        *unasked,
-        *provenance_diff.differences(earlier, record, find),
-    ]
+    differences = [*([unknown] if unknown else []), *unasked, *provenance_diff.differences(earlier, record, find)]
     for line in differences:
         log.warning("rerun: %s", line)
     for line in asked:
@@ -139,24 +135,17 @@ def log_differences(job: Request, record: dict[str, Any]) -> None:
         log.info("rerun of %s: code, versions, machine and data are unchanged", config.rerun)
 
 
-def open_tracker(
-    job: Request,
-    device_type: str,
-    loggers: Mapping[str, Logger],
-    *,
-    resume: bool,
-    record: dict[str, Any] | None = None,
-) -> Tracker:
+def open_tracker(job: Request, device_type: str, *, resume: bool, record: dict[str, Any] | None = None) -> Tracker:
     """Begin the records of a job, or continue those in its folder.
 
     Args:
         job: What is recorded.
         device_type: For the tags.
-        loggers: See `build_loggers`.
         resume: Continue the records in the run folder.
         record: The provenance of what is run; None if nothing is run.
     """
     config, shown = job.config, public(job.config)
+    loggers = build_loggers(config.tracking, job.folder) if "tracking" in config else {}
     tracker = Tracker(LocalTracker(job.folder), loggers)
     tracker.start(
         name=config.run_name or job.folder.name,
@@ -181,8 +170,7 @@ def open_tracker(
 def close_abandoned(job: Request, status: Status) -> None:
     """End the records of a job whose processes could not do it themselves."""
     if read_summary(job.folder).get("status") == "RUNNING":
-        loggers = build_loggers(job.config.tracking, job.folder)
-        open_tracker(job, job.config.choices.device, loggers, resume=True).finish(status)
+        open_tracker(job, job.config.choices.device, resume=True).finish(status)
 
 
 def record_failure(job: Request) -> None:
@@ -191,8 +179,7 @@ def record_failure(job: Request) -> None:
     if status in ("FAILED", "FINISHED"):  # not KILLED: that was an earlier attempt
         return
     job = replace(job, config=resolvable(job.config))
-    loggers = build_loggers(job.config.tracking, job.folder) if "tracking" in job.config else {}
-    open_tracker(job, job.config.choices.device, loggers, resume=status is not None).finish("FAILED")
+    open_tracker(job, job.config.choices.device, resume=status is not None).finish("FAILED")
 
 
 def resolvable(config: DictConfig) -> DictConfig:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pspexp.config.overrides import read, short_names
 from pspexp.sweep.sweep import JOB_FILE, Sweep, readable
 from pspexp.tracking import runs
-from pspexp.tracking.local import read_summary
+from pspexp.tracking.run_folder import read_summary
 from pspexp.tracking.secrets import mask_secrets
 from pspexp.utils.files import write_text_atomic
 

@@ -3,23 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pspexp.tracking.console import Progress
-from pspexp.tracking.local import LocalTracker
-from pspexp.tracking.logger import Logger, Status
+from pspexp.tracking.logger import Logger
 from pspexp.tracking.mlflow import MLflowLogger
-from pspexp.tracking.tracker import SilentTracker, Tracker
-
-__all__ = [
-    "LocalTracker",
-    "Logger",
-    "MLflowLogger",
-    "Progress",
-    "SilentTracker",
-    "Status",
-    "Tracker",
-    "mlflow_loggers",
-    "other_loggers",
-]
 
 
 def mlflow_loggers(

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pspexp.errors import UserError
-from pspexp.tracking.local import read_summary
+from pspexp.tracking.run_folder import read_summary
 
 WRITER_LOCK = ".writing.lock"  # held by the process that writes records and checkpoints; its launcher holds `.lock`
 

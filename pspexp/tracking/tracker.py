@@ -8,9 +8,10 @@ from typing import Any
 from pspexp.data.dataset import DatasetInfo
 from pspexp.metrics import Report, percent
 from pspexp.tracking.figures import EvaluatedSample
-from pspexp.tracking.local import LocalTracker, finite
+from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.logger import Logger, LoggerGroup, Status
 from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
+from pspexp.tracking.run_folder import finite
 from pspexp.utils.tables import escape_markdown, markdown_table
 from pspexp.utils.trees import flatten
 

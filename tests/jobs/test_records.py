@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from pspexp.jobs.records import Request, build_loggers, record_failure
 from pspexp.tracking import MLflowLogger
-from pspexp.tracking.local import read_summary
+from pspexp.tracking.run_folder import read_summary
 
 
 class Mine:

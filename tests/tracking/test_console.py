@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pspexp.tracking import Progress
+from pspexp.tracking.console import Progress
 
 SCRIPT = """
 import logging, sys, time
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="LOG %(message)s")
 logging.getLogger().addHandler(logging.FileHandler(sys.argv[1]))
-from pspexp.tracking import Progress
+from pspexp.tracking.console import Progress
 with Progress(20, "train", start=10, log_every=5) as train:
     for step in range(11, 21):
         train.advance(step, loss=1 / step, images_per_second=12.34, epoch=2)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from pspexp.data.dataset import DatasetInfo
 from pspexp.metrics import Report
-from pspexp.tracking import LocalTracker
 from pspexp.tracking.figures import EvaluatedSample
-from pspexp.tracking.local import read_records, read_summary
+from pspexp.tracking.local import LocalTracker
+from pspexp.tracking.run_folder import read_records, read_summary
 
 
 @pytest.fixture

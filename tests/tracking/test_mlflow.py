@@ -13,11 +13,13 @@ import pytest
 
 from pspexp.errors import UserError
 from pspexp.metrics import Report
-from pspexp.tracking import LocalTracker, MLflowLogger, Tracker, mlflow_loggers
-from pspexp.tracking.local import read_records, read_summary
+from pspexp.tracking import MLflowLogger, mlflow_loggers
+from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.mlflow import Names
 from pspexp.tracking.mlflow_client import download_file, resolve_uri, sqlite_file
+from pspexp.tracking.run_folder import read_records, read_summary
 from pspexp.tracking.secrets import mask_logins
+from pspexp.tracking.tracker import Tracker
 
 
 @pytest.fixture(autouse=True)

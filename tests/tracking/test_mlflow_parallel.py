@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pspexp.tracking import LocalTracker, MLflowLogger, Tracker
+from pspexp.tracking import MLflowLogger
+from pspexp.tracking.local import LocalTracker
+from pspexp.tracking.tracker import Tracker
 
 REPEATS, JOBS, AT_A_TIME = 20, 8, 4
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pspexp.tracking import LocalTracker, provenance
-from pspexp.tracking.local import read_provenance
+from pspexp.tracking import provenance
+from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.provenance import Uncommitted, command_line
+from pspexp.tracking.run_folder import read_provenance
 from pspexp.tracking.secrets import mask_overrides
 
 

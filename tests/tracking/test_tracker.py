@@ -8,10 +8,12 @@ import pytest
 
 from pspexp.data.dataset import DatasetInfo
 from pspexp.metrics import Report
-from pspexp.tracking import LocalTracker, Status, Tracker, other_loggers
+from pspexp.tracking import other_loggers
 from pspexp.tracking.figures import EvaluatedSample
-from pspexp.tracking.local import read_records, read_summary
-from pspexp.tracking.tracker import description
+from pspexp.tracking.local import LocalTracker
+from pspexp.tracking.logger import Status
+from pspexp.tracking.run_folder import read_records, read_summary
+from pspexp.tracking.tracker import Tracker, description
 
 
 class Recorder:

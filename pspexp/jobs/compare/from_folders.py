@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from pspexp.errors import UserError
 from pspexp.jobs.compare.run_set import SPLITS, Run, RunSet, Table, as_text, compared_metrics, is_whole, typed_part
-from pspexp.tracking.local import read_records, read_summary
+from pspexp.tracking.run_folder import read_records, read_summary
 
 T = TypeVar("T")
 # MLflow's copies of runs, and what lies in run folders.

@@ -10,9 +10,9 @@ from typing import Any
 from pspexp.errors import UserError, did_you_mean
 from pspexp.jobs.compare.from_folders import read_files, read_typed, scores
 from pspexp.jobs.compare.run_set import SPLITS, Run, RunSet, Table, compared_metrics, is_whole, text, typed_part
-from pspexp.tracking.local import finite
 from pspexp.tracking.mlflow import Names
 from pspexp.tracking.mlflow_client import reader, sweep_filter
+from pspexp.tracking.run_folder import finite
 from pspexp.tracking.secrets import mask_logins
 
 PAGE = 200  # runs a call

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pspexp.tracking.local import finite
+from pspexp.tracking.run_folder import finite
 from pspexp.utils.trees import flatten
 
 SPLITS = ("val", "test")
