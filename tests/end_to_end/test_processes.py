@@ -210,15 +210,9 @@ class Crashing(CrossEntropy):
         (("launcher=slurm",), "launcher=slurm: SLURM_PROCID=, SLURM_NTASKS=, "),
         (("-m", "launcher=torchrun", "seed=1,2"), "launcher=torchrun: a sweep cannot be started in several places"),
         (("launcher=ddp", "launcher.nnodes=2"), "launcher.master_port=null: must be the same on all nodes"),
-        (("launcher=ddp", "launcher.node_rank=3"), "launcher.node_rank=3: must be from 0 to 0"),
         (
             ("launcher=ddp", "launcher.nproc_per_node=0"),
             "launcher.nproc_per_node=0: must be greater than or equal to 1",
-        ),
-        (("launcher=ddp", "launcher.master_port=70000"), "launcher.master_port=70000: must be less than 65536"),
-        (
-            ("launcher=ddp", "launcher.master_addr=no.such.invalid"),
-            "launcher.master_addr=no.such.invalid: cannot be resolved",
         ),
         (("-m", "launcher=ddp", "launcher.nnodes=2", "launcher.master_port=2", "seed=1,2"), "in several places; start"),
         (("launcher=ddp", "launcher.nproc_per_nod=2"), "did you mean 'launcher.nproc_per_node'?"),
