@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -41,12 +42,7 @@ class Report:
 
     def scalars(self, prefix: str) -> dict[str, float]:
         """Defined metrics by name, prefixed with ``prefix/``."""
-        values = {
-            "overall_acc": self.overall_acc,
-            "mean_acc": self.mean_acc,
-            "freqw_acc": self.freqw_acc,
-            "mean_iou": self.mean_iou,
-        }
+        values = {name: getattr(self, name) for name in ("overall_acc", "mean_acc", "freqw_acc", "mean_iou")}
         values |= {f"iou/{name}": iou for name, iou in zip(self.class_names, self.iou, strict=True)}
         return {f"{prefix}/{name}": value for name, value in values.items() if not math.isnan(value)}
 
@@ -155,15 +151,11 @@ def percent(fraction: float | None) -> str:
 
 def _text_table(header: Sequence[str], *blocks: Sequence[Sequence[str]]) -> str:
     """Columns two spaces apart, the first aligned left, the others right; a rule above each block of rows."""
-    lines = [header, *(row for block in blocks for row in block)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(len, column)) for column in zip(header, *chain(*blocks), strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
 
     def line(cells: Sequence[str]) -> str:
-        first, *rest = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join([first, *rest]).rstrip()
+        numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join([cells[0].ljust(widths[0]), *numbers]).rstrip()
 
     return "\n".join([line(header), *(text for block in blocks for text in (rule, *map(line, block)))])
