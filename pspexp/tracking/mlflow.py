@@ -208,7 +208,7 @@ def start_system_metrics(run_id: str, uri: str) -> Any:
         monitor.start()  # a daemon thread that logs its errors: it can neither fail the run nor hold it up
     except (ImportError, TypeError) as error:  # TypeError: MLflow is too old to monitor anything but its global URI
         log.warning(
-            "%s: no system metrics: %s; install them with pip install -U mlflow psutil (and nvidia-ml-py for GPUs)",
+            "%s: not recorded (%s); they need pip install --upgrade mlflow 'pspexp[system-metrics]'",
             setting("tracking.system_metrics", True),
             error,
         )

@@ -283,8 +283,8 @@ def test_system_metrics_without_psutil_are_left_out_with_advice(
     logger.close("FINISHED")
     assert client(output_root).get_run(run).info.status == "FINISHED"
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warning.startswith("tracking.system_metrics=true: no system metrics: ")
-    assert "pip install -U mlflow psutil" in warning
+    assert warning.startswith("tracking.system_metrics=true: not recorded (")
+    assert "pspexp[system-metrics]" in warning
 
 
 def test_system_metrics_of_mlflow_itself(output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
