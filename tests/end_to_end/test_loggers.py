@@ -49,9 +49,7 @@ class FailingLogger(CsvLogger):
 '''
 
 
-def test_a_users_loggers_on_the_command_line(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_users_loggers_on_the_command_line(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_logger.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
 
