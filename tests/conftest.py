@@ -99,7 +99,7 @@ def type_in(home: Path, *commands: tuple[str, ...]) -> None:
 def last(run: Path) -> dict[str, Any]:
     """What a run has saved to go on from, without the times in it."""
     saved: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    saved["training"].pop("interval")
+    saved["training"].pop("timer")
     return saved
 
 

@@ -66,7 +66,7 @@ def test_the_published_commands_work(
     run(single, *ALWAYS, *SMALL_NETWORK, "trainer.max_steps=1")
     two = (*ALWAYS, "launcher.nproc_per_node=2")  # as many cards as the stand-in has
     run(ddp, *two, *SMALL_NETWORK)
-    assert "going on after step 1" in run(resume, *ALWAYS, *SMALL_NETWORK)
+    assert "resuming from step 1" in run(resume, *ALWAYS, *SMALL_NETWORK)
     alone, together = run(test, *ALWAYS), run(test_ddp, *two)
     table = [line for line in alone.splitlines() if re.match(r"\w+ +\d+\.\d\d ", line)]
     assert len(table) >= 20

@@ -69,7 +69,7 @@ def test_fp16_resumes_bit_exactly_with_its_scaler(cli: Cli, tmp_path: Path) -> N
     assert cli(*overrides, "hydra.run.dir=part", "checkpoint.resume=auto") == 0
     whole, part = last(tmp_path / "whole"), last(tmp_path / "part")
     assert whole["training"]["scaler"]["scale"] == 65536.0
-    whole["training"].pop("position"), part["training"].pop("position")  # its best was validated at another step
+    whole["training"].pop("state"), part["training"].pop("state")  # its best was validated at another step
     for one in (whole, part):
         one.pop("config")
     assert_same(whole, part)
