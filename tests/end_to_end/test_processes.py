@@ -113,13 +113,13 @@ def test_wrong_input_is_not_retried(cli: Cli, tmp_path: Path, capfd: pytest.Capt
     before = last(tmp_path / "first")
     again = (*TWO, "launcher.max_restarts=1", "loader.batch_size=2")
     assert cli(*again, "hydra.run.dir=first") == 2
-    assert capfd.readouterr().out.count("first: holds a run that would be overwritten") == 1
+    assert capfd.readouterr().err.count("first: holds a run that would be overwritten") == 1
     assert_same(last(tmp_path / "first"), before)
 
 
 def test_check_considers_the_number_of_processes(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=check", *TINY, "launcher=ddp", "launcher.nproc_per_node=64") == 2
-    assert "loader.batch_size=2 × trainer.accumulate=1 × 64 processes is more than the 5" in capsys.readouterr().out
+    assert "loader.batch_size=2 × trainer.accumulate=1 × 64 processes is more than the 5" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -153,9 +153,9 @@ def test_the_world_size_may_change_on_request_if_the_images_per_step_stay(
     assert cli(*two, "trainer.max_steps=2") == 0
     allowed = "checkpoint.allow_world_size_change=true"
     assert cli(*overrides) == 2
-    assert "1 process now, the saved run has 2 processes" in capsys.readouterr().out
+    assert "1 process now, the saved run has 2 processes" in capsys.readouterr().err
     assert cli(*overrides, allowed) == 2
-    assert "4 × 1" not in (output := capsys.readouterr().out)
+    assert "4 × 1" not in (output := capsys.readouterr().err)
     assert "= 2 × 1: the saved run takes 2 × 2 images a step" in output
     assert cli(*overrides, allowed, "loader.batch_size=4") == 0
     assert steps(tmp_path / "run") == sorted(steps(tmp_path / "run"))
@@ -172,7 +172,7 @@ def test_a_bad_image_of_one_process_is_reported_once_without_a_traceback(
     more = ("dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]", "trainer.epochs=3")
     assert cli(*overrides, *more, "hydra.run.dir=run") == 2
     output = capfd.readouterr()
-    assert output.out.count("JPEGImages/2.jpg: ") == 1
+    assert output.err.count("JPEGImages/2.jpg: ") == 1
     assert "Traceback" not in output.out + output.err
 
 
@@ -180,9 +180,9 @@ def test_a_bad_image_of_one_process_is_reported_once_without_a_traceback(
 def test_a_worker_that_crashes_shows_its_own_traceback(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli(*TWO, "loss._target_=tests.end_to_end.test_processes.Crashing") == 1
     output = capfd.readouterr()
-    assert output.out.count("ZeroDivisionError: in the second process") == 1
-    assert "process 1 failed:\nTraceback" in output.out
-    assert output.out.index("test_processes.py") < output.out.index("ZeroDivisionError")
+    assert output.err.count("ZeroDivisionError: in the second process") == 1
+    assert "process 1 failed:\nTraceback" in output.err
+    assert output.err.index("test_processes.py") < output.err.index("ZeroDivisionError")
 
 
 def test_a_crash_after_the_work_is_done_does_not_fail_the_job(

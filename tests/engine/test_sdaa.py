@@ -87,7 +87,7 @@ def test_checkpoints_move_between_the_card_and_the_cpu(cli: Cli, tmp_path: Path)
 def test_a_state_of_another_precision_is_refused(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(*TINY, "trainer.max_steps=1", "device=cpu", "hydra.run.dir=run") == 0
     assert cli(*TINY, "device=sdaa", "hydra.run.dir=run", "checkpoint.resume=auto") == 2
-    assert "precision=auto: fp32 in the saved run, fp16 here; set precision=fp32" in capsys.readouterr().out
+    assert "precision=auto: fp32 in the saved run, fp16 here; set precision=fp32" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "FINISHED"
 
 
@@ -113,7 +113,7 @@ def test_two_processes_reproduce_one_with_synchronised_batch_norm(cli: Cli, tmp_
 
 def test_a_card_that_does_not_exist_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(*TINY, "device=sdaa", "device.index=5") == 2
-    assert "device.index=5: this machine has 2 sdaa cards; use 0 to 1" in capsys.readouterr().out
+    assert "device.index=5: this machine has 2 sdaa cards; use 0 to 1" in capsys.readouterr().err
 
 
 def test_a_precision_that_is_not_listed_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
