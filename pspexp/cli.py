@@ -1,184 +1,223 @@
-"""The command line: examine the words, choose the run folder, let Hydra compose, launch, tell how it ended."""
+"""The command line: parse, compose and check, choose the run folder, run the job, report how it ended."""
 
+import argparse
 import logging
 import os
 import signal
 import sys
 import time
 import traceback
-from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import run_job
 from hydra.errors import CompactHydraException
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from pspexp import __version__
 from pspexp.config import compose as composition
+from pspexp.config.modes import MODES
 from pspexp.config.overrides import quoted
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
-from pspexp.launchers import base as launch
-
-if TYPE_CHECKING:
-    from pspexp.sweep.sweep import Sweep
+from pspexp.launchers.base import Launcher
 
 # What imports torch is imported in functions here: it takes seconds, and --help needs none of it.
 
 log = logging.getLogger(__name__)
-traceback_log = logging.getLogger("pspexp.traceback")  # of a job's log file alone
+traceback_log = logging.getLogger("pspexp.traceback")  # to the log file of a job only
 
-ASKS_HYDRA = ("help", "hydra_help", "version", "shell_completion")
-STAMP = "%Y-%m-%d_%H-%M-%S"
-# How long a process beside the first one keeps what is wrong to itself. If all find the same, the first one tells,
-# and the others are ended with it.
-LEADER_TELLS_S = 5
-# A job that leaves no run folder: no log file, and Hydra makes no folder of its own.
-LEAVES_NOTHING = ["hydra/job_logging=stdout", "hydra.run.dir=."]
-LEAVES_NO_LOG = ["hydra/job_logging=plain"]  # of a job that is no run, but writes files
-FOLLOWS = ["hydra/job_logging=follower", "hydra.run.dir=."]  # another process makes the folder and tells how it goes
+# How long a process other than the main one waits before it reports a problem with the command. If all processes find
+# the same problem, the main one reports it, and the others are ended with it.
+REPORT_DELAY_S = 5
+NOTHING_GIVEN = """Nothing to run: choose a configuration, e.g. pspexp experiment=quickstart
+pspexp --help lists all options; with dataset=voc2007 the defaults are those of the reference."""
 
 
 def main() -> None:
     """Run the command line; exits with the codes of the README."""
-    typed[:] = sys.argv
+    if not {"", str(Path.cwd())}.intersection(sys.path):
+        sys.path.append(str(Path.cwd()))  # for targets of the user's, as `python -m` does
     try:
-        try:
-            command = examine(sys.argv[1:])
-            sys.argv[1:] = command.words
-            if code := code_of(command):
-                sys.exit(code)
-        except UserError as error:
-            if follows(sys.argv[1:]):
-                time.sleep(LEADER_TELLS_S)
-            sys.exit(complain(error))
+        code = run_command(sys.argv)
+        sys.stdout.flush()
+    except UserError as error:
+        if is_non_main(sys.argv[1:]):
+            time.sleep(REPORT_DELAY_S)
+        print(error, file=sys.stderr)
+        if "HYDRA_FULL_ERROR" in os.environ:
+            traceback.print_exception(error)
+        code = EXIT_USER_ERROR
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:  # `| head -1` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    if code:
+        sys.exit(code)
 
 
-started: list[bool] = []  # filled when the task begins; Hydra's exit code does not tell
-typed: list[str] = []  # the command, before anything is added; empty in a process that a sweep's launcher started
+def run_command(command: Sequence[str]) -> int:
+    """Run a command line, program included; returns the exit code.
+
+    Raises:
+        UserError: Lists every problem with the command.
+    """
+    if "--version" in command:
+        print(f"pspexp {__version__}")
+        return 0
+    if not command[1:]:
+        raise UserError(NOTHING_GIVEN)
+    arguments = parse_arguments(command[1:])
+    if arguments.help or arguments.hydra_help or arguments.shell_completion:
+        return run_hydra(arguments)
+    import_torch()
+    folders = [arguments.config_dir] if arguments.config_dir else []
+    arguments.overrides += composition.saved_choices(arguments.overrides, folders)
+    if arguments.info or (arguments.cfg and not needs_resolving(arguments)):
+        return run_hydra(arguments)
+    config = composition.compose_checked(
+        arguments.overrides, sweep=arguments.multirun, folders=folders, name=arguments.config_name or "config"
+    )
+    if arguments.multirun or config.hydra.mode == RunMode.MULTIRUN:
+        return run_sweep(arguments, config)
+    job = composition.finish(composition.without_hydra(config), arguments.overrides)
+    if arguments.cfg:
+        print(OmegaConf.to_yaml(job), end="")
+        return 0
+    return run_single(job, config, arguments.overrides, command)
 
 
-def code_of(command: "Command") -> int:
-    """Run a command; returns the exit code."""
-    if command.sweep is None:
-        return task_code()
-    from pspexp.sweep.run_sweep import run_sweep
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Hydra's arguments; flags may stand between overrides.
 
-    return run_sweep(*command.sweep, task_code)
-
-
-def task_code() -> int:
-    """Let Hydra run the task, once or for each job of a sweep; returns the exit code."""
+    Raises:
+        UserError: There are unknown flags, or some that exclude each other.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
     try:
-        task()
+        arguments, unknown = parser.parse_known_intermixed_args(list(words))
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}; see --hydra-help") from error
+    if flags := [word for word in unknown if word.startswith("-")]:
+        raise UserError(*composition.unknown_flags(flags, words))
+    if arguments.config_path:
+        raise UserError("--config-path: cannot be replaced; add a folder of options with --config-dir")
+    if arguments.config_dir and not Path(arguments.config_dir).is_dir():
+        raise UserError(f"--config-dir={arguments.config_dir}: no such folder")
+    if arguments.resolve and not (arguments.cfg or arguments.help):
+        raise UserError("--resolve: goes with --cfg only; add --cfg job, or leave it out")
+    chosen = [name for name in ("multirun", "run", "cfg", "info") if getattr(arguments, name)]
+    if len(chosen) > 1:
+        raise UserError(f"--{chosen[0]}: does not go with --{chosen[1]}; leave one of them out")
+    arguments.overrides = list(arguments.overrides)
+    return arguments  # type: ignore[no-any-return]
+
+
+def needs_resolving(arguments: argparse.Namespace) -> bool:
+    """Whether ``--cfg`` shows what Hydra does not know: what is filled in, or taken from a checkpoint or a run."""
+    from_a_run = sets(arguments.overrides, "rerun") or "mode=test" in arguments.overrides
+    return arguments.cfg == "job" and not arguments.package and (arguments.resolve or from_a_run)
+
+
+def run_hydra(arguments: argparse.Namespace) -> int:
+    """Let Hydra show what was asked for, or run the jobs of a sweep; returns the exit code."""
+    try:
+        _run_hydra(arguments, get_args_parser(), sweep_job, composition.conf_dir(), "config")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as end:
-        # 1 before the task began is Hydra's word for wrong input; from within it comes as an error of its own.
-        return EXIT_USER_ERROR if end.code == 1 and not started else int(end.code or 0)
+        return EXIT_USER_ERROR if end.code == 1 else int(end.code or 0)  # Hydra's 1 is for wrong input
     return 0
 
 
-@dataclass(frozen=True)
-class Command:
-    """The words to hand to Hydra, and of a sweep what it is and its configuration with first values."""
+def run_single(job: DictConfig, config: DictConfig, overrides: list[str], command: Sequence[str]) -> int:
+    """Run one job in Hydra's environment of a job; returns the exit code.
 
-    words: list[str]
-    sweep: "tuple[Sweep, DictConfig] | None" = None
+    Args:
+        job: Its configuration, complete and checked.
+        config: As composed, node ``hydra`` included.
+        overrides: All of them.
+        command: The command line.
+    """
+    from pspexp.jobs import run_folder
+
+    mode = MODES[job.mode]
+    launcher = built_launcher(job) if mode.is_run else None
+    is_main = launcher is None or launcher.is_main_process
+    folder, is_new = Path(), False
+    if mode.needs_folder and is_main:
+        given = config.hydra.run.dir if sets(overrides, "hydra.run.dir") else None
+        is_new = given is None or not Path(given).exists()
+        folder = Path(given) if given is not None else run_folder.choose_folder(job, launcher)
+    OmegaConf.update(config, "hydra.run.dir", str(folder))
+    if not (mode.is_run and is_main):
+        logging_file = "plain" if is_main else "non_main"
+        settings = OmegaConf.load(Path(composition.conf_dir(), "hydra", "job_logging", f"{logging_file}.yaml"))
+        OmegaConf.update(config, "hydra.job_logging", settings, merge=False)
+
+    def task(_: DictConfig) -> int:
+        from pspexp.jobs.job import launch
+
+        settings = HydraConfig.get()
+        try:
+            launch(job, Path(settings.runtime.output_dir), list(settings.overrides.task), command)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            return report(error, is_main=is_main)
+        return 0
+
+    callbacks = Callbacks(config)
+    callbacks.on_run_start(config=config, config_name="config")
+    context = HydraContext(config_loader=None, callbacks=callbacks)  # type: ignore[arg-type] # only callbacks are used
+    result = run_job(task, config, job_dir_key="hydra.run.dir", job_subdir_key=None, hydra_context=context)
+    callbacks.on_run_end(config=config, config_name="config", job_return=result)
+    code: int = result.return_value
+    if code == EXIT_USER_ERROR and is_new:
+        run_folder.remove_unused(folder)
+    return code
 
 
-def examine(words: Sequence[str]) -> Command:
-    """Check the command line and add the run folder where none is given.
+def run_sweep(arguments: argparse.Namespace, config: DictConfig) -> int:
+    """Begin a sweep or resume it; returns the exit code.
 
     Raises:
-        UserError: with every problem that was found.
+        UserError: It cannot be run.
     """
-    arguments = get_args_parser().parse_args(list(words))
-    if any(getattr(arguments, name, None) for name in ASKS_HYDRA):
-        return Command(list(words))
-    import_torch()
-    folders = [arguments.config_dir] if arguments.config_dir else []
-    chosen = composition.saved_choices(arguments.overrides, folders)
-    words, arguments.overrides = [*words, *chosen], [*arguments.overrides, *chosen]
-    if arguments.cfg or arguments.info:
-        return show(words, arguments, folders)
-    config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders)
-    if arguments.multirun or config.hydra.mode == RunMode.MULTIRUN:
-        return sweep_command(words, arguments.overrides, config)
-    job = composition.finish(composition.without_hydra(config), arguments.overrides)
-    if job.mode == "check":
-        return Command([*words, *LEAVES_NOTHING])
-    if job.mode == "compare":
-        return Command([*words, *LEAVES_NO_LOG, *new_folder_word(job, arguments.overrides)])
-    launcher = built_launcher(job)
-    if not launcher.is_main_process:
-        return Command([*words, *FOLLOWS])
-    return Command([*words, *new_folder_word(job, arguments.overrides, lambda: resumed_folder(job, launcher))])
+    from pspexp.jobs.run_folder import new_folder
+    from pspexp.sweep import sweep as sweeps
+    from pspexp.sweep.run_sweep import run_sweep
 
-
-def show(words: list[str], arguments: Namespace, folders: Sequence[str]) -> Command:
-    """Show the configuration; Hydra does, but for what it does not know: what a checkpoint or an earlier run brings.
-
-    Raises:
-        UserError: the words do not go together, or with ``--cfg job --resolve``: something is wrong with them.
-    """
-    if arguments.multirun:
-        raise UserError(f"--multirun: does not go with --{'cfg' if arguments.cfg else 'info'}; leave one of them out")
-    from_a_run = names(arguments.overrides, "rerun") or "mode=test" in arguments.overrides
-    if arguments.cfg != "job" or arguments.package or not (arguments.resolve or from_a_run):
-        return Command(words)
-    config = composition.compose_checked(arguments.overrides, folders=folders)
-    print(OmegaConf.to_yaml(composition.finish(composition.without_hydra(config), arguments.overrides)), end="")
-    sys.exit()
-
-
-def new_folder_word(
-    config: DictConfig, words: Sequence[str], resumed: Callable[[], Path | None] = lambda: None
-) -> list[str]:
-    """The word that makes the run folder the resumed or a new one; none if the user has chosen a folder."""
-    if names(words, "hydra.run.dir"):
-        return []
-    folder = resumed() or new_folder(runs_folder(config) / datetime.now().strftime(STAMP))
-    return [f"hydra.run.dir={quoted(folder)}"]
-
-
-def sweep_command(words: Sequence[str], arguments: Sequence[str], config: DictConfig) -> Command:
-    """The command of a sweep, which begins here or goes on.
-
-    Raises:
-        UserError: it cannot.
-    """
-    from pspexp.sweep import sweep as study
-
-    refuse_placed_sweep(config)
+    refuse_externally_launched_sweep(config)
     composition.expand_home(config)
     if not config.hydra.sweep.dir:
         raise UserError("hydra.sweep.dir: is empty; give a folder, or leave it out")
     folder = Path(config.hydra.sweep.dir).expanduser().absolute()
-    if not names(arguments, "hydra.sweep.dir") and not (folder / study.FILE).is_file():
+    if not sets(arguments.overrides, "hydra.sweep.dir") and not (folder / sweeps.FILE).is_file():
         folder = new_folder(folder)
-    return Command([*words, f"hydra.sweep.dir={quoted(folder)}"], (study.begin(folder, arguments, config), config))
+    sweep = sweeps.begin(folder, arguments.overrides, config)
+    arguments.overrides.append(f"hydra.sweep.dir={quoted(folder)}")
+    return run_sweep(sweep, config, lambda: run_hydra(arguments))
 
 
-def names(words: Sequence[str], key: str) -> bool:
-    """Whether one of the words sets ``key``."""
-    return any(word.lstrip("+").startswith(f"{key}=") for word in words)
+def sets(overrides: Sequence[str], key: str) -> bool:
+    """Whether one of the overrides sets ``key``."""
+    return any(text.lstrip("+").startswith(f"{key}=") for text in overrides)
 
 
 def import_torch() -> None:
     """Import torch, which imports the device plugins that are installed.
 
     Raises:
-        UserError: one of them fails.
+        UserError: One of them fails.
     """
     try:
         import torch  # noqa: F401
@@ -188,24 +227,24 @@ def import_torch() -> None:
         cause = error.__cause__ or error
         raise UserError(
             f"torch: {str(error).splitlines()[0]} ({type(cause).__name__}: {cause}); repair or uninstall this plugin, "
-            "or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to do without it"
+            "or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to disable it"
         ) from error
 
 
-def built_launcher(config: DictConfig) -> launch.Launcher:
-    """What starts the processes of a job.
+def built_launcher(config: DictConfig) -> Launcher:
+    """The launcher of a job.
 
     Raises:
-        UserError: it cannot be used here.
+        UserError: It cannot be used here.
     """
     from pspexp.config.build import build
 
-    launcher: launch.Launcher = build(config.launcher)
+    launcher: Launcher = build(config.launcher)
     return launcher
 
 
-def refuse_placed_sweep(config: DictConfig) -> None:
-    """Raise UserError if every one of several processes would begin a sweep of its own."""
+def refuse_externally_launched_sweep(config: DictConfig) -> None:
+    """Raise UserError if each of several processes would begin a sweep of its own."""
     if get_object(config.launcher._target_).externally_launched or config.launcher.get("nnodes", 1) != 1:
         raise UserError(
             f"launcher={config.hydra.runtime.choices.launcher}: a sweep cannot be started in several places; "
@@ -213,90 +252,27 @@ def refuse_placed_sweep(config: DictConfig) -> None:
         )
 
 
-def follows(words: Sequence[str]) -> bool:
-    """Whether another process, started with the same words, is likely to tell what is wrong with them."""
-    number = {"launcher=torchrun": "RANK", "launcher=slurm": "SLURM_PROCID"}
-    return any(os.environ.get(number[word], "0") != "0" for word in words if word in number)
+def is_non_main(overrides: Sequence[str]) -> bool:
+    """Whether this process probably is not the main one of several with the same command."""
+    variables = {"launcher=torchrun": "RANK", "launcher=slurm": "SLURM_PROCID"}
+    return any(os.environ.get(variables[text], "0") != "0" for text in overrides if text in variables)
 
 
-def resumed_folder(config: DictConfig, launcher: launch.Launcher) -> Path | None:
-    """The run folder in which ``checkpoint.resume`` goes on, or None for a new one.
+def sweep_job(config: DictConfig) -> float | None:
+    """One job of a sweep, called by Hydra; returns the best mean IoU for a sweeper to compare."""
+    from pspexp.sweep import jobs
 
-    Where the processes were started again by what had started them, the run goes on unasked.
-    """
-    wanted = config.checkpoint.resume or ("auto" if launcher.is_restart else None)
-    if config.mode != "train" or wanted is None:
-        return None
-    # Slow to import, and most commands need none of it here.
-    from pspexp.config.resume import resume_conflicts
-    from pspexp.engine import checkpoint
-    from pspexp.jobs.records import public
-    from pspexp.tracking import runs
-
-    if wanted != "auto":
-        return runs.run_folder(runs.find_checkpoint(wanted, "last.pt"))
-    now = public(config)
-
-    def same(file: Path) -> bool:
-        try:
-            state = checkpoint.read(file)
-            # A rerun goes on with itself, not with the run it repeats.
-            mine = state["config"].get("rerun") == now["rerun"]
-            return mine and not resume_conflicts(state, now, launcher.world_size)
-        except UserError:  # unreadable, or of another format: not this run
-            return False
-
-    return runs.latest_unfinished(runs_folder(config), same)
-
-
-def runs_folder(config: DictConfig) -> Path:
-    """Where the runs of an experiment lie, or of a dataset without one; and the comparisons of runs."""
-    if config.mode == "compare":
-        return Path(config.output_root) / "compare"
-    name: str = config.choices.get("experiment") or config.choices["dataset"]
-    return Path(config.output_root) / name
-
-
-def new_folder(stem: Path) -> Path:
-    """Make ``stem``, or ``stem-2`` and so on, of this process alone."""
-    folder, number = stem, 1
-    while True:
-        try:
-            folder.mkdir(parents=True)  # fails where another process was faster
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = stem.with_name(f"{stem.name}-{number}")
-        except OSError as error:
-            raise UserError(f"output_root: no folder can be made at {folder} ({error})") from error
-
-
-@hydra.main(config_path=composition.conf_dir(), config_name="config", version_base="1.3")
-def task(config: DictConfig) -> float | None:
-    """One job: of the command, or of a sweep over many. Returns the best mean IoU for a sweeper to compare."""
-    started.append(True)
-    settings = HydraConfig.get()
-    swept = settings.mode == RunMode.MULTIRUN
+    settings: Any = HydraConfig.get()
     try:
-        if swept:
-            from pspexp.sweep import jobs
-
-            return jobs.do(config, settings)
-        overrides = list(settings.overrides.task)
-        job = composition.finish(composition.with_choices(config, settings.runtime.choices), overrides)
-        from pspexp.jobs.job import launch as launch_job
-
-        return launch_job(job, Path(settings.runtime.output_dir), overrides, typed)
+        return jobs.do(config, settings)
     except Exception as error:
         code = report(error)
-        if not swept:
-            sys.exit(code)
         end_of_job(error, code, settings)
         return None
 
 
 def end_of_job(error: Exception, code: int, settings: HydraConf) -> None:
-    """Tell the sweep that a job did not finish."""
+    """Let the sweep know that a job did not finish."""
     from pspexp.sweep.devices import is_basic
 
     if isinstance(error, Interrupted):
@@ -305,15 +281,15 @@ def end_of_job(error: Exception, code: int, settings: HydraConf) -> None:
     else:
         traceback_log.error("job %s failed", settings.job.num, exc_info=error)
         if settings.sweeper._target_.endswith(".BasicSweeper"):
-            return  # it compares nothing, and the overview tells
-    # An optimiser has to know. Of this kind of error Hydra prints the message alone.
+            return  # it compares nothing, and the overview reports the failure
+    # An optimiser needs to know. Of this kind of error Hydra prints the message only.
     raise CompactHydraException(f"job {settings.job.num}: {summarize(error)}")
 
 
-def report(error: Exception) -> int:
+def report(error: Exception, *, is_main: bool = True) -> int:
     """Log how a job ended; returns the exit code."""
     if isinstance(error, UserError):
-        if not (error.shared and is_follower()):
+        if is_main or not error.shared:
             log.error("%s", error, exc_info="HYDRA_FULL_ERROR" in os.environ)
         return EXIT_USER_ERROR
     if isinstance(error, JobFailed):
@@ -324,16 +300,3 @@ def report(error: Exception) -> int:
         return 128 + error.signal_number
     log.exception("The job failed: %s", error)
     return 1
-
-
-def is_follower() -> bool:
-    """Whether another process of the job tells what all find."""
-    return bool(HydraConfig.get().runtime.choices["hydra/job_logging"] == "follower")
-
-
-def complain(error: UserError) -> int:
-    """Tell what is wrong with the command; returns the exit code."""
-    print(error, file=sys.stderr)
-    if "HYDRA_FULL_ERROR" in os.environ:
-        traceback.print_exception(error)
-    return EXIT_USER_ERROR

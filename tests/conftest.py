@@ -125,7 +125,6 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
 
     def type_in(*words: str) -> int:
         monkeypatch.setattr("sys.argv", ["pspexp", *words])
-        main.started.clear()
         try:
             main.main()
         except SystemExit as end:

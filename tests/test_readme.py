@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
-from pspexp.cli import get_args_parser
 from pspexp.config import compose as composition
 from pspexp.config.overrides import flat_keys
 from pspexp.errors import UserError

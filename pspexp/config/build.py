@@ -1,13 +1,15 @@
-"""Configuration becomes objects: the only caller of Hydra's ``instantiate``. What is wrong is told all at once."""
+"""Configuration becomes objects: the only caller of Hydra's ``instantiate``. All problems are reported at once."""
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from pspexp.data.cache import SampleCache
@@ -17,32 +19,58 @@ from pspexp.engine.components import Components, TrainingComponents
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
 from pspexp.engine.precision import Precision
-from pspexp.errors import UserError
+from pspexp.errors import ArgumentError, UserError
 
 Built = TypeVar("Built")
 
 log = logging.getLogger(__name__)
 
 
-def build(node: DictConfig | dict[str, Any]) -> Any:
+def build(node: DictConfig | dict[str, Any], **arguments: Any) -> Any:
     """The object that a node with ``_target_`` describes, made from plain Python values.
 
+    Args:
+        node: Of the configuration.
+        arguments: Take the place of those in the node.
+
     Raises:
-        UserError: the arguments are of the right type but not acceptable.
+        UserError: The target refuses its arguments; the problems name the keys of the configuration.
     """
     try:
-        return instantiate(node, _convert_="all")
+        return instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, ValueError):  # a constructor's word for an argument it cannot take
-            raise UserError(f"{node['_target_']}: {cause}") from cause
+        key = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
+        with named(key[1] if key else ""):
+            if isinstance(error.__cause__, ValueError):
+                raise error.__cause__ from None
         raise
 
 
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Put the key of a node in front of what its target refuses.
+
+    Raises:
+        UserError: In place of an ArgumentError, or another ValueError than a UserError.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise UserError(*(f"{key}.{problem}".lstrip(".") for problem in error.problems), shared=error.shared) from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{key}: {error}".removeprefix(": ")) from error
+
+
+def build_partial(node: DictConfig, **arguments: Any) -> Any:
+    """`build` for a node with ``_partial_``, which is called with the arguments that are supplied at run time."""
+    with named(node._get_full_key(None)):
+        return build(node)(**arguments)
+
+
 class ErrorCollector:
-    """Makes one thing after another and keeps what is wrong with each, so that it can be told at once."""
+    """Builds one thing after another and collects the problems with each, so that all are reported at once."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
@@ -58,20 +86,20 @@ class ErrorCollector:
             return None
 
 
-def init_distributed(config: DictConfig, place: ProcessInfo) -> tuple[Device, World]:
-    """This process's device, then its fellow processes.
+def init_distributed(config: DictConfig, process: ProcessInfo) -> tuple[Device, World]:
+    """The device of this process, and its connection to the others.
 
     Raises:
-        UserError: the device cannot be used, or not by several processes; with what else cannot be built.
+        UserError: The device cannot be used, or not by several processes; lists what else cannot be built, too.
     """
     try:
-        device: Device = build({**config.device, "local_rank": place.local_rank})
-        return device, World(place, device)
+        device: Device = build(config.device, local_rank=process.local_rank)
+        return device, World(process, device)
     except UserError as error:
-        attempt, host = ErrorCollector(), Device("cpu")
-        attempt.problems += error.problems
-        collect_components(config, attempt, host, World(ProcessInfo(), host), start_weights=False)
-        raise UserError(*attempt.problems) from error
+        collector, host = ErrorCollector(), Device("cpu")
+        collector.problems += error.problems
+        collect_components(config, collector, host, World(ProcessInfo(), host), start_weights=False)
+        raise UserError(*collector.problems) from error
 
 
 def build_components(config: DictConfig, device: Device, world: World) -> Components:
@@ -80,10 +108,10 @@ def build_components(config: DictConfig, device: Device, world: World) -> Compon
     Raises:
         UserError: with everything that cannot be built, in any process.
     """
-    attempt = ErrorCollector()
-    parts = collect_components(config, attempt, device, world, start_weights=False)
-    world.raise_collectively(attempt.problems)
-    return Components(**parts)
+    collector = ErrorCollector()
+    components = collect_components(config, collector, device, world, start_weights=False)
+    world.raise_collectively(collector.problems)
+    return Components(**components)
 
 
 def build_training(config: DictConfig, device: Device, world: World, *, start_weights: bool) -> TrainingComponents:
@@ -95,27 +123,27 @@ def build_training(config: DictConfig, device: Device, world: World, *, start_we
     Raises:
         UserError: with everything that cannot be built, in any process.
     """
-    attempt = ErrorCollector()
+    collector = ErrorCollector()
     # The first process gives its weights to the others.
-    parts = collect_components(config, attempt, device, world, start_weights and world.is_main_process)
-    training = attempt(lambda dataset: dataset.open("train"), parts["dataset"])
-    validation = attempt(lambda dataset: dataset.open("val"), parts["dataset"])
-    cache = attempt(SampleCache, config.loader.cache_mib, worker_context())
-    training, validation = (attempt(SampleCache.over, cache, split) for split in (training, validation))
-    augment = attempt(lambda: build(config.augment))
-    loader = attempt(lambda *needed: training_data(config, device, world, *needed), training, augment)
+    components = collect_components(config, collector, device, world, start_weights and world.is_main_process)
+    training = collector(lambda dataset: dataset.open("train"), components["dataset"])
+    validation = collector(lambda dataset: dataset.open("val"), components["dataset"])
+    cache = collector(SampleCache, config.loader.cache_mib, worker_context())
+    training, validation = (collector(SampleCache.over, cache, split) for split in (training, validation))
+    augment = collector(lambda: build(config.augment))
+    loader = collector(lambda *needed: training_data(config, device, world, *needed), training, augment)
     # After the model has moved: on some devices moving replaces the parameters.
-    optimizer = attempt(lambda model: build(config.optimizer)(model=model), parts["model"])
-    scheduler = attempt(
-        lambda optimizer, loader: build(config.scheduler)(
-            optimizer=optimizer, total_steps=config.trainer.epochs * loader.steps_per_epoch
+    optimizer = collector(lambda model: build_partial(config.optimizer, model=model), components["model"])
+    scheduler = collector(
+        lambda optimizer, loader: build_partial(
+            config.scheduler, optimizer=optimizer, total_steps=config.trainer.epochs * loader.steps_per_epoch
         ),
         optimizer,
         loader,
     )
-    world.raise_collectively(attempt.problems)
+    world.raise_collectively(collector.problems)
     return TrainingComponents(
-        **parts,
+        **components,
         training=training,
         validation=validation,
         cache=cache,
@@ -126,17 +154,16 @@ def build_training(config: DictConfig, device: Device, world: World, *, start_we
 
 
 def collect_components(
-    config: DictConfig, attempt: ErrorCollector, device: Device, world: World, start_weights: bool
+    config: DictConfig, collector: ErrorCollector, device: Device, world: World, start_weights: bool
 ) -> dict[str, Any]:
     """The fields of :class:`Components`, None where something failed."""
-    node = config.model
-    if not start_weights:  # the files it once started from may be gone
-        node = OmegaConf.merge(node, {key: None for key in ("weights", "backbone_weights") if key in node})
-    precision = attempt(lambda: build(config.precision))
-    resolved = attempt(lambda precision: precision.resolve(device), precision)
-    attempt(Precision.apply, precision)
+    # Without start weights: the files it once started from may be gone.
+    unused = {} if start_weights else {key: None for key in ("weights", "backbone_weights") if key in config.model}
+    precision = collector(lambda: build(config.precision))
+    resolved = collector(lambda precision: precision.resolve(device), precision)
+    collector(Precision.apply, precision)
     torch.manual_seed(config.seed)  # the fresh weights must not depend on what was built before
-    model, loss = attempt(lambda: build(node)), attempt(lambda: build(config.loss))
+    model, loss = collector(lambda: build(config.model, **unused)), collector(lambda: build(config.loss))
     if resolved is not None and model is not None and loss is not None:
         # Nearly twice as fast with bf16 on CUDA (docs/benchmarks.md); with fp32 it gains or loses a little.
         channels_last = resolved != "fp32" if config.channels_last is None else config.channels_last
@@ -149,8 +176,8 @@ def collect_components(
         "world": world,
         "device": device,
         "precision": precision,
-        "dataset": attempt(lambda: build(config.dataset)),
-        "inference": attempt(lambda: build(config.inference)),
+        "dataset": collector(lambda: build(config.dataset)),
+        "inference": collector(lambda: build(config.inference)),
         "model": model,
         "loss": loss,
     }

@@ -1,11 +1,12 @@
-"""From the words on the command line to a checked configuration, collecting everything that is wrong with them.
+"""From overrides to a checked configuration, collecting every problem with them.
 
-Hydra stops at the first bad override and lets several kinds pass (``+new=key``, misspelt ``hydra.*``, strings where
-numbers belong), so overrides are examined one by one here, before Hydra's own composition sees them.
+Hydra stops at the first invalid override and accepts several kinds (``+new=key``, misspelt ``hydra.*``, text where a
+number belongs), so each override is checked here before Hydra composes them.
 """
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,18 +27,24 @@ from pspexp.config import from_checkpoint as saved
 from pspexp.config import from_run as rerun
 from pspexp.config import schema
 from pspexp.config.overrides import (
+    ADDED_GROUPS,
+    OPTIONAL_GROUPS,
     first_value,
+    has_key,
     is_group,
     key_problem,
     missing_engine,
-    one_line,
     option_problems,
     parse,
+    probable_option,
     several_values,
+    suggested_keys,
     sweep_problems,
     sweeper_words,
 )
 from pspexp.errors import UserError
+from pspexp.utils.text import one_line
+from pspexp.utils.trees import flatten
 
 PATH_KEYS = (
     "dataset.root",
@@ -48,9 +56,9 @@ PATH_KEYS = (
     "rerun",
 )
 
-# Their values decide those of any others.
+# Keys on whose values any other may depend.
 DECIDE_OTHERS = {"checkpoint.path", "experiment", "mode", "rerun", "sweep"}
-PATH_WORDS = ("auto", "timm")  # in the place of a path
+NO_PATHS = ("auto", "timm")  # values of these keys that are no paths
 
 
 def conf_dir() -> str:
@@ -64,7 +72,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose and check a configuration, as ``python -m pspexp <overrides>`` does.
 
     Args:
-        overrides: command-line words such as ``optimizer=sgd`` and ``optimizer.lr=0.01``.
+        overrides: Such as ``optimizer=sgd`` and ``optimizer.lr=0.01``.
 
     Returns:
         The resolved configuration.
@@ -77,7 +85,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def saved_choices(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
-    """`pspexp.config.from_checkpoint.choices`, as far as there are such options here; arguments as in `compose_checked`."""
+    """`pspexp.config.from_checkpoint.choices` of options that exist here; arguments as in `compose_checked`."""
     return saved.choices(overrides, [conf_dir(), *folders, *named_search_path(overrides)])
 
 
@@ -95,95 +103,138 @@ def with_choices(config: DictConfig, choices: Any) -> DictConfig:
     return config
 
 
-def compose_checked(overrides: Sequence[str], *, sweep: bool = False, folders: Sequence[str] = ()) -> DictConfig:
-    """Hydra's composition, ``hydra`` node included, after every override has been examined.
+def compose_checked(
+    overrides: Sequence[str], *, sweep: bool = False, folders: Sequence[str] = (), name: str = "config"
+) -> DictConfig:
+    """Hydra's composition, node ``hydra`` included, of overrides each of which was checked.
 
     Args:
-        overrides: the command line's words.
-        sweep: several values are allowed, as they are where an overlay chooses ``hydra.mode=MULTIRUN``. Of those, typed
-            or in ``hydra.sweeper.params``, the first stands in here; what varies is checked job by job.
-        folders: the user's own YAML folders, beside those that ``hydra.searchpath`` names.
+        overrides: Those of the command line.
+        sweep: Allow several values, as an overlay with ``hydra.mode=MULTIRUN`` does. The first of those, overridden or
+            in ``hydra.sweeper.params``, is used here; what varies is checked job by job.
+        folders: The user's own YAML folders, besides those in ``hydra.searchpath``.
+        name: The primary configuration.
 
     Raises:
-        UserError: with every override that cannot be applied, and what is wrong with every job of a sweep.
+        UserError: Lists every override that cannot be applied, and what is wrong with every job of a sweep.
     """
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="pspexp"):
         add_search_path([*folders, *named_search_path(overrides)])
         loader = GlobalHydra.instance().config_loader()
         parsed, problems = parse(overrides, loader)
         try:
-            config, words = composed(parsed, problems, loader, sweep)
+            config, used = composed(parsed, problems, loader, sweep, name)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(*problems, missing_engine(error) or one_line(error)) from error
         except Exception as error:
             if "yaml" not in type(error).__module__:  # PyYAML's own, from a file that is not YAML
                 raise
             raise UserError(*problems, f"YAML: {one_line(error)}") from error
-    sweep = sweep or config.hydra.mode == RunMode.MULTIRUN
-    if problems or sweep:
-        # What composed is checked as well, so that everything is shown at once; a single run's is checked in any case.
+    if wrong_package := misplaced(config):
+        raise UserError(*problems, wrong_package)
+    if sweep or config.hydra.mode == RunMode.MULTIRUN:
         try:
-            finish(without_hydra(config), words, files=not sweep)  # a sweep's jobs may run where other files are
+            finish(without_hydra(config), used, files=False)  # the jobs may run on another machine
         except UserError as error:
-            problems += common_to_all(error.problems, varied(config, parsed)) if sweep else error.problems
+            problems += common_to_all(error.problems, varied(config, parsed))
+    elif problems:
+        # Checked in any case if nothing is wrong so far; here to list everything at once.
+        finish(without_hydra(config), used, problems=problems)
     if problems:
-        raise UserError(*problems)
+        raise UserError(*dict.fromkeys(problems))
     return config
 
 
-def varied(config: DictConfig, typed: Sequence[Override]) -> list[str]:
+def unknown_flags(flags: Sequence[str], words: Sequence[str]) -> list[str]:
+    """A line for each flag that does not exist, such as ``--lr`` in ``--lr 0.1``, with the setting probably meant."""
+    with initialize_config_dir(conf_dir(), version_base="1.3", job_name="pspexp"):
+        config = hydra_compose("config", return_hydra_config=True)
+    lines = []
+    for flag in flags:
+        key, _, value = flag.lstrip("-").replace("-", "_").partition("=")
+        after = [*words[words.index(flag) + 1 :], ""][0] if flag in words else ""
+        value = value or (after if after and "=" not in after and not after.startswith("-") else "<value>")
+        keys = [key] if has_key(config, key) else suggested_keys(key, config)[:1]
+        hint = f"write {keys[0]}={value}" if keys else "see --help"
+        lines.append(f"{flag}: no such option; settings are written key=value, without dashes; {hint}")
+    return lines
+
+
+def misplaced(config: DictConfig) -> str | None:
+    """Explain an experiment or sweep whose keys are in a node of that name instead of at the root, or None."""
+    choices = config.hydra.runtime.choices
+    for group, has_keys in (("experiment", "experiment" in config), ("sweep", "hydra" in config.sweep)):
+        if has_keys and choices.get(group):
+            return (
+                f"{group}={choices[group]}: its keys are read as {group}.<key>; begin the file "
+                f"{group}/{choices[group]}.yaml with the line '# @package _global_'"
+            )
+    return None
+
+
+def varied(config: DictConfig, overrides: Sequence[Override]) -> list[str]:
     """The keys and groups of which a sweep tries several values."""
-    by_sweeper = [word.partition("=")[0].lstrip("+") for word in sweeper_words(config, typed)]
-    return [*by_sweeper, *(one.key_or_group for one in typed if one.is_sweep_override())]
+    by_sweeper = [word.partition("=")[0].lstrip("+") for word in sweeper_words(config, overrides)]
+    return [*by_sweeper, *(one.key_or_group for one in overrides if one.is_sweep_override())]
 
 
 def common_to_all(problems: Sequence[str], varied: Sequence[str]) -> list[str]:
-    """Those of a first job's problems that no other value of what varies would mend."""
+    """Those of the first job's problems that no other value of what varies would solve."""
     if DECIDE_OTHERS.intersection(varied):
         return []
     return [problem for problem in problems if not any(re.search(rf"\b{re.escape(key)}\b", problem) for key in varied)]
 
 
 def composed(
-    typed: Sequence[Override], problems: list[str], loader: ConfigLoader, sweep: bool
+    overrides: Sequence[Override], problems: list[str], loader: ConfigLoader, sweep: bool, name: str
 ) -> tuple[DictConfig, list[str]]:
-    """What overrides compose to, and the words of those without a problem; ``problems`` gains the others' lines."""
-    good = good_words(typed, [], problems, loader)
-    config = hydra_compose("config", good, return_hydra_config=True)
+    """The composition, and the valid overrides it was made from; ``problems`` gains a line for each of the others."""
+    valid = valid_overrides(overrides, [], problems, loader, name)
+    config = hydra_compose(name, valid, return_hydra_config=True)
     if not sweep and config.hydra.mode != RunMode.MULTIRUN:
-        problems += several_values(typed)
-        return config, good
-    params, wrong = parse(sweeper_words(config, typed), loader)
-    problems += [*wrong, *sweep_problems(config, typed, params)]
-    good += good_words(params, good, problems, loader)
-    return hydra_compose("config", good, return_hydra_config=True), good
+        problems += several_values(overrides)
+        return config, valid
+    params, wrong = parse(sweeper_words(config, overrides), loader)
+    problems += [*wrong, *sweep_problems(config, overrides, params)]
+    valid += valid_overrides(params, valid, problems, loader, name)
+    return hydra_compose(name, valid, return_hydra_config=True), valid
 
 
-def good_words(
-    overrides: Sequence[Override], before: Sequence[str], problems: list[str], loader: ConfigLoader
+def valid_overrides(
+    overrides: Sequence[Override], before: Sequence[str], problems: list[str], loader: ConfigLoader, name: str
 ) -> list[str]:
-    """The words, with first values, of those overrides that apply after ``before``; ``problems`` gains the others'."""
+    """The overrides, with first values, that can be applied after ``before``; ``problems`` gains the others' lines.
+
+    In the place of an option that does not exist, the one that was probably meant is chosen: what is wrong besides it
+    can then be told from what only follows from it.
+    """
     chosen = [one for one in overrides if is_group(one, loader)]
-    wrong = [option_problems(one, loader) for one in chosen]
-    problems += [problem for found in wrong for problem in found]
-    good = [first_value(one) for one, found in zip(chosen, wrong, strict=True) if not found]
-    base = hydra_compose("config", [*before, *good], return_hydra_config=True)
-    # Of an engine that is not installed the keys are unknown, but not wrong.
-    absent = [one.key_or_group for one, found in zip(chosen, wrong, strict=True) if found]
-    unknown = tuple(f"{group.replace('/', '.')}." for group in absent if group.startswith("hydra/"))
-    for one in [one for one in overrides if one not in chosen and not one.key_or_group.startswith(unknown)]:
+    valid, absent = [], []
+    for one in chosen:
+        wrong = option_problems(one, loader)
+        problems += wrong
+        if word := probable_option(one, loader) if wrong else first_value(one):
+            valid.append(word)
+        else:
+            absent.append(one.key_or_group)
+    base = hydra_compose(name, [*before, *valid], return_hydra_config=True)
+    # The keys of an option that does not exist are unknown, but not wrong; a whole recipe may bring any.
+    unknown = tuple(f"{group.replace('/', '.')}." for group in absent)
+    for one in [] if {*absent} & {*OPTIONAL_GROUPS, *ADDED_GROUPS} else overrides:
+        if one in chosen or one.key_or_group.startswith(unknown):
+            continue
         problem = key_problem(one, base)
         problems += [problem] if problem else []
-        good += [] if problem else [first_value(one)]
-    return good
+        valid += [] if problem else [first_value(one)]
+    return valid
 
 
 def named_search_path(overrides: Sequence[str]) -> list[str]:
-    """The folders in ``hydra.searchpath=[…]``; options in them must be known before the other words are examined."""
-    words = [word for word in overrides if word.startswith("hydra.searchpath=")]
+    """The folders in ``hydra.searchpath=[…]``; options in them must be known before the other overrides are checked."""
+    named = [text for text in overrides if text.startswith("hydra.searchpath=")]
     try:
-        parsed = OverridesParser.create().parse_overrides(words)
-    except HydraException:  # said by `parse`
+        parsed = OverridesParser.create().parse_overrides(named)
+    except HydraException:  # reported by `parse`
         return []
     values = [one.value() for one in parsed]
     return [str(folder) for value in values if isinstance(value, list) for folder in value]
@@ -201,33 +252,50 @@ def add_search_path(folders: Sequence[str]) -> None:
     Hydra.create_main_hydra2("pspexp", search_path)
 
 
-def finish(config: DictConfig, overrides: Sequence[str], *, files: bool = True) -> DictConfig:
+def finish(
+    config: DictConfig, overrides: Sequence[str], *, files: bool = True, problems: Sequence[str] = ()
+) -> DictConfig:
     """Complete, resolve and check what Hydra composed.
 
     Args:
-        config: the job's part, with ``choices``.
-        overrides: the words it was composed from; they win over what a checkpoint or an earlier run says.
-        files: those that it names have to exist.
+        config: The job's part, with ``choices``.
+        overrides: Those it was composed from; they take precedence over what a checkpoint or an earlier run holds.
+        files: Whether the files that it names have to exist.
+        problems: Found before; raised with the others.
 
     Raises:
-        UserError: with every problem that was found.
+        UserError: Lists every problem.
     """
     OmegaConf.set_struct(config, False)
     expand_home(config)
     # Types are checked last, when everything is in place: until then values may be anything.
-    if isinstance(OmegaConf.select(config, "rerun"), str):
-        rerun.take_from_run(config, overrides)  # nothing else can be judged if this fails
-    elif OmegaConf.select(config, "mode") == "test" and isinstance(OmegaConf.select(config, "checkpoint.path"), str):
-        saved.take_from_checkpoint(config, overrides)  # as above
     try:
+        if isinstance(OmegaConf.select(config, "rerun"), str):
+            rerun.take_from_run(config, overrides)  # nothing else can be judged if this fails
+        elif OmegaConf.select(config, "mode") == "test" and isinstance(
+            OmegaConf.select(config, "checkpoint.path"), str
+        ):
+            saved.take_from_checkpoint(config, overrides)  # as above
         name_classes(config)
+        sources = interpolation_sources(config)
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from error
-    schema.check(OmegaConf.to_container(config), files=files)  # type: ignore[arg-type]
+        raise UserError(*problems, one_line(error)) from error
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from error
+    explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    plain: Any = OmegaConf.to_container(config)
+    schema.check(plain, files=files, sources=sources, explicit=explicit, known=problems)
     make_absolute(config)
     OmegaConf.set_struct(config, True)
     return config
+
+
+def interpolation_sources(config: DictConfig) -> dict[str, str]:
+    """For each key that is an interpolation of another key, that key."""
+    values: Any = flatten(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+    found = {key: re.fullmatch(r"\$\{(\w[\w.]*)\}", value) for key, value in values.items() if isinstance(value, str)}
+    return {key: match[1] for key, match in found.items() if match}
 
 
 def expand_home(config: DictConfig) -> None:
@@ -242,19 +310,24 @@ def make_absolute(config: DictConfig) -> None:
     """Let paths mean the same from another folder, where a run may be tested, resumed or done again."""
     for key in set(PATH_KEYS) - {"output_root"}:  # this is where the work is now
         path = OmegaConf.select(config, key)
-        if isinstance(path, str) and path not in PATH_WORDS and not path.startswith("runs:/"):
+        if isinstance(path, str) and path not in NO_PATHS and not path.startswith("runs:/"):
             OmegaConf.update(config, key, str(Path(path).absolute()))
 
 
 def name_classes(config: DictConfig) -> None:
-    """Fill in the class names and their number where a dataset leaves them to its folder or to each other."""
-    from pspexp.data.voc import read_class_names  # as above
+    """Fill in the class names and their number where a data set leaves them to its folder or to each other.
 
+    A data set that reads its class names from its folder has a static method ``class_names_from(root)``.
+    """
     dataset = OmegaConf.select(config, "dataset")
     if not OmegaConf.is_dict(dataset):
         return
     root = dataset.get("root")
     if dataset.get("class_names", ()) is None and isinstance(root, str) and Path(root).is_dir():
-        dataset.class_names = read_class_names(root)
+        target = None
+        with suppress(Exception):  # a wrong target is reported by the schema
+            target = get_object(dataset._target_)
+        if read := getattr(target, "class_names_from", None):
+            dataset.class_names = read(root)
     if dataset.get("num_classes", 0) is None and OmegaConf.is_list(dataset.get("class_names")):
         dataset.num_classes = len(dataset.class_names)

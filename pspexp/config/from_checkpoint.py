@@ -1,4 +1,4 @@
-"""What a configuration takes from what was saved: a test from its checkpoint, a rerun (`pspexp.config.from_run`) from its run."""
+"""What a configuration takes from what was saved: a test from its checkpoint, a rerun (`from_run`) from its run."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -9,8 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from pspexp.config.overrides import ADDED_GROUPS, OPTIONAL_GROUPS, has_key, one_line
+from pspexp.config.overrides import ADDED_GROUPS, OPTIONAL_GROUPS, has_key
 from pspexp.errors import UserError
+from pspexp.utils.text import one_line
 
 Plain = dict[str, Any]
 
@@ -101,7 +102,7 @@ def checkpoint_choices(path: str, output_root: str, tracking_uri: str | None) ->
     from pspexp.tracking import runs
 
     content = checkpoint.read(runs.find_checkpoint(path, "best.pt", output_root, tracking_uri), foreign=True)
-    found: Plain = content["config"]["choices"] if checkpoint.is_ours(content) else {}
+    found: Plain = content["config"]["choices"] if checkpoint.is_own_format(content) else {}
     return found
 
 
@@ -113,7 +114,7 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     uri = config.tracking.get("tracking_uri")
     config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.output_root, uri))
     content = checkpoint.read(Path(config.checkpoint.path), foreign=True)
-    if not checkpoint.is_ours(content):
+    if not checkpoint.is_own_format(content):
         return  # the command line says what they are
     saved = OmegaConf.create(content["config"])
     explicit = explicit_keys(overrides, saved.choices)

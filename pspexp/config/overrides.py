@@ -1,9 +1,11 @@
-"""The words of a command line, examined one by one: what cannot be read, what does not exist, what was meant."""
+"""Checks of single overrides: what cannot be read, what does not exist, what was probably meant."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,12 +13,17 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from pspexp.errors import did_you_mean
+from pspexp.errors import as_yaml, did_you_mean
+from pspexp.utils.text import one_line
+from pspexp.utils.trees import flatten
 
 OPTIONAL_GROUPS = ("experiment",)
 ADDED_GROUPS = ("sweep",)  # not in config.yaml's defaults, as Hydra would then refuse their +
+OPEN_NODES = ("hooks.", "tracking.loggers.")  # take nodes of any name
 HOW_TO_QUOTE = """spaces, quotes and other signs need quotes for Hydra within the shell's: 'key="some value"'"""
-# Hydra's plugins that sweeps can use: package and extra that bring each.
+# Options under the names by which they are often looked for.
+SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "ascend": "npu", "ce": "cross_entropy", "amp": "auto"}
+# Hydra's plugins that sweeps can use: the package and extra that each comes with.
 ENGINES = {
     "hydra/sweeper/optuna": ("hydra-optuna-sweeper", "optuna"),
     "hydra/launcher/joblib": ("hydra-joblib-launcher", "joblib"),
@@ -92,13 +99,23 @@ def option_problems(override: Override, loader: ConfigLoader) -> list[str]:
     names = [name for one in values for name in (one if isinstance(one, list) else [one])]
     wrong = [
         not_installed(f"{group}/{name}")
-        or f"{group}={name}: no such option; {group} is one of {', '.join(options)}{did_you_mean(str(name), options)}"
+        or f"{group}={as_yaml(name)}: no such option; {group} is one of {', '.join(options)}"
+        f"{did_you_mean(SYNONYMS.get(str(name), str(name)), options)}"
         for name in names
         if str(name) not in options and not (name is None and group in OPTIONAL_GROUPS)
     ]
     if group in ADDED_GROUPS and not (override.is_add() or override.is_force_add()):
         wrong = wrong or [f"{override.input_line}: write +{override.input_line}"]
     return wrong
+
+
+def probable_option(override: Override, loader: ConfigLoader) -> str | None:
+    """The override with the existing option that was probably meant, or None."""
+    if override.is_sweep_override() or override.key_or_group.startswith("hydra/"):
+        return None
+    name, options = str(override.value()), loader.get_group_options(override.key_or_group)
+    close = get_close_matches(SYNONYMS.get(name, name), options, n=1)
+    return f"{'+' * (override.key_or_group in ADDED_GROUPS)}{override.key_or_group}={close[0]}" if close else None
 
 
 def not_installed(option: str) -> str | None:
@@ -120,11 +137,9 @@ def key_problem(override: Override, config: DictConfig) -> str | None:
     key = override.key_or_group
     if isinstance(override.value(), Glob):
         return f"{override.input_line}: glob chooses among the options of a group; give values"
-    parent = key.rpartition(".")[0]
-    if parent and OmegaConf.select(config, parent) is None:
-        known = False
-    elif override.is_add() or override.is_force_add():
-        known = "." in key or key in config
+    if override.is_add() or override.is_force_add():
+        known = key.partition(".")[0] in config and (key in config or "." in key)
+        known = known and (not key.startswith("hydra.") or OmegaConf.select(config, key.rpartition(".")[0]) is not None)
     else:
         known = has_key(config, key)
     if known:
@@ -132,7 +147,34 @@ def key_problem(override: Override, config: DictConfig) -> str | None:
     if key.startswith("hydra.sweeper.params."):  # whose keys hold dots
         swept = key.removeprefix("hydra.sweeper.params.")
         return f"{key}: cannot be set so; write {swept}=<values>, which replaces what the sweep varies"
-    return f"{key}: unknown key{did_you_mean(key, flat_keys(config))}"
+    node = next((open_node for open_node in OPEN_NODES if key.startswith(open_node)), None)
+    if node and not has_key(config, node + key.removeprefix(node).partition(".")[0]):
+        return f"{key}: unknown key; to add it, write +{override.input_line}"
+    return f"{key}: unknown key{suggestion(key, config)}"
+
+
+def suggestion(key: str, config: DictConfig) -> str:
+    """``"; did you mean 'optimizer.lr'?"`` for a key that is not in ``config``, or an empty string."""
+    found = suggested_keys(key, config)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def suggested_keys(key: str, config: DictConfig) -> list[str]:
+    """The keys that are probably meant by one that is not in ``config``.
+
+    A key with the same last part goes before one that is spelt similarly, so that ``lr`` finds ``optimizer.lr``.
+    """
+    keys = [one for one in flat_keys(config) if key.startswith("hydra") or not one.startswith("hydra.")]
+    names = {one: one.rpartition(".")[2] for one in keys}
+    name = key.rpartition(".")[2]
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    follow = {one for one, value in flatten(raw).items() if isinstance(value, str) and "${" in value}
+    same = [one for one in keys if names[one] == name and one not in follow and not name.startswith("_")]
+    similar = get_close_matches(key, keys, n=1)
+    if same or similar or "." in key:
+        return same[:3] or similar
+    close = get_close_matches(name, names.values(), n=1)
+    return [one for one in keys if close == [names[one]] and one not in follow][:3]
 
 
 def has_key(config: DictConfig, key: str) -> bool:
@@ -158,11 +200,6 @@ def first_value(override: Override) -> str:
     value = override.value()
     first = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
     return f"{override.get_key_element()}={first}"  # the key with its + or ++
-
-
-def one_line(error: Exception) -> str:
-    """The message of a library's error, without its further lines."""
-    return " ".join(part for part in (line.strip() for line in str(error).splitlines()) if part)[:500]
 
 
 def read(words: Sequence[str]) -> list[Override]:

@@ -103,6 +103,11 @@ class VocDataset:
         self._root, self._subfolder = root, subfolder
         self._splits = {"train": train_split, "val": val_split, "test": test_split}
 
+    @staticmethod
+    def class_names_from(root: str) -> list[str]:
+        """The class names in the folder, for a configuration that leaves them to it."""
+        return read_class_names(root)
+
     def open(self, role: Role) -> VocSplit:
         """The samples of a role; raises UserError with all that is missing (counts and the first names)."""
         folder = find_tree(self._root, self._subfolder)

@@ -23,7 +23,7 @@ from pspexp.jobs import records
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pillow", "mlflow")
 
 
-def check(config: DictConfig) -> None:
+def check(config: DictConfig, _folder: Path) -> None:
     """Print versions, devices and the configuration, then build everything a training needs.
 
     Raises:

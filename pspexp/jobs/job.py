@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from pspexp.config.build import build, init_distributed
+from pspexp.config.modes import MODES
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
-from pspexp.errors import Interrupted
+from pspexp.errors import Interrupted, as_yaml
 from pspexp.jobs.records import Request, close_abandoned, public
-from pspexp.jobs.test import test
-from pspexp.jobs.train import train
 from pspexp.launchers.base import Launcher, StopSignal
 from pspexp.tracking import runs
 from pspexp.tracking.logger import Status
@@ -26,44 +26,45 @@ log = logging.getLogger(__name__)
 
 
 class Job(Request):
-    """A request that processes can carry out; it can be sent to them."""
+    """A request that can be sent to the processes that carry it out."""
 
     def __call__(self, process: ProcessInfo, stop_signal: StopSignal) -> float | None:
-        """Do it, as the process ``process``; returns what a sweeper compares.
+        """Run the job in one process; returns what a sweeper compares.
 
         Raises:
-            UserError: the input is wrong.
-            Interrupted: ``stop_signal`` asked to stop.
+            UserError: The input is wrong.
+            Interrupted: ``stop_signal`` requested to stop.
         """
         device, world = init_distributed(self.config, process)
         same_configuration(self.config, device, world)
         folder = world.broadcast_from_main(lambda: self.folder)
         job = replace(self, folder=folder, is_restart=self.is_restart or process.restart_count > 0)
-        # Who launched it may be gone, and another have come, while this one still saves.
+        # The launcher may have been replaced by another while this process still saves.
         with runs.run_dir_lock(folder, runs.WRITER_LOCK, wait=True) if world.is_main_process else nullcontext():
             try:
-                result: float | None = JOBS[job.config.mode](job, device, world, stop_signal)
-            except Interrupted:  # all were, at one step; nobody may end before the first process has saved
+                result: float | None = get_object(MODES[job.config.mode].function)(job, device, world, stop_signal)
+            except Interrupted:  # all were, at one step; no process may end before process 0 has saved
                 world.close()
                 raise
             world.close()
         return result
 
     def close_abandoned(self, status: Status) -> None:
-        """End the records if the processes could not."""
+        """Close the records if the processes could not."""
         close_abandoned(self, status)
 
 
 def same_configuration(config: DictConfig, device: Device, world: World) -> None:
-    """Refuse to begin with processes that were started with different words, or on different kinds of device.
+    """Refuse processes with different configurations, or on different kinds of device.
 
     Raises:
-        UserError: names the keys in which another process differs from the first.
+        UserError: Names the keys in which another process differs from process 0.
     """
     flats = world.all_gather_object({**flatten(public(config)), "device": device.type, "torch": torch.__version__})
     world.raise_collectively(
         [
-            f"{key}={flat.get(key)}: process {rank} has this, process 0 has {flats[0].get(key)}; give all the same"
+            f"{key}={as_yaml(flat.get(key))}: in process {rank}, but {as_yaml(flats[0].get(key))} in process 0; "
+            "start all processes alike"
             for rank, flat in enumerate(flats)
             for key in sorted(flats[0].keys() | flat.keys())
             if flat.get(key) != flats[0].get(key) and not key.startswith("launcher.")
@@ -71,22 +72,19 @@ def same_configuration(config: DictConfig, device: Device, world: World) -> None
     )
 
 
-JOBS = {"train": train, "test": test}
-
-
-def launch(config: DictConfig, folder: Path, overrides: list[str], typed: Sequence[str] = ()) -> float | None:
+def launch(config: DictConfig, folder: Path, overrides: list[str], command: Sequence[str] = ()) -> float | None:
     """Do the job that ``config.mode`` names; returns what a sweeper compares.
 
     Args:
-        config: complete and checked.
-        folder: the run folder.
-        overrides: the job's own words.
-        typed: the whole command, where this process was started by it.
+        config: Complete and checked.
+        folder: The run folder.
+        overrides: The job's own.
+        command: The command line, program included, if this process was started by it.
     """
     if needs_no_processes(config, folder):
         return None
     launcher: Launcher = build(config.launcher)
-    job = Job(config, folder, overrides, command_line(typed, overrides))
+    job = Job(config, folder, overrides, command_line(command, overrides))
     if not launcher.is_main_process:
         return launcher(job)
     with runs.run_dir_lock(folder):
@@ -94,13 +92,8 @@ def launch(config: DictConfig, folder: Path, overrides: list[str], typed: Sequen
 
 
 def needs_no_processes(config: DictConfig, folder: Path) -> bool:
-    """Do the job if it is one that is no run; whether it was."""
-    if config.mode == "check":
-        from pspexp.jobs.check import check
-
-        check(config)
-    elif config.mode == "compare":
-        from pspexp.jobs.compare import compare
-
-        compare(config, folder)
-    return config.mode in ("check", "compare")
+    """Do the job if its mode is no run; returns whether it was done."""
+    mode = MODES[config.mode]
+    if not mode.is_run:
+        get_object(mode.function)(config, folder)
+    return not mode.is_run

@@ -135,7 +135,7 @@ def test_what_cannot_be_done_again_is_refused(saved: Saved, tmp_path: Path) -> N
     assert refusal(f"rerun={run}/nowhere").startswith(f"{run}/nowhere: no config.yaml there (looked for ")
     assert "experiment=quickstart: rerun=" in refusal(f"rerun={run}", "experiment=quickstart")
     assert "is a run of mode=train; set mode=train" in refusal(f"rerun={run}", "mode=test")
-    assert refusal("rerun=5").startswith("rerun=5: input should be a valid string")
+    assert refusal("rerun=5").startswith("rerun=5: must be a valid string")
     assert "runs:/0: there are no MLflow records" in refusal("rerun=runs:/0", f"output_root={tmp_path}/empty")
     (run / "config.yaml").write_text("a: [")
     assert "config.yaml cannot be read" in refusal(f"rerun={run}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pspexp.cli import LEADER_TELLS_S, get_args_parser
+from pspexp.cli import REPORT_DELAY_S, get_args_parser
 from pspexp.config import compose as composition
 from tests.conftest import TINY, Cli
 from tests.end_to_end.conftest import CHECKOUT, TIMEOUT_S, Start, ends, until
@@ -127,7 +127,7 @@ def test_wrong_overrides_are_reported_by_task_0_before_the_others_would(
 ) -> None:
     waited: list[float] = []
     monkeypatch.setattr("pspexp.cli.time.sleep", waited.append)
-    for rank, waits in ((0, []), (1, [LEADER_TELLS_S])):
+    for rank, waits in ((0, []), (1, [REPORT_DELAY_S])):
         set_task(monkeypatch, slurm_task(rank))
         assert cli(*TINY, "launcher=slurm", "trainer.epoch=3") == 2
         assert "did you mean 'trainer.epochs'?" in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""The folder of a job: a new one, or that of the run to resume."""
+
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from pspexp.config.modes import MODES
+from pspexp.errors import UserError
+from pspexp.launchers.base import Launcher
+
+TIME_FORMAT = "%Y-%m-%d_%H-%M-%S"
+LEFTOVERS = ("run.log", ".lock", ".writing.lock")  # of a run that was refused before it had any records
+
+
+def choose_folder(config: DictConfig, launcher: Launcher | None) -> Path:
+    """The run folder to resume in, or a new one."""
+    resumed = resumed_folder(config, launcher) if launcher else None
+    return resumed or new_folder(parent_folder(config) / datetime.now().strftime(TIME_FORMAT))
+
+
+def resumed_folder(config: DictConfig, launcher: Launcher) -> Path | None:
+    """The run folder in which ``checkpoint.resume`` continues, or None for a new one.
+
+    A run whose processes were restarted by whatever had started them is always resumed.
+    """
+    resume = config.checkpoint.resume or ("auto" if launcher.is_restart else None)
+    if config.mode != "train" or resume is None:
+        return None
+    # Slow to import, and most commands need none of it here.
+    from pspexp.config.resume import resume_conflicts
+    from pspexp.engine import checkpoint
+    from pspexp.jobs.records import public
+    from pspexp.tracking import runs
+
+    if resume != "auto":
+        return runs.run_folder(runs.find_checkpoint(resume, "last.pt"))
+    now = public(config)
+
+    def same(file: Path) -> bool:
+        try:
+            state = checkpoint.read(file)
+            # A rerun is resumed in its own folder, not in that of the run it repeats.
+            own = state["config"].get("rerun") == now["rerun"]
+            return own and not resume_conflicts(state, now, launcher.world_size)
+        except UserError:  # unreadable, or of another format: not this run
+            return False
+
+    return runs.latest_unfinished(parent_folder(config), same)
+
+
+def parent_folder(config: DictConfig) -> Path:
+    """The folder that holds the runs of an experiment, or of a data set without one, or the output of another mode."""
+    if not MODES[config.mode].is_run:
+        return Path(config.output_root) / config.mode
+    name: str = config.choices.get("experiment") or config.choices["dataset"]
+    return Path(config.output_root) / name
+
+
+def new_folder(stem: Path) -> Path:
+    """Create ``stem``, or ``stem-2`` and so on; no other process gets the same."""
+    folder, number = stem, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)  # fails if another process was faster
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = stem.with_name(f"{stem.name}-{number}")
+        except OSError as error:
+            raise UserError(f"output_root: no folder can be made at {folder} ({error})") from error
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it had any records; its logs and locks go with it."""
+    files = list(folder.iterdir()) if folder.is_dir() else []
+    if files and all(file.name in LEFTOVERS for file in files):
+        for file in files:
+            file.unlink()
+        folder.rmdir()
