@@ -120,7 +120,7 @@ def test_a_precision_that_is_not_listed_is_refused(cli: Cli, capsys: pytest.Capt
     assert cli(*TINY, "device=sdaa", "device.amp_dtypes=[bf16]", "precision=fp16") == 2
     assert (
         "precision=fp16: not supported on sdaa:0 (device.amp_dtypes=[bf16]); use precision=fp32"
-        in capsys.readouterr().out
+        in capsys.readouterr().err
     )
 
 
