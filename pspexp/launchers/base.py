@@ -62,8 +62,8 @@ def catch_stop_signals(*, repeatedly: bool = False) -> Iterator[StopSignal]:
     """Record SIGINT and SIGTERM so that the job can poll for them between steps.
 
     Args:
-        repeatedly: also record further signals, because whoever started the processes may forward one that all of
-            them have already received. By default a second signal acts at once, without waiting for the step to end.
+        repeatedly: also record further signals, because the parent may forward one that all its processes
+            have already received. By default a second signal acts at once, without waiting for the step to end.
     """
     received: list[int] = []
     handlers = {number: signal.getsignal(number) for number in stop_signals() & {signal.SIGINT, signal.SIGTERM}}
