@@ -118,7 +118,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     if len(chosen) > 1:
         raise UserError(f"--{chosen[0]}: does not go with --{chosen[1]}; leave one of them out")
     arguments.overrides = list(arguments.overrides)
-    return arguments  # type: ignore[no-any-return]
+    return arguments
 
 
 def needs_resolving(arguments: argparse.Namespace) -> bool:

@@ -15,7 +15,7 @@ LEFTOVERS = ("run.log", ".lock", ".writing.lock")  # of a run that was refused b
 
 def choose_folder(config: DictConfig, launcher: Launcher | None) -> Path:
     """The run folder to resume in, or a new one."""
-    resumed = resumed_folder(config, launcher) if launcher else None
+    resumed: Path | None = resumed_folder(config, launcher) if launcher else None
     return resumed or new_folder(parent_folder(config) / datetime.now().strftime(TIME_FORMAT))
 
 
@@ -46,7 +46,8 @@ def resumed_folder(config: DictConfig, launcher: Launcher) -> Path | None:
         except UserError:  # unreadable, or of another format: not this run
             return False
 
-    return runs.latest_unfinished(parent_folder(config), same)
+    found: Path | None = runs.latest_unfinished(parent_folder(config), same)
+    return found
 
 
 def parent_folder(config: DictConfig) -> Path:

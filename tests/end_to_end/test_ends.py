@@ -1,4 +1,4 @@
-"""How a run can end other than well: wrong words, signals, crashes; and how it goes on."""
+"""How a run can end other than well: invalid overrides, signals, crashes; and how it is resumed."""
 
 import json
 import os
@@ -29,6 +29,58 @@ def test_wrong_words_end_before_anything_is_made(cli: Cli, tmp_path: Path, capsy
     assert "did you mean 'trainer.epochs'?" in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("--lr", "0.1"),
+            "--lr: no such option; settings are written key=value, without dashes; write optimizer.lr=0.1",
+        ),
+        (("--seed=3",), "--seed=3: no such option; settings are written key=value, without dashes; write seed=3"),
+        (("--cfg", "jobs"), "--cfg/-c: invalid choice: 'jobs'"),
+        (("--config-dir", "nowhere", *TINY), "--config-dir=nowhere: no such folder"),
+        (("--resolve", *TINY), "--resolve: goes with --cfg only"),
+        ((), "experiment=quickstart"),
+    ],
+)
+def test_a_wrong_command_is_explained(
+    words: tuple[str, ...], said: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*words) == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert "usage" not in err
+    assert len(err.splitlines()) <= 2
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_that_of_the_package(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("--version") == 0
+    assert capsys.readouterr().out == "pspexp 0.1.0\n"
+
+
+def test_flags_may_stand_between_overrides(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("seed=3", "--cfg", "job", "--resolve", *TINY) == 0
+    assert "seed: 3" in capsys.readouterr().out
+
+
+def test_a_refused_run_leaves_nothing(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(*TINY, "scheduler.warmup_steps=9999") == 2
+    out, err = capsys.readouterr()
+    assert "scheduler.warmup_steps" in err
+    assert "warmup" not in out
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+    assert list(tmp_path.glob("outputs/*/*")) == []
+
+
+def test_a_reader_that_has_read_enough(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = f"{sys.executable} -m pspexp --cfg job dataset=shapes | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
 def test_missing_data_is_named(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
