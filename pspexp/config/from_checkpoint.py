@@ -26,7 +26,7 @@ FROM_CHECKPOINT = (
     "channels_last",
     "loader.eval_batch_size",
 )
-# The saved configuration is resolved; these follow an explicit override of what they stand for.
+# The saved configuration is resolved; these keys follow an explicit override of the key that gave their value.
 FOLLOWS = {
     "inference.crop_size": "crop_size",
     "inference.stride": "model.output_stride",
@@ -36,24 +36,24 @@ FOLLOWS = {
 
 
 def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """The options that a rerun's run, or the checkpoint of ``mode=test``, was made with, as words.
+    """The options that the run to repeat, or the checkpoint of ``mode=test``, was made with, as overrides.
 
-    With them in the composition their keys can be overridden. Explicitly chosen groups are left out, and so is
-    everything that is wrong with what was saved: who takes it tells.
+    With them in the composition their keys can be overridden. Explicitly chosen groups are left out. Problems with
+    what was saved are reported when the configuration is taken from it.
 
     Args:
-        overrides: the words typed.
-        folders: of options; those that none of them has are left out.
+        overrides: Those of the command line.
+        folders: Searched for options; those that do not exist there are left out.
     """
-    words = typed_values(overrides)
-    where = words.get("output_root") or "outputs", words.get("tracking.tracking_uri")
+    given = text_values(overrides)
+    where = given.get("output_root") or "outputs", given.get("tracking.tracking_uri")
     places = [Path(folder.removeprefix("file://")) for folder in folders]
     try:
-        if words.get("rerun"):
-            chosen = read_config(home(str(words["rerun"])), *where)["choices"]
+        if given.get("rerun"):
+            chosen = read_config(home(str(given["rerun"])), *where)["choices"]
             groups: Collection[str] = default_groups(places)
-        elif words.get("mode") == "test" and words.get("checkpoint.path"):
-            chosen, groups = checkpoint_choices(home(str(words["checkpoint.path"])), *where), FROM_CHECKPOINT
+        elif given.get("mode") == "test" and given.get("checkpoint.path"):
+            chosen, groups = checkpoint_choices(home(str(given["checkpoint.path"])), *where), FROM_CHECKPOINT
         else:
             return []
     except UserError:
@@ -62,15 +62,15 @@ def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
     def exists(group: str, option: str | None) -> bool:
         return any((place / group / f"{option}.yaml").is_file() for place in places)
 
-    wanted = {group: option for group, option in chosen.items() if group in groups and group not in words}
+    wanted = {group: option for group, option in chosen.items() if group in groups and group not in given}
     return [f"{group}={option}" for group, option in wanted.items() if exists(group, option)]
 
 
-def typed_values(overrides: Sequence[str]) -> dict[str, str | None]:
-    """What each key or group is set to, as Hydra reads it; None where that is not one text."""
+def text_values(overrides: Sequence[str]) -> dict[str, str | None]:
+    """The value of each overridden key or group, as Hydra reads it; None if it is not a single string."""
     parser, found = OverridesParser.create(), {}
     for word in overrides:
-        with suppress(HydraException):  # said by `pspexp.config.overrides.parse`
+        with suppress(HydraException):  # reported by `pspexp.config.overrides.parse`
             one = parser.parse_override(word)
             value = None if one.is_delete() else one.value()
             found[one.key_or_group] = value if isinstance(value, str) else None
@@ -78,7 +78,7 @@ def typed_values(overrides: Sequence[str]) -> dict[str, str | None]:
 
 
 def default_groups(places: Sequence[Path]) -> set[str]:
-    """The groups that a bare word may choose an option of: those in the defaults, without whole recipes."""
+    """The groups in the defaults list, without those of whole recipes."""
     files = [file for place in places if (file := place / "config.yaml").is_file()]
     defaults = [entry for file in files for entry in OmegaConf.select(OmegaConf.load(file), "defaults") or []]
     groups = {str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry}
@@ -86,19 +86,19 @@ def default_groups(places: Sequence[Path]) -> set[str]:
 
 
 def home(path: str) -> str:
-    """``path`` with the home folder in the place of ``~``."""
+    """``path`` with a leading ``~`` expanded."""
     return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def explicit_keys(overrides: Sequence[str], saved_choices: Mapping[str, Any]) -> set[str]:
-    """The keys that were typed, without the words of `choices`."""
+    """The overridden keys, without those of `choices`."""
     same = {f"{group}={option}" for group, option in saved_choices.items()}
     return {text.lstrip("+~").partition("=")[0] for text in overrides if text not in same}
 
 
 def checkpoint_choices(path: str, output_root: str, tracking_uri: str | None) -> Plain:
     """The options that a checkpoint was made with; none for a foreign one."""
-    from pspexp.engine import checkpoint  # torch takes seconds to import, and --help needs none of it
+    from pspexp.engine import checkpoint  # imports torch, which takes seconds
     from pspexp.tracking import runs
 
     content = checkpoint.read(runs.find_checkpoint(path, "best.pt", output_root, tracking_uri), foreign=True)
@@ -115,7 +115,7 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.output_root, uri))
     content = checkpoint.read(Path(config.checkpoint.path), foreign=True)
     if not checkpoint.is_own_format(content):
-        return  # the command line says what they are
+        return  # described by the command line
     saved = OmegaConf.create(content["config"])
     explicit = explicit_keys(overrides, saved.choices)
     for key in FROM_CHECKPOINT:
@@ -130,9 +130,9 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     for key in ("model.weights", "model.backbone_weights"):
         if has_key(config, key):  # what it once started from may be gone
             OmegaConf.update(config, key, None)
-    for follower, leader in FOLLOWS.items():
-        if has_key(config, follower) and has_key(config, leader) and follower not in explicit:
-            OmegaConf.update(config, follower, OmegaConf.select(config, leader))
+    for key, source in FOLLOWS.items():
+        if has_key(config, key) and has_key(config, source) and key not in explicit:
+            OmegaConf.update(config, key, OmegaConf.select(config, source))
 
 
 def read_config(run: str, output_root: str, tracking_uri: str | None) -> Plain:

@@ -1,4 +1,4 @@
-"""A run done again: its configuration composed once more, but for what was typed."""
+"""The configuration of a rerun: that of the run it repeats, except for explicit overrides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pspexp.config.from_checkpoint import Plain, explicit_keys, read_config
 from pspexp.config.overrides import ADDED_GROUPS
 from pspexp.errors import UserError
 
-# What a rerun does not take: where records go, how it was asked for, and the study that the run was part of.
+# What a rerun does not take: where records go, how it was started, and the sweep that the run was part of.
 NOT_REPEATED = (
     "mode",
     "rerun",
@@ -30,7 +30,7 @@ ABSENT = object()
 
 
 def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Replace everything by what the run ``config.rerun`` records, but for explicit overrides and `NOT_REPEATED`.
+    """Replace everything by the record of the run ``config.rerun``, except for explicit overrides and `NOT_REPEATED`.
 
     Raises:
         UserError: no such run, or one of another mode.
@@ -66,10 +66,10 @@ class Repeated:
     """Merges a composed configuration with that of the run it repeats.
 
     Attributes:
-        saved: the run's configuration, resolved.
-        choices: the options in today's composition.
-        explicit: the keys that were typed.
-        root: the data set's folder, if that was typed; of any type.
+        saved: The run's configuration, resolved.
+        choices: The options in today's composition.
+        explicit: The overridden keys.
+        root: The data set's folder if overridden; of any type.
     """
 
     saved: Plain
@@ -81,9 +81,9 @@ class Repeated:
         """One node of the result; interpolations in it are not resolved.
 
         Args:
-            today: the node in today's composition, with interpolations.
-            then: the run's.
-            path: dotted key of the node.
+            today: The node in today's composition, with interpolations.
+            then: The run's.
+            path: Dotted key of the node.
         """
         values = {
             name: self.choose(f"{path}.{name}".lstrip("."), today.get(name, ABSENT), then.get(name, ABSENT))
@@ -104,21 +104,21 @@ class Repeated:
         if isinstance(then, dict):
             return self(today if isinstance(today, dict) else {}, then, key)
         if isinstance(then, list) and isinstance(today, list):  # dataset.mean.0=0.5 gives one value of several
-            typed = {index for index in range(len(today)) if self.given(f"{key}.{index}")}
-            return [today[index] if index in typed else value for index, value in enumerate(then)]
+            overridden = {index for index in range(len(today)) if self.given(f"{key}.{index}")}
+            return [today[index] if index in overridden else value for index, value in enumerate(then)]
         return today if isinstance(today, str) and self.gives(key, today, then) else then
 
     @staticmethod
     def left_alone(key: str) -> bool:
-        """Whether a key belongs to what is not repeated; of the options the groups' nodes tell."""
+        """Whether a key belongs to what is not repeated."""
         return any(key == one or key.startswith(f"{one}.") for one in NOT_REPEATED)
 
     def given(self, key: str) -> bool:
-        """Whether a key, or one above it, was typed."""
+        """Whether a key, or one above it, was overridden."""
         return any(key == one or key.startswith(f"{one}.") for one in self.explicit)
 
     def in_new_folder(self, key: str, today: Any) -> bool:
-        """Whether the classes are left to another data set's folder, which names them."""
+        """Whether the class names come from the folder of another data set."""
         left = key in ("dataset.class_names", "dataset.num_classes") and today is None
         return left and isinstance(self.root, str) and (Path(self.root).expanduser() / "classes.txt").is_file()
 
@@ -128,7 +128,7 @@ class Repeated:
         return bool(self.choices.get(group) == self.saved["choices"].get(group))
 
     def gives(self, key: str, text: str, value: Any) -> bool:
-        """Whether an interpolation gave this value in the run: then it goes on to follow what it stands for."""
+        """Whether an interpolation gave this value in the run; it is then kept as an interpolation."""
         if "${" not in text:
             return False
         trial = OmegaConf.create(self.saved)
@@ -142,15 +142,15 @@ class Repeated:
 def config_changes(
     then: Mapping[str, Any], now: Mapping[str, Any], overrides: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """What a rerun's configuration has otherwise than the run it repeats.
+    """How the configuration of a rerun differs from that of the run it repeats.
 
     Args:
-        then: the repeated run's, flat: dotted key to value.
-        now: the rerun's, as flat.
-        overrides: the words it was composed from.
+        then: The repeated run's, flat: dotted key to value.
+        now: The rerun's, flat.
+        overrides: Those it was composed from.
 
     Returns:
-        Lines about what nobody asked for, and lines about what follows from the words typed.
+        Lines about unexpected differences, and lines about those that follow from overrides.
     """
     from pspexp.tracking.secrets import is_masked
 

@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from pspexp.errors import as_yaml
+from pspexp.utils.text import count
 from pspexp.utils.trees import flatten
 
-# What a saved training state only fits when it is unchanged, and what in these nodes does not matter to it.
+# A saved training state can only be resumed with the same values of these, except for FREE_KEYS.
 FIXED_BY_STATE = (
     "model",
     "dataset",
@@ -18,8 +20,6 @@ FIXED_BY_STATE = (
     "seed",
     "crop_size",
 )
-
-
 FIXED_KEYS = (
     "loader.batch_size",
     "loader.max_eval_images",
@@ -29,25 +29,19 @@ FIXED_KEYS = (
     "trainer.epochs",
     "sync_batch_norm",
 )
-
-
-SHARED_OUT = ("loader.batch_size", "trainer.accumulate")  # with more processes each takes less
-
-
+SHARED_OUT = ("loader.batch_size", "trainer.accumulate")  # with more processes, each takes fewer images
 FREE_KEYS = ("dataset.root", "model.weights", "model.backbone_weights")
-
-
-# Where and how fast a run computes and how often it tells: no part of what it computes.
+# Where and how fast a run computes, and how often it logs: these do not change the result.
 MACHINE_KEYS = ("device.index", "dataset.root", "loader.num_workers", "loader.cache_mib", "trainer.log_every")
 
 
 def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: int) -> list[str]:
-    """One line for each difference that keeps a run from going on exactly: key, saved value, value now.
+    """One line for each difference that rules out a bit-exact resume: key, value now, saved value.
 
     Args:
-        saved: the content of a ``last.pt``.
-        config: as plain values.
-        world_size: number of processes now.
+        saved: The content of a ``last.pt``.
+        config: The current one, as plain values.
+        world_size: Current number of processes.
     """
     then, now = flatten(saved["config"]), flatten(config)
     saved_size = saved.get("training", {}).get("world_size", 1)
@@ -59,8 +53,8 @@ def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: 
         return key not in FREE_KEYS and (key in FIXED_KEYS or key.partition(".")[0] in FIXED_BY_STATE)
 
     conflicts = [
-        f"{key}={now.get(key)}: the saved run has {then.get(key)}; resume with that, or start anew from its weights "
-        "with model.weights=<checkpoint>"
+        f"{key}={as_yaml(now.get(key))}: the saved run has {as_yaml(then.get(key))}; resume with that, or start a new "
+        "run from its weights with model.weights=<checkpoint>"
         for key in sorted(then.keys() | now.keys())
         if fixed(key) and then.get(key) != now.get(key)
     ]
@@ -70,24 +64,19 @@ def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: 
 def world_size_conflicts(
     then: dict[str, Any], now: dict[str, Any], saved_size: int, size: int, may_change: bool
 ) -> Iterator[str]:
-    """What keeps a run from going on with another number of processes, if that is asked for."""
+    """What rules out resuming with another number of processes."""
     if saved_size == size:
         return
     if not may_change:
         yield (
-            f"launcher: {processes(size)} now, the saved run has {processes(saved_size)}, so sums would be taken in "
-            "another order and each process would draw other random numbers; resume with as many, or set "
-            "checkpoint.allow_world_size_change=true"
+            f"launcher: {count(size, 'process')} now, but {count(saved_size, 'process')} in the saved run, "
+            "so sums would be taken in another order and each process would draw other random numbers; resume with as "
+            "many, or set checkpoint.allow_world_size_change=true"
         )
         return
     before, after = (math.prod(flat[key] for key in SHARED_OUT) for flat in (then, now))
     if before * saved_size != after * size:
         yield (
             f"loader.batch_size × trainer.accumulate × processes = {after} × {size}: the saved run takes "
-            f"{before} × {saved_size} images a step; choose a batch size or accumulation that makes as many"
+            f"{before} × {saved_size} images a step; choose a batch size or accumulation with the same product"
         )
-
-
-def processes(count: int) -> str:
-    """``1 process``, ``2 processes``."""
-    return f"{count} process{'' if count == 1 else 'es'}"
