@@ -59,7 +59,7 @@ def test_two_machines_make_one_run(start: Start, tmp_path: Path) -> None:
     finished = summary(only_run(tmp_path))
     assert finished["status"] == "FINISHED"
     assert "2 processes" in outs[0]
-    assert "1 steps an epoch; 1 of 5 images" in outs[0]  # each takes two of the five
+    assert "1 steps per epoch; the last 1 of 5 images" in outs[0]  # each takes two of the five
     shown = re.search(r"^mean +(\S+)", outs[0], re.MULTILINE)
     assert shown is not None
     assert shown[1] == f"{100 * finished['last']['val/mean_iou']:.2f}"
