@@ -1,39 +1,27 @@
-"""The benchmarks: every table is complete and adds up. What it says about speed is nobody's promise."""
+"""The benchmarks: every table is complete and consistent. Nothing here is about how fast things are."""
 
 import importlib.util
 import json
 import statistics
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-TOOL = Path(__file__).parents[2] / "tools/bench.py"
+from tools.bench import loader, overhead, timing, works
+from tools.bench.__main__ import main
+
 TINY = ("--network", "pspnet18", "--size", "33", "--repeats", "2", "--warmup", "1")
 QUICK = ("--sample-seconds", "0", "--matmul", "64", "--no-memory")
 
 
-@pytest.fixture(scope="module")
-def bench() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("bench", TOOL)
-    assert spec
-    assert spec.loader
-    module = sys.modules["bench"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["bench"]
-
-
-def measured(bench: ModuleType, folder: Path, *words: str) -> dict[str, Any]:
+def measured(folder: Path, *words: str) -> dict[str, Any]:
     file = folder / "bench.json"
-    assert bench.main([words[0], *TINY, *QUICK, *words[1:], "--json", str(file)]) == 0
+    assert main([words[0], *TINY, *QUICK, *words[1:], "--json", str(file)]) == 0
     record: dict[str, Any] = json.loads(file.read_text())
     assert set(record) == {"command", "date", "machine", "versions", "results"}
-    assert record["command"].startswith(f"python tools/bench.py {words[0]}")
+    assert record["command"].startswith(f"python -m tools.bench {words[0]}")
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"cpu", "cores", "threads"} <= set(record["machine"])
     results: dict[str, Any] = record["results"]
@@ -56,8 +44,8 @@ def check(table: dict[str, Any], *failed: str) -> dict[str, Any]:
     return rows
 
 
-def test_the_heads_are_compared_with_the_same_weights(bench: ModuleType, tmp_path: Path) -> None:
-    tables = measured(bench, tmp_path, "head")["head"]
+def test_the_heads_are_compared_with_the_same_weights(tmp_path: Path) -> None:
+    tables = measured(tmp_path, "head")["head"]
     assert list(tables) == [f"{mode}, batch 2" for mode in ("forward", "forward+backward", "eval")]
     for table in tables.values():
         rows = check(table)
@@ -67,9 +55,9 @@ def test_the_heads_are_compared_with_the_same_weights(bench: ModuleType, tmp_pat
         assert difference < 1e-4
 
 
-def test_networks_are_compared_for_each_batch_size(bench: ModuleType, tmp_path: Path) -> None:
+def test_networks_are_compared_for_each_batch_size(tmp_path: Path) -> None:
     words = ("--models", "pspnet18,pspnet18_factorised", "--baseline", "pspnet18_factorised", "--batch", "2,3")
-    tables = measured(bench, tmp_path, "step", *words)["step"]
+    tables = measured(tmp_path, "step", *words)["step"]
     assert list(tables) == ["33×33, batch 2", "33×33, batch 3"]
     for batch, table in zip((2, 3), tables.values(), strict=True):
         assert table["baseline"] == "pspnet18_factorised"
@@ -79,10 +67,8 @@ def test_networks_are_compared_for_each_batch_size(bench: ModuleType, tmp_path: 
         assert rows["pspnet18"]["share_of_peak"] > 0
 
 
-def test_a_network_that_is_not_installed_is_a_cell(
-    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    table = measured(bench, tmp_path, "inference", "--models", "pspnet18,smp_pspnet_resnet50")["inference"]
+def test_a_network_that_is_not_installed_is_a_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = measured(tmp_path, "inference", "--models", "pspnet18,smp_pspnet_resnet50")["inference"]
     missing = importlib.util.find_spec("segmentation_models_pytorch") is None
     rows = check(table["33×33, batch 2"], *(["smp_pspnet_resnet50"] if missing else []))
     printed = capsys.readouterr().out
@@ -95,19 +81,17 @@ def test_a_network_that_is_not_installed_is_a_cell(
         assert "images of 40×40" in printed
 
 
-def test_a_training_is_compared_with_a_bare_loop(
-    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench, "SMALL", ("pspnet18", 33, 2))  # the same once more
-    table = measured(bench, tmp_path, "overhead", "--repeats", "1")["overhead"]["pspnet18, crop 33, batch 2"]
+def test_a_training_is_compared_with_a_bare_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "SMALL", ("pspnet18", 33, 2))  # the same once more
+    table = measured(tmp_path, "overhead", "--repeats", "1")["overhead"]["pspnet18, crop 33, batch 2"]
     rows = check(table)
     assert table["baseline"] == "bare loop"
     assert [len(rows[name]["times_s"]) for name in ("bare loop", "pspexp")] == [5, 5]
 
 
-def test_the_bare_loop_does_as_many_steps_as_the_trainer(bench: ModuleType) -> None:
+def test_the_bare_loop_does_as_many_steps_as_the_trainer() -> None:
     loop = iter([None] * 6)
-    pair = bench.Alongside(loop, "cpu", rounds=2, steps=3)
+    pair = overhead.Alongside(loop, "cpu", rounds=2, steps=3)
     for asked in range(10):  # the trainer asks before each step, and during validation
         assert pair() is None
         assert len(pair.ours) == min(asked // 3, 2)
@@ -115,26 +99,24 @@ def test_the_bare_loop_does_as_many_steps_as_the_trainer(bench: ModuleType) -> N
     assert next(loop, "used up") == "used up"
 
 
-def test_the_loader_is_measured_by_number_of_workers(
-    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench, "PHOTOGRAPHS", 8)
-    rows = check(measured(bench, tmp_path, "loader", "--workers", "0,1", "--repeats", "1")["loader"]["crop 33"])
+def test_the_loader_is_measured_by_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "PHOTOGRAPHS", 8)
+    rows = check(measured(tmp_path, "loader", "--workers", "0,1", "--repeats", "1")["loader"]["crop 33"])
     assert {"decoding alone", "0 workers, first epoch", "1 workers, later"} <= set(rows)
     assert all(row["images_per_s"] > 0 for row in rows.values())
 
 
 @pytest.mark.slow
-def test_memory_is_measured_in_a_process_of_its_own(bench: ModuleType) -> None:
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
     kept = torch.ones(2**28)  # 1 GiB, which that process must not inherit
-    setting = bench.Setting(device="cpu", size=33, batch=2, network="pspnet18")
-    weights = sum(parameter.numel() for parameter in bench.pspnet("pspnet18").parameters()) / 2**18  # MiB
-    assert 1.5 * weights < bench.probed_memory("step", "pspnet18", setting) < kept.numel() / 2**18
+    setting = works.Setting(device="cpu", size=33, batch=2, network="pspnet18")
+    weights = sum(parameter.numel() for parameter in works.pspnet("pspnet18").parameters()) / 2**18  # MiB
+    assert 1.5 * weights < timing.probed_memory("step", "pspnet18", setting) < kept.numel() / 2**18
 
 
 @pytest.mark.parametrize("runs", [0, 3])
 def test_what_does_not_fit_into_memory_is_a_cell(
-    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runs: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runs: int
 ) -> None:
     def make(name: str, setting: Any) -> Any:
         left = iter(range(runs if name == "fcn_resnet50" else 99))
@@ -143,10 +125,10 @@ def test_what_does_not_fit_into_memory_is_a_cell(
             if next(left, None) is None:
                 raise torch.cuda.OutOfMemoryError
 
-        return bench.Work(once, lambda: None)
+        return works.Work(once, lambda: None)
 
-    monkeypatch.setitem(bench.WORKS, "step", make)
-    results = measured(bench, tmp_path, "step", "--models", "pspnet18,fcn_resnet50", "--baseline", "fcn_resnet50")
+    monkeypatch.setitem(works.WORKS, "step", make)
+    results = measured(tmp_path, "step", "--models", "pspnet18,fcn_resnet50", "--baseline", "fcn_resnet50")
     rows = check(results["step"]["33×33, batch 2"], "fcn_resnet50")
     assert rows["fcn_resnet50"]["failure"] == "out of memory"
     assert "fcn_resnet50  out of memory" in capsys.readouterr().out
@@ -162,14 +144,12 @@ def test_what_does_not_fit_into_memory_is_a_cell(
         (["step", "--device", "cuda"], "not available here"),
     ],
 )
-def test_wrong_words_are_told(
-    bench: ModuleType, capsys: pytest.CaptureFixture[str], words: list[str], problem: str
-) -> None:
+def test_wrong_arguments_are_named(capsys: pytest.CaptureFixture[str], words: list[str], problem: str) -> None:
     with pytest.raises(SystemExit, match="2"):
-        bench.main(words)
+        main(words)
     assert problem in capsys.readouterr().err
 
 
-def test_a_size_that_cannot_be_is_told(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["overhead", "--size", "96", *QUICK]) == 2
+def test_an_impossible_size_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["overhead", "--size", "96", *QUICK]) == 2
     assert "crop_size=96" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""From the command to its first output and to its first training step."""
+
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from tools.bench.options import Options, Words
+from tools.bench.results import Row, Table
+from tools.bench.timing import environment, take_turns
+
+
+def bench_startup(options: Options) -> Iterator[Table]:
+    """How long the first output and the first step take."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        known = folder / "known.db"
+        first_step(folder / "warmup", known, options.device)
+        new = (folder / f"{index}.db" for index in count())
+        runs = (folder / f"run{index}" for index in count())
+        samplers: dict[str, Callable[[], float]] = {
+            "--help": partial(first_output, folder),
+            "quickstart's first step": lambda: first_step(next(runs), known, options.device),
+            "same, new MLflow database": lambda: first_step(next(runs), next(new), options.device),
+        }
+        rows = {label: Row() for label in samplers}
+        take_turns(samplers, rows, min(options.repeats, 5))
+    yield Table("wall time from the start of the command", rows)
+
+
+def command(*words: str) -> Words:
+    return [sys.executable, "-m", "pspexp", *words]
+
+
+def first_output(folder: Path) -> float:
+    """Seconds that ``--help`` takes."""
+    start = time.perf_counter()
+    subprocess.run(command("--help"), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+def first_step(folder: Path, database: Path, device: str) -> float:
+    """Seconds to the record of the first step."""
+    folder.mkdir()
+    words = command(
+        "experiment=quickstart",
+        f"device={device}",
+        "trainer.max_steps=1",
+        "trainer.log_every=1",
+        "loader.max_eval_images=1",
+        f"output_root={folder}",
+        f"hydra.run.dir={folder / 'run'}",
+    )
+    env = {**environment(), "MLFLOW_TRACKING_URI": f"sqlite:///{database}"}
+    records = folder / "run" / "metrics.jsonl"
+    with (folder / "output").open("w") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(words, cwd=folder, env=env, stdout=output, stderr=output)
+        while not (records.is_file() and "\n" in records.read_text()) and process.poll() is None:
+            time.sleep(0.005)
+        seconds = time.perf_counter() - start
+        code = process.wait()
+    if code or not records.is_file():
+        raise RuntimeError(f"{shlex.join(words)} ended with {code}: {(folder / 'output').read_text()[-2000:]}")
+    return seconds
