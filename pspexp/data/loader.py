@@ -108,7 +108,7 @@ class TrainLoader:
         """``(epoch, index)`` of the samples of each micro-batch of this process, or of another ``rank``.
 
         Micro-batch a of the processes together is one contiguous piece of the order: batch norms that are
-        convert_sync_batch_norm see what those of a single process would.
+        synchronised see what those of a single process would.
         """
         rank = self._rank if rank is None else rank
         first, stride = rank * self._batch_size, self._world_size * self._batch_size
