@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,12 @@ def run_sweep(arguments: argparse.Namespace, config: DictConfig) -> int:
     folder = Path(config.hydra.sweep.dir).expanduser().absolute()
     if not sets(arguments.overrides, "hydra.sweep.dir") and not (folder / sweeps.FILE).is_file():
         folder = new_folder(folder)
-    sweep = sweeps.begin(folder, arguments.overrides, config)
+    try:
+        sweep = sweeps.begin(folder, arguments.overrides, config)
+    except UserError:
+        with suppress(OSError):  # not empty: it was there before
+            folder.rmdir()
+        raise
     arguments.overrides.append(f"hydra.sweep.dir={quoted(folder)}")
     return run_sweep(sweep, config, lambda: run_hydra(arguments))
 

@@ -19,7 +19,7 @@ from pspexp.utils.trees import flatten
 
 OPTIONAL_GROUPS = ("experiment",)
 ADDED_GROUPS = ("sweep",)  # not in config.yaml's defaults, as Hydra would then refuse their +
-OPEN_NODES = ("hooks.", "tracking.loggers.")  # take nodes of any name
+OPEN_NODES = ("hooks", "tracking.loggers")  # take nodes of any name
 HOW_TO_QUOTE = """spaces, quotes and other signs need quotes for Hydra within the shell's: 'key="some value"'"""
 # Options under the names by which they are often looked for.
 SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "ascend": "npu", "ce": "cross_entropy", "amp": "auto"}
@@ -147,9 +147,10 @@ def key_problem(override: Override, config: DictConfig) -> str | None:
     if key.startswith("hydra.sweeper.params."):  # whose keys hold dots
         swept = key.removeprefix("hydra.sweeper.params.")
         return f"{key}: cannot be set so; write {swept}=<values>, which replaces what the sweep varies"
-    node = next((open_node for open_node in OPEN_NODES if key.startswith(open_node)), None)
-    if node and not has_key(config, node + key.removeprefix(node).partition(".")[0]):
-        return f"{key}: unknown key; to add it, write +{override.input_line}"
+    for node in [one for one in OPEN_NODES if key.startswith(f"{one}.")]:
+        name = key.removeprefix(f"{node}.").partition(".")[0]
+        if not get_close_matches(name, [str(one) for one in OmegaConf.select(config, node) or ()]):
+            return f"{key}: unknown key; to add it, write +{override.input_line}"
     return f"{key}: unknown key{suggestion(key, config)}"
 
 

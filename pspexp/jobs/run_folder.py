@@ -46,14 +46,13 @@ def resumed_folder(config: DictConfig, launcher: Launcher) -> Path | None:
         except UserError:  # unreadable, or of another format: not this run
             return False
 
-    found: Path | None = runs.latest_unfinished(parent_folder(config), same)
-    return found
+    return runs.latest_unfinished(parent_folder(config), same)
 
 
 def parent_folder(config: DictConfig) -> Path:
     """The folder that holds the runs of an experiment, or of a data set without one, or the output of another mode."""
     if not MODES[config.mode].is_run:
-        return Path(config.output_root) / config.mode
+        return Path(config.output_root, config.mode)
     name: str = config.choices.get("experiment") or config.choices["dataset"]
     return Path(config.output_root) / name
 
