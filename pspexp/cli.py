@@ -38,7 +38,7 @@ traceback_log = logging.getLogger("pspexp.traceback")  # to the log file of a jo
 # the same problem, the main one reports it, and the others are ended with it.
 REPORT_DELAY_S = 5
 NOTHING_GIVEN = """Nothing to run: choose a configuration, e.g. pspexp experiment=quickstart
-pspexp --help lists all options; with dataset=voc2007 the defaults are those of the reference."""
+pspexp --help lists all options."""
 
 
 def main() -> None:
