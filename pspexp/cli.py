@@ -148,7 +148,7 @@ def run_single(job: DictConfig, config: DictConfig, overrides: list[str], comman
         overrides: All of them.
         command: The command line.
     """
-    from pspexp.jobs import run_folder
+    from pspexp.jobs import job_folder
 
     mode = MODES[job.mode]
     launcher = built_launcher(job) if mode.is_run else None
@@ -157,7 +157,7 @@ def run_single(job: DictConfig, config: DictConfig, overrides: list[str], comman
     if mode.needs_folder and is_main:
         given = config.hydra.run.dir if sets(overrides, "hydra.run.dir") else None
         is_new = given is None or not Path(given).exists()
-        folder = Path(given) if given is not None else run_folder.choose_folder(job, launcher)
+        folder = Path(given) if given is not None else job_folder.choose_folder(job, launcher)
     OmegaConf.update(config, "hydra.run.dir", str(folder))
     if not (mode.is_run and is_main):
         logging_file = "plain" if is_main else "non_main"
@@ -183,7 +183,7 @@ def run_single(job: DictConfig, config: DictConfig, overrides: list[str], comman
     callbacks.on_run_end(config=config, config_name="config", job_return=result)
     code: int = result.return_value
     if code == EXIT_USER_ERROR and is_new:
-        run_folder.remove_unused(folder)
+        job_folder.remove_unused(folder, Path(job.output_root))
     return code
 
 
@@ -193,7 +193,7 @@ def run_sweep(arguments: argparse.Namespace, config: DictConfig) -> int:
     Raises:
         UserError: It cannot be run.
     """
-    from pspexp.jobs.run_folder import new_folder
+    from pspexp.jobs.job_folder import new_folder
     from pspexp.sweep import sweep as sweeps
     from pspexp.sweep.run_sweep import run_sweep
 

@@ -261,3 +261,8 @@ def test_a_signal_saves_and_auto_goes_on_exactly(
     found = client.search_runs([client.get_experiment_by_name("pspexp").experiment_id])
     assert [run.info.run_id for run in found] == [summary(folder)["mlflow_run_id"]]
     assert found[0].info.status == "FINISHED"
+
+
+def test_a_refused_run_leaves_no_folder_above_it_either(cli: Cli, tmp_path: Path) -> None:
+    assert cli(*TINY, "loader.batch_size=500") == 2  # found when everything is built
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """The folder of a job: a new one, or that of the run to resume."""
 
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -71,10 +72,18 @@ def new_folder(stem: Path) -> Path:
             raise UserError(f"output_root: no folder can be made at {folder} ({error})") from error
 
 
-def remove_unused(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it had any records; its logs and locks go with it."""
+def remove_unused(folder: Path, output_root: Path) -> None:
+    """Remove the folder of a run that was refused before it had any records, with its logs and locks.
+
+    Folders in ``output_root`` that are empty then go as well.
+    """
     files = list(folder.iterdir()) if folder.is_dir() else []
-    if files and all(file.name in LEFTOVERS for file in files):
-        for file in files:
-            file.unlink()
+    if not files or any(file.name not in LEFTOVERS for file in files):
+        return
+    for file in files:
+        file.unlink()
+    with suppress(OSError):  # not empty
         folder.rmdir()
+        for parent in folder.absolute().parents:
+            if parent.is_relative_to(output_root.absolute()):
+                parent.rmdir()
