@@ -1,6 +1,6 @@
-# Every command a developer needs. `make help` lists them.
+# Development commands; `make help` lists them.
 PYTHON ?= python3
-# The oldest that torch 2.4 knows and that runs here: a version manager's shim may exist without its Python.
+# The oldest Python that torch 2.4 supports and that runs here: a version manager's shim may exist without its Python.
 PYTHON_MIN ?= $(shell for one in python3.10 python3.11 python3; do $$one -c '' 2>/dev/null && echo $$one && break; done)
 VENV := .venv
 VENV_MIN := .venv-min
@@ -12,7 +12,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint types imports pytest test-cuda test-min test-wheel test-browser test-ray screenshots format hooks clean
 
-help: ## list the commands
+help: ## list all targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.installed: setup.cfg constraints.txt
@@ -28,32 +28,32 @@ $(VENV)/.installed-browser: $(VENV)/.installed-dev
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	touch $@
 
-quickstart: $(VENV)/.installed ## create .venv and train a small network for minutes, no data needed
+quickstart: $(VENV)/.installed ## create .venv and train a small network for a few minutes; no data needed
 	$(RUN) -m pspexp experiment=quickstart
 
-test: lint types imports pytest ## create .venv and run everything a developer runs
+test: lint types imports pytest ## create .venv and run all checks that must pass
 
-lint: $(VENV)/.installed-dev ## ruff: rules and format
+lint: $(VENV)/.installed-dev ## ruff: rules and formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 types: $(VENV)/.installed-dev ## mypy --strict on the package
 	$(VENV)/bin/mypy
 
-imports: $(VENV)/.installed-dev ## the import contract between the rooms
+imports: $(VENV)/.installed-dev ## the import contract: layers, no circles
 	$(VENV)/bin/lint-imports
 
-pytest: $(VENV)/.installed-dev ## the test suite
+pytest: $(VENV)/.installed-dev ## run the test suite
 	$(RUN) -m pytest -n 2 --dist loadfile
 
-test-cuda: $(VENV)/.installed-dev ## the tests that need a CUDA card; the others hide it
+test-cuda: $(VENV)/.installed-dev ## run the tests that need a CUDA GPU, which is hidden from all others
 	$(RUN) -m pytest -m cuda
 
-format: $(VENV)/.installed-dev ## let ruff rewrite what it can
+format: $(VENV)/.installed-dev ## fix and format the code with ruff
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-hooks: $(VENV)/.installed-dev ## run the checks before every commit
+hooks: $(VENV)/.installed-dev ## install the git hook that runs the checks before every commit
 	$(VENV)/bin/pre-commit install
 
 $(VENV_MIN)/.installed: setup.cfg constraints-min.txt
@@ -62,23 +62,23 @@ $(VENV_MIN)/.installed: setup.cfg constraints-min.txt
 		--editable . pytest pytest-xdist scikit-learn torchmetrics
 	touch $@
 
-# Of the slow tests those that lean most on torch and Hydra: starting and ending processes, and one sweep.
-test-min: $(VENV_MIN)/.installed ## the quick tests and some others on the oldest supported versions (torch 2.4)
+# Of the slow tests, those that depend most on torch and Hydra: starting and stopping processes, and a sweep.
+test-min: $(VENV_MIN)/.installed ## run the quick and some slow tests with the oldest supported versions (torch 2.4)
 	$(VENV_MIN)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 	$(VENV_MIN)/bin/python -m pytest -n 2 -m slow \
 		tests/end_to_end/test_processes.py tests/end_to_end/test_engines.py tests/engine/test_distributed.py tests/engine/test_sdaa.py
 
-test-wheel: $(VENV)/.installed-dev ## build a wheel, install it elsewhere, run it from another folder
+test-wheel: $(VENV)/.installed-dev ## build a wheel, install it in a new environment, run it from another folder
 	tests/wheel.sh $(RUN)
 
-test-browser: $(VENV)/.installed-browser ## look at a sweep in MLflow's pages; needs Debian's chromium
+test-browser: $(VENV)/.installed-browser ## check a sweep in MLflow's pages; needs Debian's chromium
 	$(RUN) -m pytest tests/browser
 
-screenshots: $(VENV)/.installed-browser ## the same, and renew the README's pictures of these pages
+screenshots: $(VENV)/.installed-browser ## the same, and update the README's screenshots
 	PSPEXP_SCREENSHOTS=docs/img $(RUN) -m pytest tests/browser
 
-# Ray's plugin wants an older cloudpickle than joblib does. So this environment has packages of its own on top of .venv's,
-# which it sees through a .pth file; pip resolves and checks both together.
+# Ray's plugin needs an older cloudpickle than joblib does. This environment therefore adds its packages on top of those in
+# .venv, included through a .pth file; pip resolves and checks both together.
 $(VENV_RAY)/.installed: $(VENV)/.installed-dev
 	test -x $(VENV_RAY)/bin/python || $(RUN) -m venv $(VENV_RAY)
 	$(RUN) -c '$(SITE)' > "$$($(VENV_RAY)/bin/python -c '$(SITE)')/beneath.pth"
@@ -86,8 +86,8 @@ $(VENV_RAY)/.installed: $(VENV)/.installed-dev
 	$(VENV_RAY)/bin/python -m pip check
 	touch $@
 
-test-ray: $(VENV_RAY)/.installed ## run a sweep through Ray, whose packages do not go with joblib's
+test-ray: $(VENV_RAY)/.installed ## run a sweep through Ray, in an environment of its own (conflicts with joblib)
 	$(VENV_RAY)/bin/python -m pytest tests/end_to_end/test_engines.py -k ray
 
-clean: ## remove environments and caches, not outputs/
+clean: ## remove environments and caches, but not outputs/
 	rm -rf $(VENV) $(VENV_MIN) $(VENV_RAY) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
