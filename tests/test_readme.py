@@ -1,4 +1,4 @@
-"""The commands of the README and of docs/sweeps.md exist as they stand."""
+"""The commands, paths and keys named in the documentation exist."""
 
 import re
 import shlex
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra._internal.utils import get_args_parser
+from hydra.utils import get_object
 
 from pspexp.config import compose as composition
 from pspexp.config.overrides import flat_keys
@@ -13,12 +14,13 @@ from pspexp.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text()
+CONTRIBUTING = (CHECKOUT / "CONTRIBUTING.md").read_text()
 PAGES = README + (CHECKOUT / "docs" / "sweeps.md").read_text()
 COMMANDS = re.findall(r"^python -m pspexp(.*)$", PAGES, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_command_composes(command: str) -> None:
+def test_command_composes(command: str) -> None:
     arguments = get_args_parser().parse_args(shlex.split(command, comments=True))
     try:
         composition.compose_checked(arguments.overrides, sweep=arguments.multirun)
@@ -33,16 +35,31 @@ def test_there_are_commands() -> None:
 
 
 def test_every_documented_key_exists() -> None:
-    config = composition.compose_checked([])
-    keys = set(flat_keys(config))
+    keys = set(flat_keys(composition.compose_checked([])))
     table = README[README.index("The keys most often changed") : README.index("Ctrl-C and SIGTERM")]
     documented = re.findall(r"`((?:crop_size|loader|trainer|optimizer|model|checkpoint)[a-z_.]*)`", table)
     assert len(documented) > 10
-    assert [key for key in documented if key not in keys] == []
+    hooks_and_tracking = re.findall(r"`\+?((?:hooks|tracking)\.[a-z_.]+[a-z])=[^`]*`", README)
+    assert "hooks.early_stopping.patience" in hooks_and_tracking
+    own = {"hooks.mine._target_"}  # added by the user
+    assert [key for key in documented + hooks_and_tracking if key not in keys | own] == []
 
 
-def test_every_make_target_is_listed_by_help() -> None:
+def test_every_documented_python_name_exists() -> None:
+    names = set(re.findall(r"`(pspexp(?:\.[a-z_]+)*\.[A-Z]\w+)`", README + CONTRIBUTING))
+    assert {"pspexp.engine.hooks.Hook", "pspexp.tracking.Logger"} <= names
+    for name in names:
+        get_object(name)
+
+
+def test_every_file_in_contributing_exists() -> None:
+    files = set(re.findall(r"`([a-z_/]+\.py)`", CONTRIBUTING)) - {"job.py"}
+    assert len(files) > 15
+    assert [name for name in files if not any((CHECKOUT / base / name).exists() for base in ("pspexp", "."))] == []
+
+
+def test_every_make_target_exists() -> None:
     makefile = (CHECKOUT / "Makefile").read_text()
-    named = set(re.findall(r"`?make ([a-z][a-z-]+)", README)) - {"help"}
+    named = set(re.findall(r"make ([a-z][a-z-]+) ", README)) | set(re.findall(r"`make ([a-z-]+)`", CONTRIBUTING))
     assert {"quickstart", "test"} <= named
     assert [target for target in named if f"\n{target}:" not in makefile] == []
