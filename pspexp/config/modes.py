@@ -23,5 +23,5 @@ MODES = {
     "train": Mode("pspexp.jobs.train.train"),
     "test": Mode("pspexp.jobs.test.test"),
     "check": Mode("pspexp.jobs.check.check", is_run=False, needs_folder=False),
-    "compare": Mode("pspexp.jobs.compare.compare", is_run=False),
+    "compare": Mode("pspexp.jobs.compare.compare.compare", is_run=False),
 }

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
+PIPED_WIDTH = 120  # columns of a table that is not printed to a terminal
 _MARKUP = re.compile(r"[\\|*`]|(?<!\w)_|_(?!\w)")  # an underscore within a word is no markup
 
 

@@ -1,4 +1,4 @@
-"""How the classes differ between runs."""
+"""The IoU of each class, compared with a baseline."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,169 +7,155 @@ from pathlib import Path
 
 from pspexp.errors import UserError, did_you_mean
 from pspexp.jobs.compare.run_set import Run, Table
-from pspexp.jobs.compare.seeds import Group
+from pspexp.jobs.compare.seeds import SeedGroup
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A run or a group's mean, as a column of the table of classes.
+class ComparedItem:
+    """A column of the class table: a run, or the mean of a seed group.
 
     Attributes:
-        fewer: classes that are defined in some of the runs only, with the number of these.
+        label: Column title.
+        runs: The run, or the runs of the group.
+        table: IoU of the classes.
+        partly_defined: Classes that are defined in only some of the runs → the number of these runs.
     """
 
     label: str
     runs: list[Run]
     table: Table
-    fewer: dict[str, int]
+    partly_defined: dict[str, int]
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """IoU of a class in each unit and the difference to the first one, as fractions; None where undefined."""
+    """IoU of a class in each item and the difference from the baseline, as fractions; None where undefined."""
 
     name: str
     ious: list[float | None]
     differences: list[float | None]
 
+    @property
+    def largest_difference(self) -> float | None:
+        """The largest absolute difference, if any is defined."""
+        return max((abs(value) for value in self.differences[1:] if value is not None), default=None)
 
-def rank(value: float | None) -> tuple[bool, float]:
-    """A sort key: the largest first, undefined last."""
+
+def descending(value: float | None) -> tuple[bool, float]:
+    """A sort key: largest first, undefined last."""
     return value is None, -(value or 0.0)
 
 
-def as_units(
-    runs: Sequence[Run], labels: dict[int, str], groups: Sequence[Group], split: str | None, baseline: str | None
-) -> tuple[list[Unit], list[str]]:
-    """The columns of the table of classes, and what is left out of it.
+def compared_items(
+    runs: Sequence[Run], groups: Sequence[SeedGroup], split: str | None, baseline: str | None
+) -> tuple[list[ComparedItem], list[str]]:
+    """The columns of the class table, and notes on omitted runs.
 
-    Seeds are not averaged where ``baseline`` is one of them, nor where nothing would be left to compare with.
+    Seeds are not averaged if ``baseline`` is one of them, or if there would be only one column.
     """
     if split is None:
         return [], []
-    averaged = [group for group in groups if not is_one_of(group, labels, baseline)]
-    units = units_of(runs, labels, averaged, split)
-    if len(units) < 2:
-        units = units_of(runs, labels, [], split)
-    others = [labels[id(run)] for run in runs if run.tables and split not in run.tables]
-    left_out = [f"Left out of the classes, which are those of {split}: {', '.join(others)}"] if others else []
-    if lacking := [labels[id(run)] for run in runs if run.status == "FINISHED" and not run.tables]:
-        left_out.append(f"Left out of the classes, without a table: {', '.join(lacking)}")
-    return units, left_out
-
-
-def is_one_of(group: Group, labels: dict[int, str], baseline: str | None) -> bool:
-    """Whether ``baseline`` means some runs of a group, but not all."""
-    if baseline is None:
-        return False
-    return len({is_meant(run, labels, baseline) for run in group.runs}) > 1
-
-
-def units_of(runs: Sequence[Run], labels: dict[int, str], groups: Sequence[Group], split: str) -> list[Unit]:
-    """The mean of each of ``groups``, and all other runs that have a table."""
-    in_group = {id(run): group for group in groups for run in group.runs}
-    units: dict[int, Unit] = {}
-    for run in runs:
-        group = in_group.get(id(run))
-        members = [one for one in (group.runs if group else [run]) if split in one.tables]
-        if group and len(members) > 1:
-            units[id(group)] = mean_unit(group.label, members, split)
-        elif split in run.tables:
-            units[id(run)] = Unit(labels[id(run)], [run], run.tables[split], {})
-    return list(units.values())
-
-
-def mean_unit(label: str, runs: list[Run], split: str) -> Unit:
-    """The mean IoU of each class over the runs in which it is defined; only classes that all runs know."""
-    tables = [run.tables[split] for run in runs]
-    known = [name for name in tables[0] if all(name in table for table in tables)]
-    defined = {name: [iou for table in tables if (iou := table[name]) is not None] for name in known}
-    means = {name: statistics.mean(values) if values else None for name, values in defined.items()}
-    fewer = {name: len(values) for name, values in defined.items() if 0 < len(values) < len(runs)}
-    return Unit(f"{label}, mean of {len(runs)}", runs, means, fewer)
-
-
-def baseline_first(units: list[Unit], runs: Sequence[Run], labels: dict[int, str], baseline: str | None) -> list[Unit]:
-    """``units`` with the one in front that the others are compared with.
-
-    Raises:
-        UserError: ``baseline`` is none of them.
-    """
-    if baseline is None:
-        first = next(unit for run in runs for unit in units if run in unit.runs)
-    else:
-        first = named_unit(units, runs, labels, baseline)
-    return [first, *(unit for unit in units if unit is not first)]
-
-
-def named_unit(units: list[Unit], runs: Sequence[Run], labels: dict[int, str], baseline: str) -> Unit:
-    """The unit that a user means: by label, or by name, folder or id of a run in it."""
-    meant = [
-        unit for unit in units if baseline == unit.label or any(is_meant(run, labels, baseline) for run in unit.runs)
+    averaged = [
+        group for group in groups if baseline is None or len({matches(run, baseline) for run in group.runs}) == 1
     ]
-    if len(meant) == 1:
-        return meant[0]
-    if meant:
-        places = ", ".join(run.where for unit in meant for run in unit.runs if is_meant(run, labels, baseline))
-        raise UserError(f"compare.baseline={baseline}: {len(meant)} runs are called so; give one of {places}")
-    labelled = [unit.label for unit in units]
-    check_baseline(runs, labels, baseline, labelled)
-    known = [*labelled, *(labels[id(run)] for unit in units for run in unit.runs if len(unit.runs) > 1)]
-    raise UserError(f"compare.baseline={baseline}: has no table to compare with; choose one of {', '.join(known)}")
+    items = items_of(runs, averaged, split)
+    if len(items) < 2:
+        items = items_of(runs, [], split)
+    notes = []
+    if others := [run.label for run in runs if run.tables and split not in run.tables]:
+        notes.append(f"Not in the class table, which is for {split}: {', '.join(others)}")
+    if missing := [run.label for run in runs if run.status == "FINISHED" and not run.tables]:
+        notes.append(f"Not in the class table, no per-class results: {', '.join(missing)}")
+    return items, notes
 
 
-def check_baseline(
-    runs: Sequence[Run], labels: dict[int, str], baseline: str | None, others: Sequence[str] = ()
-) -> None:
-    """Check that a baseline means a run; with ``others``, labels that it could mean too.
+def items_of(runs: Sequence[Run], groups: Sequence[SeedGroup], split: str) -> list[ComparedItem]:
+    """The mean of each group, and every other run that has a table."""
+    group_of = {id(run): group for group in groups for run in group.runs}
+    items: dict[int, ComparedItem] = {}
+    for run in runs:
+        group = group_of.get(id(run))
+        members = [member for member in (group.runs if group else [run]) if split in member.tables]
+        if group and len(members) > 1:
+            items[id(group)] = mean_item(group.label, members, split)
+        elif split in run.tables:
+            items[id(run)] = ComparedItem(run.label, [run], run.tables[split], {})
+    return list(items.values())
+
+
+def mean_item(label: str, runs: list[Run], split: str) -> ComparedItem:
+    """The mean IoU of each class that all runs share, over the runs in which it is defined."""
+    tables = [run.tables[split] for run in runs]
+    shared = [name for name in tables[0] if all(name in table for table in tables)]
+    defined = {name: [iou for table in tables if (iou := table[name]) is not None] for name in shared}
+    means = {name: statistics.mean(values) if values else None for name, values in defined.items()}
+    partly = {name: len(values) for name, values in defined.items() if 0 < len(values) < len(runs)}
+    return ComparedItem(f"{label}, mean of {len(runs)}", runs, means, partly)
+
+
+def baseline_first(items: list[ComparedItem], runs: Sequence[Run], baseline: str | None) -> list[ComparedItem]:
+    """Move the baseline to the front; by default it is the first of ``runs``.
 
     Raises:
-        UserError: it means none.
+        UserError: ``baseline`` matches no item, or several.
     """
-    if baseline is None or any(is_meant(run, labels, baseline) for run in runs):
+    if baseline is None:
+        first = next(item for run in runs for item in items if run in item.runs)
+    else:
+        first = find_baseline(items, runs, baseline)
+    return [first, *(item for item in items if item is not first)]
+
+
+def find_baseline(items: list[ComparedItem], runs: Sequence[Run], baseline: str) -> ComparedItem:
+    """The item with this label, or with a run that matches ``baseline``."""
+    found = [item for item in items if baseline == item.label or any(matches(run, baseline) for run in item.runs)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        places = ", ".join(run.where for item in found for run in item.runs if matches(run, baseline))
+        raise UserError(f"compare.baseline={baseline}: matches {len(found)} runs; set it to one of {places}")
+    labels = [item.label for item in items]
+    check_baseline(runs, baseline, labels)
+    labels += [run.label for item in items for run in item.runs if len(item.runs) > 1]
+    raise UserError(f"compare.baseline={baseline}: has no per-class results; choose one of {', '.join(labels)}")
+
+
+def check_baseline(runs: Sequence[Run], baseline: str | None, others: Sequence[str] = ()) -> None:
+    """Raise UserError if ``baseline`` matches no run; ``others`` are further labels to suggest."""
+    if baseline is None or any(matches(run, baseline) for run in runs):
         return
+    hint = did_you_mean(baseline, [*others, *(run.label for run in runs)])
     raise UserError(
-        f"compare.baseline={baseline}: none of the runs{did_you_mean(baseline, [*others, *labels.values()])}; give a "
-        f"name or folder, such as {runs[0].where}"
+        f"compare.baseline={baseline}: matches none of the runs{hint}; set a name or folder, such as {runs[0].where}"
     )
 
 
-def is_meant(run: Run, labels: dict[int, str], baseline: str) -> bool:
-    """Whether ``baseline`` is a run's name, folder or its name, MLflow id or ``runs:/<MLflow id>``."""
+def matches(run: Run, baseline: str) -> bool:
+    """Whether ``baseline`` is a run's name, folder, folder name, MLflow id or ``runs:/<MLflow id>``."""
     ids = set() if run.mlflow_id is None else {run.mlflow_id, f"runs:/{run.mlflow_id}"}
-    if baseline in {run.name, labels[id(run)], run.where} | ids:
+    if baseline in {run.name, run.label, run.where} | ids:
         return True
     if run.folder is None:
         return False
     return baseline == run.folder.name or run.folder == Path(baseline).expanduser().resolve()
 
 
-def compare_classes(units: Sequence[Unit]) -> tuple[list[ClassRow], list[str]]:
-    """The classes that all units know, the largest differences first, and what to tell about the others."""
-    every = list(dict.fromkeys(name for unit in units for name in unit.table))
-    shared = [name for name in every if all(name in unit.table for unit in units)]
+def compare_classes(items: Sequence[ComparedItem]) -> tuple[list[ClassRow], list[str]]:
+    """The classes that all items share, largest differences first, and notes on the others."""
+    names = list(dict.fromkeys(name for item in items for name in item.table))
+    shared = [name for name in names if all(name in item.table for item in items)]
     rows = []
     for name in shared:
-        ious = [unit.table[name] for unit in units]
-        rows.append(ClassRow(name, ious, [difference(iou, ious[0]) for iou in ious]))
-    rows.sort(key=lambda row: rank(largest(row)))
+        ious = [item.table[name] for item in items]
+        differences = [None if iou is None or ious[0] is None else iou - ious[0] for iou in ious]
+        rows.append(ClassRow(name, ious, differences))
+    rows.sort(key=lambda row: descending(row.largest_difference))
     notes = []
-    if left_out := [name for name in every if name not in shared]:
+    if omitted := [name for name in names if name not in shared]:
         notes.append(
-            f"The runs know different classes: compared are the {len(shared)} that all share; left out: "
-            f"{', '.join(left_out)}"
+            f"The runs have different classes. Compared: {len(shared)} in common; omitted: {', '.join(omitted)}"
         )
-    for unit in units:
-        if told := [f"{name} in {count}" for name, count in unit.fewer.items() if name in shared]:
-            notes.append(f"{unit.label}: some classes are defined in fewer of the runs, {', '.join(told)}")
+    for item in items:
+        if partly := [f"{name} in {count}" for name, count in item.partly_defined.items() if name in shared]:
+            notes.append(f"{item.label}: some classes are defined in fewer of the runs, {', '.join(partly)}")
     return rows, notes
-
-
-def difference(iou: float | None, baseline: float | None) -> float | None:
-    """``iou - baseline``, undefined if one of them is."""
-    return None if iou is None or baseline is None else iou - baseline
-
-
-def largest(row: ClassRow) -> float | None:
-    """The largest difference of a class, up or down; None if none is defined."""
-    return max((abs(one) for one in row.differences[1:] if one is not None), default=None)

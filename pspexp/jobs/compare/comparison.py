@@ -1,98 +1,104 @@
-"""What differs between runs: configuration, metrics, seeds, classes."""
+"""How runs differ: configuration, metrics, seeds, classes."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from pspexp.config.overrides import short_names
 from pspexp.errors import UserError
-from pspexp.jobs.compare.classes import ClassRow, Unit, as_units, baseline_first, check_baseline, compare_classes, rank
+from pspexp.jobs.compare.classes import (
+    ClassRow,
+    ComparedItem,
+    baseline_first,
+    check_baseline,
+    compare_classes,
+    compared_items,
+    descending,
+)
 from pspexp.jobs.compare.keys import SEED, differing
-from pspexp.jobs.compare.run_set import BEST, SCORES, SPLITS, Run
-from pspexp.jobs.compare.seeds import Group, label, seed_groups, stats
+from pspexp.jobs.compare.run_set import METRICS, SPLITS, Run
+from pspexp.jobs.compare.seeds import SeedGroup, seed_groups
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result.
+    """The result of a comparison.
 
     Attributes:
-        runs: the best first, those without a mean IoU last.
-        labels: a name for each of them that no other has.
-        keys: dotted configuration key that differs → its short name.
-        metrics: names of those that some run has.
-        groups: the best first.
-        split: ``val`` or ``test``, whose tables are compared; None without any.
-        units: the baseline first, then as the runs.
-        classes: the largest differences first.
-        notes: what a reader must know.
+        runs: Best first; runs without a mean IoU last.
+        keys: Dotted configuration keys that differ → short names.
+        metrics: Names of the metrics that at least one run has.
+        groups: Seed groups, best first.
+        split: ``val`` or ``test``, whose tables are compared; None if there are none.
+        items: Columns of the class table, the baseline first, then in the order of the runs.
+        classes: Rows of the class table, largest differences first.
+        notes: Caveats for the reader.
     """
 
     runs: list[Run]
-    labels: list[str]
     keys: dict[str, str]
     metrics: list[str]
-    groups: list[Group]
+    groups: list[SeedGroup]
     split: str | None
-    units: list[Unit]
+    items: list[ComparedItem]
     classes: list[ClassRow]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def compare(runs: Sequence[Run], baseline: str | None) -> Comparison:
     """Compare runs.
 
     Args:
-        runs: in the order in which they were named.
-        baseline: name, folder or ``runs:/<id>`` of the run that the classes are compared with; None for the first.
+        runs: In the order in which they were specified.
+        baseline: Name, folder or ``runs:/<id>`` of the run that class IoUs are compared with; None for the first run.
 
     Raises:
-        UserError: there are fewer than two runs, or no such baseline.
+        UserError: There are fewer than two runs, or the baseline is not one of them.
     """
     if len(runs) < 2:
-        raise UserError(f"mode=compare: needs two runs or more, found one ({runs[0].where}); name more in compare.runs")
-    split = chosen_split(runs)
+        raise UserError(f"mode=compare: needs at least two runs, found one ({runs[0].where}); add to compare.runs")
+    runs = with_labels(runs)
+    split = common_split(runs)
     keys = short_names(differing(runs))
-    ordered = sorted(runs, key=lambda run: rank(score(run.metrics, split)))
-    metrics = [name for name in metric_names() if any(name in run.metrics for run in runs)]
-    groups = [Group(label(one, keys), one, stats(one, metrics)) for one in seed_groups(ordered)]
-    groups.sort(key=lambda group: rank(score(group.means(), split)))
-    labels = dict(zip(map(id, ordered), unique_names(ordered), strict=True))
-    units, notes = as_units(ordered, labels, groups, split, baseline)
-    if units:
-        units = baseline_first(units, runs, labels, baseline)
-        classes, told = compare_classes(units)
+    ordered = sorted(runs, key=lambda run: descending(score(run.metrics, split)))
+    metrics = [name for name in METRICS if any(name in run.metrics for run in runs)]
+    groups = seed_groups(ordered, keys, metrics)
+    groups.sort(key=lambda group: descending(score(group.means(), split)))
+    items, notes = compared_items(ordered, groups, split, baseline)
+    classes: list[ClassRow] = []
+    if items:
+        items = baseline_first(items, runs, baseline)
+        classes, class_notes = compare_classes(items)
+        notes += class_notes
     else:
-        check_baseline(runs, labels, baseline)
-        classes, told = [], ["No run has a table of its classes: only finished runs have one"]
-    notes += [*told, *cautions(runs, groups)]
-    return Comparison(ordered, list(labels.values()), keys, metrics, groups, split, units, classes, notes)
+        check_baseline(runs, baseline)
+        notes.append("No run has per-class results: only finished runs do")
+    notes += warnings_about(runs, groups)
+    return Comparison(ordered, keys, metrics, groups, split, items, classes, notes)
 
 
-def chosen_split(runs: Sequence[Run]) -> str | None:
-    """The split that most runs have a table of."""
+def common_split(runs: Sequence[Run]) -> str | None:
+    """The split for which most runs have a table."""
     counts = {split: sum(split in run.tables for run in runs) for split in SPLITS}
-    best = max(SPLITS, key=lambda split: counts[split])
+    best = max(SPLITS, key=counts.__getitem__)
     return best if counts[best] else None
 
 
-def metric_names() -> list[str]:
-    """All metrics that are compared, in the order of their columns."""
-    return [*BEST, *(f"{split}/{score}" for split in SPLITS for score in SCORES)]
-
-
 def score(metrics: dict[str, float], split: str | None) -> float | None:
-    """The mean IoU by which runs are ranked: of one split, since those of two do not compare."""
+    """The mean IoU by which runs are ranked; it is of a single split, since those of two are not comparable."""
     name = "test/mean_iou" if split == "test" else "best/mean_iou"
     return metrics.get(name, metrics.get(f"{split}/mean_iou"))
 
 
-def unique_names(runs: Sequence[Run]) -> list[str]:
-    """The runs' names; where two are the same, with their folders' names or ids."""
+def with_labels(runs: Sequence[Run]) -> list[Run]:
+    """Label runs with their names; where two are equal, with a folder name or id appended."""
     counts = Counter(run.name for run in runs)
-    names = [run.name if counts[run.name] == 1 else f"{run.name} ({origin(run)})" for run in runs]
-    counts = Counter(names)
-    return [name if counts[name] == 1 else f"{run.name} ({run.where})" for name, run in zip(names, runs, strict=True)]
+    labels = [run.name if counts[run.name] == 1 else f"{run.name} ({origin(run)})" for run in runs]
+    counts = Counter(labels)
+    return [
+        replace(run, label=label if counts[label] == 1 else f"{run.name} ({run.where})")
+        for run, label in zip(runs, labels, strict=True)
+    ]
 
 
 def origin(run: Run) -> str:
@@ -102,8 +108,8 @@ def origin(run: Run) -> str:
     return run.folder.parent.name if run.folder.name == run.name else run.folder.name
 
 
-def cautions(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
-    """What makes numbers less comparable than they look."""
+def warnings_about(runs: Sequence[Run], groups: Sequence[SeedGroup]) -> list[str]:
+    """Reasons why numbers are less comparable than they look."""
     notes = []
     evaluated = [run for run in runs if run.metrics or run.tables]
     sets = list(dict.fromkeys(run.config["choices.dataset"] for run in evaluated if "choices.dataset" in run.config))
@@ -112,5 +118,5 @@ def cautions(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
     for group in groups:
         for seed, count in Counter(run.config.get(SEED) for run in group.runs if run.metrics).items():
             if count > 1:
-                notes.append(f"{group.label}: {count} runs have seed {seed}; all of them count in its mean")
+                notes.append(f"{group.label}: {count} runs have seed {seed}; all of them count in the mean")
     return notes

@@ -1,10 +1,10 @@
-"""Runs from their folders."""
+"""Reads runs from their folders."""
 
 import csv
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,66 +12,40 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 
 from pspexp.errors import UserError
-from pspexp.jobs.compare.run_set import SPLITS, Run, RunSet, Table, as_text, compared_metrics, is_whole, typed_part
+from pspexp.jobs.compare.run_set import (
+    SPLITS,
+    Run,
+    RunSet,
+    Table,
+    as_text,
+    compared_metrics,
+    explicit_settings,
+    is_complete,
+)
 from pspexp.tracking.run_folder import read_records, read_summary
+from pspexp.utils.text import one_line
 
 T = TypeVar("T")
-# MLflow's copies of runs, and what lies in run folders.
-PASSED_BY = {"mlartifacts", "mlruns", "checkpoints", "plots", "tables"}
+# MLflow's copies of runs, and subfolders of run folders.
+SKIPPED_FOLDERS = {"mlartifacts", "mlruns", "checkpoints", "plots", "tables"}
 
 
-def read(places: Sequence[str], uri: str) -> RunSet:
-    """The runs that ``places`` name, each once.
-
-    Args:
-        places: run folders, folders that hold some at any depth, ``runs:/<MLflow run id>``.
-        uri: of MLflow's records.
+def read_below(place: str) -> RunSet:
+    """The runs at or below a folder.
 
     Raises:
-        UserError: a place has no runs, or a file of a run cannot be read.
+        UserError: There are none, or a run's file cannot be read.
     """
-    runs: list[Run] = []
-    notes: list[str] = []
-    problems: list[str] = []
-    for place in places:
-        try:
-            found = read_place(place, uri)
-        except UserError as error:
-            problems += error.problems
-            continue
-        runs += found.runs
-        notes += found.notes
-    if problems:
-        raise UserError(*problems)
-    return RunSet(each_once(runs), notes, ", ".join(map(readable, places)))
-
-
-def each_once(runs: list[Run]) -> list[Run]:
-    """``runs`` without repetitions, each where it was named first.
-
-    A folder stands in for what MLflow knows about the run, since it can be linked to.
-    """
-    folders = {run.mlflow_id: run for run in runs if run.folder and run.mlflow_id}
-    chosen = [run if run.folder else folders.get(run.mlflow_id or "", run) for run in runs]
-    return list({run.folder or run.mlflow_id: run for run in chosen}.values())
-
-
-def read_place(place: str, uri: str) -> RunSet:
-    """The runs of one of the places of `read`."""
-    if place.startswith("runs:/"):
-        from pspexp.jobs.compare.from_mlflow import get  # MLflow takes seconds to import
-
-        return get(uri, place.removeprefix("runs:/").strip("/"))
     root = Path(place).expanduser()
     if not root.is_dir():
         raise UserError(
-            f"compare.runs={place}: no such folder (looked in {root.absolute()}); give run folders, folders that hold "
-            "some, or runs:/<MLflow run id>"
+            f"compare.runs={place}: no such folder (looked in {root.absolute()}); give run folders, folders that "
+            "contain some, or runs:/<MLflow run id>"
         )
     folders, ended_early = run_folders(root)
     if not folders:
-        early = f"; {len(ended_early)} in it hold a run.log only: those ended before they began" if ended_early else ""
-        raise UserError(f"compare.runs={place}: no run folder there or below (looked for summary.json){early}")
+        early = f"; {len(ended_early)} in it contain only a run.log: these runs never started" if ended_early else ""
+        raise UserError(f"compare.runs={place}: no run folder at or below it (looked for summary.json){early}")
     runs: list[Run] = []
     problems: list[str] = []
     for folder in folders:
@@ -81,25 +55,23 @@ def read_place(place: str, uri: str) -> RunSet:
             problems += error.problems
     if problems:
         raise UserError(*problems)
-    notes = [
-        f"Left out, since it ended before its configuration was written: {readable(folder)}" for folder in ended_early
-    ]
+    notes = [f"Omitted, ended before its configuration was written: {printable(folder)}" for folder in ended_early]
     return RunSet(runs, notes, place)
 
 
 def run_folders(root: Path) -> tuple[list[Path], list[Path]]:
-    """The run folders at or below ``root`` in order of their names, and folders of jobs that ended before that."""
+    """The run folders at or below ``root``, and the folders of runs that ended early; both sorted by name."""
     runs, ended_early = [], []
-    seen: set[Path] = set()  # links may lead to one folder twice, or round in circles
+    seen: set[Path] = set()  # links may lead to a folder twice, or in a circle
     for place, names, files in os.walk(root, followlinks=True):
         real = Path(place).resolve()
         if real in seen:
             names.clear()
             continue
         seen.add(real)
-        wanted = [name for name in names if name not in PASSED_BY and not name.startswith(".")]
+        wanted = [name for name in names if name not in SKIPPED_FOLDERS and not name.startswith(".")]
         links = {name for name in wanted if (Path(place) / name).is_symlink()}
-        names[:] = sorted(wanted, key=links.__contains__)  # the folder itself goes before a link to it
+        names[:] = sorted(wanted, key=links.__contains__)  # a folder before any link to it
         if "summary.json" in files or {"config.yaml", "overrides.txt"} <= set(files):
             runs.append(Path(place))
         elif "run.log" in files and not names:
@@ -108,39 +80,43 @@ def run_folders(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def natural(path: Path) -> list[tuple[int, str]]:
-    """A sort key by which ``9`` comes before ``10``."""
+    """A sort key that puts ``9`` before ``10``."""
     parts = re.split(r"(\d+)", str(path))
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def read_folder(folder: Path) -> Run:
-    """The run of a folder.
+    """The run in a folder.
 
     Raises:
-        UserError: names the file that cannot be read.
+        UserError: A file cannot be read.
     """
     config, summary, tables = read_files(folder)
     records = parsed(folder / "metrics.jsonl", checked_records) or []
     status = summary.get("status", "UNKNOWN")
     finished = status == "FINISHED"
-    whole, typed = is_whole(config, status, began=(folder / "provenance.json").exists()), read_typed(folder)
+    complete, keys = (
+        is_complete(config, status, began=(folder / "provenance.json").exists()),
+        read_explicit_keys(folder),
+    )
+    name = config.get("run_name", "null")
     return Run(
-        name=known_name(config) or readable(folder.resolve().name),
-        where=readable(folder),
+        name=printable(folder.resolve().name) if name == "null" else name,
+        where=printable(folder),
         status=status,
-        config=config if whole else typed_part(config, typed),
-        is_whole=whole,
+        config=config if complete else explicit_settings(config, keys),
+        is_complete=complete,
         metrics=compared_metrics(last_losses(records) | scores(summary)) if finished else {},
         tables=tables if finished else {},
         started_s=records[0]["time"] if records else folder.stat().st_mtime,
         folder=folder.resolve(),
         mlflow_id=summary.get("mlflow_run_id"),
-        typed=typed,
+        explicit_keys=keys,
     )
 
 
-def readable(path: str | Path) -> str:
-    """A path as text that can be printed, whatever its bytes are."""
+def printable(path: str | Path) -> str:
+    """A path as text that can be printed, even if its name is not valid UTF-8."""
     return os.fsencode(path).decode(errors="replace")
 
 
@@ -148,7 +124,7 @@ def read_files(folder: Path) -> tuple[dict[str, str], dict[str, Any], dict[str, 
     """Configuration, ``summary.json`` and tables of a run folder, or of copies of its files; empty where missing.
 
     Raises:
-        UserError: names the file that cannot be read.
+        UserError: A file cannot be read.
     """
     config = parsed(folder / "config.yaml", read_config) or {}
     summary = parsed(folder / "summary.json", checked_summary) or {}
@@ -158,27 +134,27 @@ def read_files(folder: Path) -> tuple[dict[str, str], dict[str, Any], dict[str, 
 
 
 def parsed(file: Path, parse: Callable[[Path], T]) -> T | None:
-    """What ``parse`` makes of a file; None without one.
+    """The result of ``parse``, or None if the file does not exist.
 
     Raises:
-        UserError: names the file and what is wrong with it.
+        UserError: The file cannot be read.
     """
     try:
         return parse(file) if file.exists() else None
-    except Exception as error:  # of YAML, JSON, CSV and the file system
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{file}: cannot be read ({reason}); mend it, or leave this run out of compare.runs") from error
+    except Exception as error:  # from YAML, JSON, CSV or the file system
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise UserError(f"{file}: cannot be read ({reason}); fix it, or remove this run from compare.runs") from error
 
 
 def checked_summary(file: Path) -> dict[str, Any]:
-    """``summary.json``, with numbers where they are expected."""
+    """``summary.json``; fails if a metric is not a number."""
     summary = read_summary(file.parent)
     compared_metrics(scores(summary))
     return summary
 
 
 def checked_records(file: Path) -> list[dict[str, Any]]:
-    """The records with a time in ``metrics.jsonl``, with numbers where they are expected."""
+    """The records of ``metrics.jsonl`` that have a time; fails if the time or a loss is not a number."""
     records = [record for record in read_records(file.parent) if "time" in record]
     for record in records[:1]:
         datetime.fromtimestamp(record["time"])
@@ -186,21 +162,21 @@ def checked_records(file: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_typed(folder: Path) -> frozenset[str]:
+def read_explicit_keys(folder: Path) -> frozenset[str]:
     """The dotted keys in ``overrides.txt``.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: It cannot be read.
     """
-    words = parsed(folder / "overrides.txt", lambda file: file.read_text(encoding="utf-8", errors="replace")) or ""
-    return frozenset(word.lstrip("+~").partition("=")[0] for word in words.splitlines())
+    overrides = parsed(folder / "overrides.txt", lambda file: file.read_text(encoding="utf-8", errors="replace")) or ""
+    return frozenset(line.lstrip("+~").partition("=")[0] for line in overrides.splitlines())
 
 
 def read_config(file: Path) -> dict[str, str]:
-    """``config.yaml`` as dotted keys and texts."""
+    """``config.yaml``, see `as_text`."""
     content = OmegaConf.to_container(OmegaConf.load(file))
     if not isinstance(content, dict):
-        raise ValueError("holds no keys")
+        raise ValueError("has no keys")
     return as_text({str(key): value for key, value in content.items()})
 
 
@@ -214,20 +190,14 @@ def read_table(file: Path) -> Table:
     return {name: iou if math.isfinite(iou) else None for name, iou in found.items()}
 
 
-def known_name(config: dict[str, str]) -> str | None:
-    """The run's name, if its configuration gives it one."""
-    name = config.get("run_name", "null")
-    return None if name == "null" else name
-
-
 def scores(summary: dict[str, Any]) -> dict[str, float]:
-    """The metrics in ``summary.json``: all of the last evaluation and ``best/…``."""
+    """The metrics in ``summary.json``: those of the last evaluation and ``best/…``."""
     best = {name: value for name, value in summary.get("best", {}).items() if name.startswith("best/")}
     return {**summary.get("last", {}), **best}
 
 
 def last_losses(records: list[dict[str, Any]]) -> dict[str, float]:
-    """The losses of the last evaluations, which ``summary.json`` does not tell; none if they were not finite."""
+    """The losses of the last evaluations, which ``summary.json`` lacks. Losses that were not finite are missing."""
     found = {}
     for split in SPLITS:
         evaluations = [record for record in records if f"{split}/mean_iou" in record]

@@ -1,4 +1,4 @@
-"""Runs from MLflow: by id, or by experiment, sweep and filter."""
+"""Reads runs from MLflow: by id, or by experiment, sweep and filter."""
 
 import ast
 import re
@@ -8,15 +8,25 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pspexp.errors import UserError, did_you_mean
-from pspexp.jobs.compare.from_folders import read_files, read_typed, scores
-from pspexp.jobs.compare.run_set import SPLITS, Run, RunSet, Table, compared_metrics, is_whole, text, typed_part
+from pspexp.jobs.compare.from_folders import read_explicit_keys, read_files, scores
+from pspexp.jobs.compare.run_set import (
+    SPLITS,
+    Run,
+    RunSet,
+    Table,
+    as_text,
+    compared_metrics,
+    explicit_settings,
+    is_complete,
+)
 from pspexp.tracking.mlflow import Names
 from pspexp.tracking.mlflow_client import reader, sweep_filter
 from pspexp.tracking.run_folder import finite
 from pspexp.tracking.secrets import mask_logins
+from pspexp.utils.text import count, one_line
 
-PAGE = 200  # runs a call
-EXAMPLE = "a filter reads like params.`optimizer.lr` = '0.001' and metrics.`best/mean_iou` > 0.5"
+PAGE_SIZE = 200  # runs per request
+EXAMPLE = "example: params.`optimizer.lr` = '0.001' and metrics.`best/mean_iou` > 0.5"
 KEY = re.compile(r"\b(param|metric|tag)(?:eter)?s?\.(?:`([^`]+)`|\"([^\"]+)\"|([\w./-]+))")
 
 
@@ -24,98 +34,103 @@ def get(uri: str, run_id: str) -> RunSet:
     """One run.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: It was deleted, is a sweep's summary, or cannot be read.
     """
     with reader(uri, f"compare.runs=runs:/{run_id}") as client:
         run = client.get_run(run_id)
         if run.info.lifecycle_stage == "deleted":
-            raise UserError(f"compare.runs=runs:/{run_id}: was deleted from MLflow; restore it there or leave it out")
+            raise UserError(f"compare.runs=runs:/{run_id}: was deleted from MLflow; restore it there, or leave it out")
         if is_overview(run):
             sweep = run.data.tags.get("sweep")
-            raise UserError(
-                f"compare.runs=runs:/{run_id}: tells about a whole sweep; set compare.sweep={sweep} instead"
-            )
+            raise UserError(f"compare.runs=runs:/{run_id}: summarizes a sweep; set compare.sweep={sweep} instead")
         return read(client, [run], f"runs:/{run_id}")
 
 
-def search(uri: str, experiment: str, sweep: str | None, words: str | None) -> RunSet:
-    """The runs of an experiment, the oldest first; without those that only tell about a sweep.
+def search(uri: str, experiment: str, sweep: str | None, filter_string: str | None) -> RunSet:
+    """The runs of an experiment, oldest first, without those that summarize a sweep.
 
     Args:
-        uri: of MLflow's records.
-        experiment: its name.
-        sweep: only those of this sweep.
-        words: only those for which this holds, in MLflow's filter language.
+        uri: MLflow tracking URI.
+        experiment: Name of the experiment.
+        sweep: Only runs of this sweep.
+        filter_string: Only runs that match this filter, in MLflow's filter language.
 
     Raises:
-        UserError: there are none.
+        UserError: There are none.
     """
-    given = {"experiment": experiment, "sweep": sweep, "filter": words}
-    typed = ", ".join(f"compare.{key}={value}" for key, value in given.items() if value is not None)
-    clauses = [
-        *([sweep_filter(sweep)] if sweep is not None else []),
-        *([words] if words is not None else []),
-    ]
-    asked = " and ".join(clauses)
-    with reader(uri, typed) as client:
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            names = sorted(one.name for one in client.search_experiments())
-            raise UserError(
-                f"compare.experiment={experiment}: unknown to MLflow at {mask_logins(uri)}"
-                f"{did_you_mean(experiment, names)}; it has {', '.join(names)}; or name run folders in compare.runs"
-            )
-        if found.lifecycle_stage == "deleted":
-            raise UserError(
-                f"compare.experiment={experiment}: was deleted from MLflow at {mask_logins(uri)}; restore it there, or "
-                "name run folders in compare.runs"
-            )
+    given = {"experiment": experiment, "sweep": sweep, "filter": filter_string}
+    settings = ", ".join(f"compare.{key}={value}" for key, value in given.items() if value is not None)
+    clauses = [None if sweep is None else sweep_filter(sweep), filter_string]
+    query = " and ".join(clause for clause in clauses if clause is not None)
+    with reader(uri, settings) as client:
+        experiment_id = find_experiment(client, uri, experiment)
         try:
-            runs = list(paged(client, found.experiment_id, asked))
+            runs = list(paged(client, experiment_id, query))
         except Exception as error:
-            if not asked:
+            if not query:
                 raise
-            raise UserError(f"{typed}: MLflow says: {' '.join(str(error).split())[:300]}; {EXAMPLE}") from error
+            raise UserError(f"{settings}: MLflow reports: {one_line(error)}; {EXAMPLE}") from error
         if not runs:
-            problem = nothing_found(asked, list(paged(client, found.experiment_id, "")))
-            raise UserError(f"{typed}: {problem}; change that, or name run folders in compare.runs")
-        return read(client, runs, f"MLflow experiment '{experiment}'{f', {asked}' if asked else ''}")
+            problem = nothing_found(query, list(paged(client, experiment_id, "")))
+            raise UserError(f"{settings}: {problem}; change that, or name run folders in compare.runs")
+        return read(client, runs, f"MLflow experiment '{experiment}'{f', {query}' if query else ''}")
 
 
-def paged(client: Any, experiment_id: str, asked: str) -> Iterator[Any]:
-    """The runs of an experiment, the oldest first, without sweeps' overviews."""
+def find_experiment(client: Any, uri: str, name: str) -> str:
+    """The id of an experiment.
+
+    Raises:
+        UserError: It does not exist, or was deleted.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        names = sorted(experiment.name for experiment in client.search_experiments())
+        raise UserError(
+            f"compare.experiment={name}: no such experiment in MLflow at {mask_logins(uri)}"
+            f"{did_you_mean(name, names)}; it has {', '.join(names)}; or name run folders in compare.runs"
+        )
+    if found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"compare.experiment={name}: was deleted from MLflow at {mask_logins(uri)}; restore it there, or name run "
+            "folders in compare.runs"
+        )
+    return str(found.experiment_id)
+
+
+def paged(client: Any, experiment_id: str, query: str) -> Iterator[Any]:
+    """The runs of an experiment, oldest first, without those that summarize a sweep."""
     token: str | None = None
     while token != "":
         order = ["attributes.start_time ASC"]
-        page = client.search_runs([experiment_id], asked, max_results=PAGE, order_by=order, page_token=token)
+        page = client.search_runs([experiment_id], query, max_results=PAGE_SIZE, order_by=order, page_token=token)
         yield from (run for run in page if not is_overview(run))
         token = page.token or ""
 
 
 def is_overview(run: Any) -> bool:
-    """Whether this is no experiment, but holds the table and the pictures of a sweep."""
+    """Whether a run only summarizes a sweep with its table and figures."""
     return bool(run.data.tags.get("kind") == "sweep")
 
 
-def nothing_found(asked: str, all_runs: list[Any]) -> str:
-    """What to tell when no run fits: which keys of the filter no run of the experiment has."""
+def nothing_found(query: str, all_runs: list[Any]) -> str:
+    """The message for a query without results: names keys that no run has, and the sweeps that exist."""
     known = {
         "param": {key for run in all_runs for key in run.data.params},
         "metric": {key for run in all_runs for key in run.data.metrics},
         "tag": {key for run in all_runs for key in run.data.tags},
     }
     hints = []
-    for kind, *names in KEY.findall(asked):
+    for kind, *names in KEY.findall(query):
         key = "".join(names)
         if key not in known[kind]:
-            hints.append(f"none has {kind}s.{key}{did_you_mean(key, known[kind])}")
+            hints.append(f"no run has {kind}s.{key}{did_you_mean(key, known[kind])}")
     if sweeps := sorted({run.data.tags["sweep"] for run in all_runs if "sweep" in run.data.tags}):
-        hints.append(f"the sweeps there are {', '.join(sweeps[-5:])}")
-    return f"no such run among {len(all_runs)}" + (f" ({'; '.join(hints)})" if hints else "")
+        hints.append(f"existing sweeps: {', '.join(sweeps[-5:])}")
+    return f"no match among {count(len(all_runs), 'run')}" + (f" ({'; '.join(hints)})" if hints else "")
 
 
 def read(client: Any, runs: list[Any], source: str) -> RunSet:
-    """What MLflow knows about runs: their files, or params and metrics in the place of missing ones."""
+    """Read runs from their files in MLflow; params and metrics replace missing files."""
     found, notes = [], []
     with TemporaryDirectory() as folder:
         for run in runs:
@@ -124,53 +139,54 @@ def read(client: Any, runs: list[Any], source: str) -> RunSet:
             one = read_run(run, copies)
             found.append(one)
             if missing and one.status == "FINISHED":
-                notes.append(f"{one.name}: no {', '.join(missing)} in MLflow; its params and metrics stand in")
+                notes.append(f"{one.name}: no {', '.join(missing)} in MLflow; its params and metrics are used instead")
     return RunSet(found, notes, source)
 
 
 def download(client: Any, run_id: str, copies: Path) -> list[str]:
-    """Copy a run's small files; returns those it does not have and that would tell metrics or configuration."""
+    """Copy a run's small files; returns the missing ones that hold metrics or the configuration."""
     copies.mkdir()
     missing = []
     for name in ("overrides.txt", "config.yaml", "summary.json", "tables"):
         try:
             client.download_artifacts(run_id, name, str(copies))
-        except Exception:  # MLflow raises half a dozen kinds, and params and metrics tell nearly the same
+        except Exception:  # MLflow raises half a dozen types; params and metrics are used instead
             missing.append(name)
     return [name for name in missing if name != "overrides.txt"]
 
 
 def read_run(run: Any, copies: Path) -> Run:
-    """A run of MLflow.
+    """Convert an MLflow run.
 
     Args:
         run: MLflow's entity.
-        copies: a folder with copies of the run's files.
+        copies: Folder with copies of the run's files.
     """
     config, summary, tables = read_files(copies)
     metrics: Mapping[str, float] = run.data.metrics
-    config = config or {key: text(value) for key, value in run.data.params.items()}
+    config = config or as_text(run.data.params)
     finished = run.info.status == "FINISHED"
-    whole, typed = is_whole(config, run.info.status, began="host" in run.data.tags), read_typed(copies)
+    complete = is_complete(config, run.info.status, began="host" in run.data.tags)
+    keys = read_explicit_keys(copies)
     return Run(
         name=run.info.run_name,
         where=f"runs:/{run.info.run_id}",
         status=run.info.status,
-        config=config if whole else typed_part(config, typed),
-        is_whole=whole,
+        config=config if complete else explicit_settings(config, keys),
+        is_complete=complete,
         metrics=compared_metrics({**metrics, **scores(summary)}) if finished else {},
         tables=(tables or tables_of(config, metrics)) if finished else {},
         started_s=run.info.start_time / 1000,
         mlflow_id=run.info.run_id,
-        typed=typed,
+        explicit_keys=keys,
     )
 
 
 def tables_of(config: dict[str, str], metrics: Mapping[str, float]) -> dict[str, Table]:
-    """The IoU of the classes from metrics; undefined ones have none there."""
+    """IoU tables from metrics, where undefined values are missing."""
     try:
         classes = [str(name) for name in ast.literal_eval(config.get("dataset.class_names", ""))]
-    except (ValueError, SyntaxError, TypeError):  # cut, since it was long
+    except (ValueError, SyntaxError, TypeError):  # MLflow truncates long params
         return {}
     shown, metrics = Names(), finite(metrics)
     found = {split: {name: metrics.get(shown(f"{split}/iou/{name}")) for name in classes} for split in SPLITS}

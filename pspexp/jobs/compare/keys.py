@@ -1,71 +1,70 @@
-"""Which configuration keys differ between runs, and what to call them."""
+"""The configuration keys in which runs differ."""
 
 from collections.abc import Mapping, Sequence
 
 from pspexp.config.resume import MACHINE_KEYS
 from pspexp.jobs.compare.run_set import Run
 
-# Where records and data lie, how a run was asked for, watched or resumed, and what its machine was like: no part of an
-# experiment.
-NO_PART = {
+# Paths, tracking, resuming and hardware: none of it defines an experiment.
+IGNORED_KEYS = {
     *("run_name", "output_root", "rerun", "choices.experiment", "choices.sweep", "choices.tracking"),
     *("checkpoint.resume", "checkpoint.allow_world_size_change", "checkpoint.every_steps"),
     *("launcher.master_addr", "launcher.master_port", "launcher.node_rank", "launcher.rendezvous_dir"),
     *MACHINE_KEYS,
 }
-NO_PART_NODES = {"tracking", "sweep", "compare"}
+IGNORED_NODES = {"tracking", "sweep", "compare"}
 SEED = "seed"
-OWNERS = ("dataset", "model")  # of values that others repeat
+OWNERS = ("dataset", "model")  # of values that other nodes interpolate
+
+Row = tuple[str | None, ...]
 
 
-def differing(runs: Sequence[Run]) -> dict[str, tuple[str | None, ...]]:
-    """Configuration keys whose values are not all the same, with the value of each run that has a configuration.
+def differing(runs: Sequence[Run]) -> dict[str, Row]:
+    """The keys whose values differ, with the value of each run that has a configuration.
 
-    What is not known of a run counts as being as in the first one. Chosen options come first, the seed last. Left out
-    are keys that only repeat another one, and what a chosen option implies unless somebody typed it.
+    Unknown values are assumed to be those of the first run. Chosen options come first, the seed last. Keys that repeat
+    another key are omitted, as are those implied by a chosen option, unless they were set on a command line.
     """
-    first: dict[str, str] = next((parts(run.config) for run in runs if run.config and run.is_whole), {})
-    configs = [({} if run.is_whole else first) | parts(run.config) for run in runs if run.config]
+    first: dict[str, str] = next((relevant(run.config) for run in runs if run.config and run.is_complete), {})
+    configs = [({} if run.is_complete else first) | relevant(run.config) for run in runs if run.config]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     values = {key: tuple(config.get(key) for config in configs) for key in keys}
     found = {key: row for key, row in values.items() if len(set(row)) > 1}
-    typed = frozenset[str]().union(*(run.typed for run in runs))
+    explicit = frozenset[str]().union(*(run.explicit_keys for run in runs))
     kept: list[str] = []
     for key in sorted(found, key=lambda key: (key.count("."), *(not key.startswith(f"{owner}.") for owner in OWNERS))):
-        echoed = any(found[key] == found[other] and is_named_after(key, other) for other in kept)
-        if not echoed and (key in typed or not is_implied(key, found)):
+        repeated = any(found[key] == found[other] and is_named_after(key, other) for other in kept)
+        if not repeated and (key in explicit or not is_implied(key, found)):
             kept.append(key)
     ordered = sorted(kept, key=lambda key: (key == SEED, not key.startswith("choices."), list(found).index(key)))
     return {key: found[key] for key in ordered}
 
 
 def is_named_after(key: str, other: str) -> bool:
-    """Whether a key repeats another one's name, or its end, as ``stride`` does ``output_stride``."""
-    name, owner = key.rpartition(".")[2], other.rpartition(".")[2]
-    return f"_{owner}".endswith(f"_{name}")
+    """Whether the last part of ``key`` equals that of ``other`` or its end, as in ``stride`` and ``output_stride``."""
+    return f"_{other.rpartition('.')[2]}".endswith(f"_{key.rpartition('.')[2]}")
 
 
-def parts(config: Mapping[str, str]) -> dict[str, str]:
-    """The keys of a configuration that are a part of the experiment; equal values are equal texts."""
-    unused = {"checkpoint.path"} if config.get("mode") == "train" else set()
-    left_out = NO_PART | unused
+def relevant(config: Mapping[str, str]) -> dict[str, str]:
+    """The keys of a configuration that define the experiment, with comparable values."""
+    ignored = IGNORED_KEYS | ({"checkpoint.path"} if config.get("mode") == "train" else set())
     return {
         key: comparable(value)
         for key, value in config.items()
-        if key not in left_out and key.partition(".")[0] not in NO_PART_NODES
+        if key not in ignored and key.partition(".")[0] not in IGNORED_NODES
     }
 
 
 def comparable(value: str) -> str:
-    """A value's text, by which ``1`` is ``1.0`` and ``1e-3`` is ``0.001``."""
+    """The same text for equal numbers, such as ``1`` and ``1.0``, or ``1e-3`` and ``0.001``."""
     try:
         return repr(float(value))
     except ValueError:
         return value
 
 
-def is_implied(key: str, found: dict[str, tuple[str | None, ...]]) -> bool:
-    """Whether a key says nothing beside the option chosen in its group: a class, a list, or one that others lack."""
+def is_implied(key: str, found: Mapping[str, Row]) -> bool:
+    """Whether ``key`` adds nothing to the option chosen in its group: a class, a list, or a key that others lack."""
     options, row = found.get(f"choices.{key.partition('.')[0]}"), found[key]
     if options is None or len(set(zip(options, row, strict=True))) > len(set(options)):
         return False

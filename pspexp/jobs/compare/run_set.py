@@ -1,4 +1,4 @@
-"""What is known about a run that is to be compared."""
+"""The runs of a comparison, wherever they were read from."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pspexp.utils.trees import flatten
 
 SPLITS = ("val", "test")
 SCORES = ("mean_iou", "mean_acc", "overall_acc", "freqw_acc", "loss")
-BEST = ("best/mean_iou", "best/epoch")
+METRICS = ("best/mean_iou", "best/epoch", *(f"{split}/{score}" for split in SPLITS for score in SCORES))
 
 Table = dict[str, float | None]
 """Class name → IoU as a fraction; None where undefined."""
@@ -21,36 +21,38 @@ class Run:
     """One run.
 
     Attributes:
-        name: what people call it.
-        where: its folder as the user reaches it, or ``runs:/<MLflow run id>``.
+        name: Its name, not necessarily unique.
+        where: Its folder as the user specified it, or ``runs:/<MLflow run id>``.
         status: ``FINISHED``, ``FAILED``, ``KILLED``, ``RUNNING`` or ``UNKNOWN``.
-        config: dotted key → value as text; empty if the run ended before it was written.
-        is_whole: whether ``config`` holds every key; else only what was typed is known.
-        metrics: of the best and the last evaluation, by name; empty unless it is finished: those of a run that
-            stopped somewhere do not compare.
-        tables: ``val`` or ``test`` → IoU of the classes; empty likewise.
-        started_s: seconds since 1970.
-        folder: its folder, if that is known.
-        mlflow_id: its MLflow run, if there is one.
-        typed: dotted keys that were set on its command line.
+        config: Dotted key → value as text; empty if the run ended before it was written.
+        is_complete: Whether ``config`` has every key; otherwise only explicit overrides are known.
+        metrics: Metrics of the best and the last evaluation. Empty unless the run is finished: the metrics of an
+            unfinished run are not comparable.
+        tables: ``val`` or ``test`` → IoU of the classes. Empty likewise.
+        started_s: Start time in seconds since 1970.
+        folder: Its absolute folder, if known.
+        mlflow_id: The id of its MLflow run, if there is one.
+        explicit_keys: Dotted keys set on its command line.
+        label: Unique name within a comparison.
     """
 
     name: str
     where: str
     status: str
     config: dict[str, str]
-    is_whole: bool = True
+    is_complete: bool = True
     metrics: dict[str, float] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     started_s: float = 0.0
     folder: Path | None = None
     mlflow_id: str | None = None
-    typed: frozenset[str] = frozenset()
+    explicit_keys: frozenset[str] = frozenset()
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class RunSet:
-    """Runs in the order in which they were named, what to tell about them, and where they come from."""
+    """Runs in the order in which they were specified, notes for the report, and a description of their source."""
 
     runs: list[Run]
     notes: list[str]
@@ -58,31 +60,26 @@ class RunSet:
 
 
 def compared_metrics(values: Mapping[str, Any]) -> dict[str, float]:
-    """Those metrics that a comparison shows; NaN and infinities, which MLflow keeps, are none."""
-    names = [*BEST, *(f"{split}/{score}" for split in SPLITS for score in SCORES)]
-    return finite({name: float(values[name]) for name in names if values.get(name) is not None})
+    """The finite values of `METRICS`; MLflow also stores NaN and infinities."""
+    return finite({name: float(values[name]) for name in METRICS if values.get(name) is not None})
 
 
-def is_whole(config: Mapping[str, str], status: str, *, began: bool) -> bool:
-    """Whether every key of a configuration is the run's own.
+def is_complete(config: Mapping[str, str], status: str, *, began: bool) -> bool:
+    """Whether every value of a configuration is the run's own.
 
-    Where a checkpoint, or the run to do again, cannot be read, defaults stand in the place of what it would have given.
+    If a run failed because its checkpoint or the run to repeat could not be read, the configuration contains defaults
+    in place of the values that would have been taken from there.
     """
-    takes = config.get("mode") == "test" or config.get("rerun", "null") != "null"
-    return began or status != "FAILED" or not takes
+    takes_values = config.get("mode") == "test" or config.get("rerun", "null") != "null"
+    return began or status != "FAILED" or not takes_values
 
 
-def typed_part(config: Mapping[str, str], typed: Set[str]) -> dict[str, str]:
-    """The keys and options of a configuration that were typed."""
-    return {key: value for key, value in config.items() if key.removeprefix("choices.") in typed}
+def explicit_settings(config: Mapping[str, str], keys: Set[str]) -> dict[str, str]:
+    """The settings, chosen options included, whose keys were set on the command line."""
+    return {key: value for key, value in config.items() if key.removeprefix("choices.") in keys}
 
 
 def as_text(config: Mapping[str, Any]) -> dict[str, str]:
-    """A nested configuration as dotted keys and texts, written as on the command line."""
-    return {key: text(value) for key, value in flatten(config).items()}
-
-
-def text(value: Any) -> str:
-    """A value as on the command line; MLflow's params hold Python's words for the same."""
-    words = {"None": "null", "True": "true", "False": "false"}
-    return words.get(str(value), str(value))
+    """A configuration as dotted keys and texts in YAML's spelling; MLflow's params are in Python's."""
+    yaml = {"None": "null", "True": "true", "False": "false"}
+    return {key: yaml.get(str(value), str(value)) for key, value in flatten(config).items()}

@@ -1,16 +1,16 @@
-"""Runs that differ only in their seed."""
+"""Statistics over runs that differ only in their seed."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pspexp.jobs.compare.keys import SEED, parts
+from pspexp.jobs.compare.keys import SEED, relevant
 from pspexp.jobs.compare.run_set import Run
 
 
 @dataclass(frozen=True)
-class Stat:
-    """Mean and sample standard deviation (n - 1) of ``n`` values; None where there are too few."""
+class MeanStd:
+    """Mean and sample standard deviation (n - 1) of ``n`` values; None if there are too few."""
 
     mean: float | None
     std: float | None
@@ -18,40 +18,46 @@ class Stat:
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Runs that differ only in their seed, and the statistics of their metrics."""
 
     label: str
     runs: list[Run]
-    stats: dict[str, Stat]
+    stats: dict[str, MeanStd]
 
     def means(self) -> dict[str, float]:
-        """The mean of each metric that has one."""
+        """The metrics' means, where defined."""
         return {name: stat.mean for name, stat in self.stats.items() if stat.mean is not None}
 
 
-def seed_groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ only in their seed, where there are at least two seeds; in the order of the runs' ranks."""
+def seed_groups(runs: Sequence[Run], keys: dict[str, str], metrics: Sequence[str]) -> list[SeedGroup]:
+    """Group runs that differ only in their seed; groups with a single seed are omitted.
+
+    Args:
+        runs: The runs.
+        keys: Keys in which runs differ → their short names, for labels.
+        metrics: Metrics to compute statistics of.
+    """
     groups: dict[frozenset[tuple[str, str]], list[Run]] = {}
     for run in runs:
         if run.config:
-            same = frozenset((key, value) for key, value in parts(run.config).items() if key != SEED)
-            groups.setdefault(same, []).append(run)
-    return [group for group in groups.values() if len({run.config.get(SEED) for run in group}) > 1]
+            settings = frozenset((key, value) for key, value in relevant(run.config).items() if key != SEED)
+            groups.setdefault(settings, []).append(run)
+    return [
+        SeedGroup(group_label(group[0], keys), group, {name: mean_std(name, group) for name in metrics})
+        for group in groups.values()
+        if len({run.config.get(SEED) for run in group}) > 1
+    ]
 
 
-def label(group: list[Run], keys: dict[str, str]) -> str:
-    """What distinguishes a group from other runs."""
-    config = group[0].config
-    parts = [f"{short}={config[key]}" for key, short in keys.items() if key != SEED and key in config]
-    return ", ".join(parts) or "all seeds"
+def group_label(run: Run, keys: dict[str, str]) -> str:
+    """The settings that distinguish a run's group from others."""
+    settings = [f"{name}={run.config[key]}" for key, name in keys.items() if key != SEED and key in run.config]
+    return ", ".join(settings) or "all seeds"
 
 
-def stats(runs: list[Run], metrics: list[str]) -> dict[str, Stat]:
-    """Mean and standard deviation of each metric over those runs that have it."""
-    found = {}
-    for name in metrics:
-        values = [run.metrics[name] for run in runs if name in run.metrics]
-        mean = statistics.mean(values) if values else None
-        found[name] = Stat(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))
-    return found
+def mean_std(metric: str, runs: list[Run]) -> MeanStd:
+    """The statistics of a metric over the runs that have it."""
+    values = [run.metrics[metric] for run in runs if metric in run.metrics]
+    mean = statistics.mean(values) if values else None
+    return MeanStd(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))

@@ -240,7 +240,7 @@ def test_without_any_table_the_runs_are_compared_all_the_same(
         make_run(tmp_path / name, None, status="FAILED")
     folder = compared(cli, "compare.runs=[a,b]")
     assert sorted(file.name for file in folder.iterdir()) == ["compare.csv", "compare.html", "compare.md"]
-    assert "No run has a table of its classes" in capsys.readouterr().out
+    assert "No run has per-class results" in capsys.readouterr().out
 
 
 TESTED = {"mode": "test", "checkpoint.path": "a.pt"}
@@ -304,7 +304,7 @@ def test_only_evaluated_runs_count_in_the_mean_of_their_seeds(
     assert "have seed" not in capsys.readouterr().out
     make_run(tmp_path / "again", 0.5, {"cat": 0.5}, config={"seed": 2})
     compared(cli, "compare.runs=[a,b,killed,again]")
-    assert "2 runs have seed 2; all of them count in its mean" in capsys.readouterr().out
+    assert "2 runs have seed 2; all of them count in the mean" in capsys.readouterr().out
 
 
 def test_a_finished_run_without_a_table_is_told(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +315,7 @@ def test_a_finished_run_without_a_table_is_told(cli: Cli, tmp_path: Path, capsys
     make_run(tmp_path / "killed", None, status="KILLED")
     folder = compared(cli, "compare.runs=[a,b,c,killed]")
     assert list(rows(folder / "classes.csv")[0]) == ["class", "a"]
-    note = "Left out of the classes, without a table: b, c"
+    note = "Not in the class table, no per-class results: b, c"
     assert note in capsys.readouterr().out.splitlines()[-2]
     assert f"> {note}\n" in (folder / "compare.md").read_text()
 
@@ -328,7 +328,7 @@ def test_tables_of_two_splits_are_not_mixed(cli: Cli, tmp_path: Path, capsys: py
     folder = compared(cli, "compare.runs=[v1,t1,t2]")
     (row,) = rows(folder / "classes.csv")
     assert row == {"class": "cat", "t1": "0.5", "t2": "0.75", "t2 - t1": "0.25"}
-    assert "Left out of the classes, which are those of test: v1" in capsys.readouterr().out
+    assert "Not in the class table, which is for test: v1" in capsys.readouterr().out
     found = rows(folder / "compare.csv")
     columns = ("run", "mode", "checkpoint.path", "best/mean_iou", "val/mean_iou", "test/mean_iou")
     assert [tuple(row[name] for name in columns) for row in found] == [
@@ -347,7 +347,7 @@ def test_runs_with_other_classes_are_compared_by_those_they_share(
     folder = compared(cli, "compare.runs=[a,b]")
     assert [row["class"] for row in rows(folder / "classes.csv")] == ["cat"]
     told = " ".join(capsys.readouterr().out.split())
-    assert "compared are the 1 that all share; left out: dog, emu" in told
+    assert "Compared: 1 in common; omitted: dog, emu" in told
     assert "evaluated on different data sets: shapes, zoo" in told
     assert "class_names" not in (folder / "compare.md").read_text()
 
@@ -486,7 +486,7 @@ def test_a_damaged_file_of_a_run_is_named(
     assert cli("mode=compare", "compare.runs=[a,b]") == 2
     told = capsys.readouterr().err
     assert f"b/{name}: cannot be read ({reason}" in told
-    assert "; mend it, or leave this run out of compare.runs" in told
+    assert "; fix it, or remove this run from compare.runs" in told
     assert "Traceback" not in told
 
 
@@ -580,16 +580,25 @@ def test_what_is_printed_fits_and_tells_where_the_files_are(
     ("words", "said"),
     [
         (["compare.runs=nowhere"], "compare.runs=nowhere: no such folder"),
-        (["compare.runs=empty"], "compare.runs=empty: no run folder there or below"),
-        (["compare.runs=a"], "needs two runs or more, found one (a)"),
-        (["compare.runs=[a,a]"], "needs two runs or more, found one (a)"),
-        (["compare.runs=[a,b]", "compare.baseline=bb"], "compare.baseline=bb: none of the runs; did you mean 'b'?"),
-        (["compare.runs=[a,c]", "compare.baseline=c"], "compare.baseline=c: has no table"),
-        (["compare.runs=[c,d]", "compare.baseline=dd"], "compare.baseline=dd: none of the runs; did you mean 'd'?"),
+        (["compare.runs=empty"], "compare.runs=empty: no run folder at or below it"),
+        (["compare.runs=a"], "needs at least two runs, found one (a)"),
+        (["compare.runs=[a,a]"], "needs at least two runs, found one (a)"),
+        (
+            ["compare.runs=[a,b]", "compare.baseline=bb"],
+            "compare.baseline=bb: matches none of the runs; did you mean 'b'?",
+        ),
+        (["compare.runs=[a,c]", "compare.baseline=c"], "compare.baseline=c: has no per-class results"),
+        (
+            ["compare.runs=[c,d]", "compare.baseline=dd"],
+            "compare.baseline=dd: matches none of the runs; did you mean 'd'?",
+        ),
         (["compare.runs=[a,broken]"], "broken/summary.json: cannot be read (JSONDecodeError"),
         (["compare.runs=[nowhere,broken]"], "compare.runs=nowhere"),
-        (["compare.runs=[a,b]", "compare.baseline=7"], "compare.baseline=7: none of the runs; give a name or folder"),
-        (["compare.runs=[a,b]", "compare.baseline=[a]"], "compare.baseline=['a']: input should be a valid string"),
+        (
+            ["compare.runs=[a,b]", "compare.baseline=7"],
+            "compare.baseline=7: matches none of the runs; set a name or folder",
+        ),
+        (["compare.runs=[a,b]", "compare.baseline=[a]"], "compare.baseline=[a]: must be a valid string"),
         (["compare.runs=[a,b]", "compare.sweep=x"], "compare.sweep=x: chooses runs from MLflow"),
         (["compare.run=[a,b]"], "compare.run"),
         ([], "there are no MLflow records at"),

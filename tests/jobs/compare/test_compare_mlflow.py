@@ -121,19 +121,22 @@ def test_what_was_deleted_takes_no_part(uri: str, cli: Cli, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compare.experiment=pspex"], ["compare.experiment=pspex: unknown to MLflow", "did you mean 'pspexp'?"]),
-        (["compare.experiment=idle"], ["compare.experiment=idle: no such run among 0"]),
-        (["compare.sweep=s2"], ["compare.sweep=s2: no such run among 4", "the sweeps there are s1"]),
+        (
+            ["compare.experiment=pspex"],
+            ["compare.experiment=pspex: no such experiment in MLflow", "did you mean 'pspexp'?"],
+        ),
+        (["compare.experiment=idle"], ["compare.experiment=idle: no match among 0 runs"]),
+        (["compare.sweep=s2"], ["compare.sweep=s2: no match among 4 runs", "existing sweeps: s1"]),
         (
             ["compare.filter=\"params.`optimizer.lrr` = '1'\""],
-            ["no such run among 4", "none has params.optimizer.lrr; did you mean 'optimizer.lr'?"],
+            ["no match among 4 runs", "no run has params.optimizer.lrr; did you mean 'optimizer.lr'?"],
         ),
         (
             ["compare.filter='nothing.known = 1'"],
-            ["compare.filter=nothing.known = 1: MLflow says: ", "a filter reads like params"],
+            ["compare.filter=nothing.known = 1: MLflow reports: ", "example: params"],
         ),
-        (["compare.filter='what is this'"], ["compare.filter=what is this: MLflow says: "]),
-        (["compare.filter=\"params.`optimizer.lr` = '0.1'\""], ["needs two runs or more, found one (runs:/"]),
+        (["compare.filter='what is this'"], ["compare.filter=what is this: MLflow reports: "]),
+        (["compare.filter=\"params.`optimizer.lr` = '0.1'\""], ["needs at least two runs, found one (runs:/"]),
         (["compare.runs=[runs:/123]"], ["compare.runs=runs:/123", "Run with id=123 not found"]),
     ],
 )
@@ -148,7 +151,7 @@ def test_what_is_not_found_is_said_with_what_is_there(
 
 def test_a_name_with_a_quote_is_told_as_one(uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", 'compare.sweep="it\'s"') == 2
-    assert "compare.sweep=it's: no such run among 4" in capsys.readouterr().err
+    assert "compare.sweep=it's: no match among 4 runs" in capsys.readouterr().err
 
 
 def test_a_sweep_whose_id_has_a_quote(uri: str, cli: Cli) -> None:
@@ -195,7 +198,7 @@ def test_a_name_may_be_a_number(word: str, uri: str, cli: Cli, capsys: pytest.Ca
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", word) == 2
     told = capsys.readouterr().err
     assert f"{word}: " in told
-    assert "unknown to MLflow" in told or "no such run" in told
+    assert "no such experiment in MLflow" in told or "no match among" in told
 
 
 def test_records_far_away_that_do_not_answer_are_wrong_input(
