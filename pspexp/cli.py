@@ -194,18 +194,18 @@ def run_sweep(arguments: argparse.Namespace, config: DictConfig) -> int:
         UserError: It cannot be run.
     """
     from pspexp.jobs.job_folder import new_folder
-    from pspexp.sweep import sweep as sweeps
     from pspexp.sweep.run_sweep import run_sweep
+    from pspexp.sweep.sweep import SWEEP_FILE, begin_or_resume
 
     refuse_externally_launched_sweep(config)
     composition.expand_home(config)
     if not config.hydra.sweep.dir:
         raise UserError("hydra.sweep.dir: is empty; give a folder, or leave it out")
     folder = Path(config.hydra.sweep.dir).expanduser().absolute()
-    if not sets(arguments.overrides, "hydra.sweep.dir") and not (folder / sweeps.FILE).is_file():
+    if not sets(arguments.overrides, "hydra.sweep.dir") and not (folder / SWEEP_FILE).is_file():
         folder = new_folder(folder)
     try:
-        sweep = sweeps.begin(folder, arguments.overrides, config)
+        sweep = begin_or_resume(folder, arguments.overrides, config)
     except UserError:
         with suppress(OSError):  # not empty: it was there before
             folder.rmdir()
@@ -270,7 +270,7 @@ def sweep_job(config: DictConfig) -> float | None:
 
     settings: Any = HydraConfig.get()
     try:
-        return jobs.do(config, settings)
+        return jobs.run_job(config, settings)
     except Exception as error:
         code = report(error)
         end_of_job(error, code, settings)

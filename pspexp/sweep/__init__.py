@@ -1,1 +1,1 @@
-"""Sweeps: jobs that know of each other, survive each other, and can be gone on with."""
+"""Sweeps: isolated jobs that share the devices of a machine, in a folder that can be resumed."""

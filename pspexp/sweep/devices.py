@@ -1,4 +1,4 @@
-"""Devices of its own, or processor cores, for each of the jobs that run at the same time on one machine."""
+"""Exclusive devices or CPU cores for each of the jobs that run concurrently on one machine."""
 
 import getpass
 import logging
@@ -22,65 +22,67 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def own_share(config: DictConfig, jobs_at_once: int | None) -> Iterator[None]:
-    """Show the processes that a job starts a share of the machine that no other sweep's job has; wait for one.
+def device_share(config: DictConfig, jobs_at_once: int | None) -> Iterator[None]:
+    """Restrict a job's processes to a share of the machine that no other sweep's job uses; wait for a free one.
 
-    A job that runs alone, or with a card chosen by ``device.index``, is left as it is.
+    A job that runs alone, or on the card chosen by ``device.index``, is not restricted.
 
     Args:
-        config: of the job.
-        jobs_at_once: how many the sweep's launcher runs at the same time on this machine; None: unknown.
+        config: The job's configuration.
+        jobs_at_once: Number of jobs that the sweep's launcher runs concurrently on this machine; None if unknown.
 
     Raises:
-        UserError: the machine has less than one share.
+        UserError: The machine is too small for one share.
     """
     if jobs_at_once == 1 or config.device.get("index") is not None:
         yield
         return
-    variable, cards = visible_cards(config.device.type, config.device.get("plugin"), config.device.get("visible_devices"))
+    variable, cards = visible_cards(
+        config.device.type, config.device.get("plugin"), config.device.get("visible_devices")
+    )
     if cards:
         shares = card_groups(cards, config.launcher.get("nproc_per_node", 1), variable)
-        with one_of(variable, shares, config.sweep.jobs_per_device) as mine, environment(variable, mine):
+        with exclusive_share(variable, shares, config.sweep.jobs_per_device) as mine, environment(variable, mine):
             log.info("%s=%s", variable, mine)
             yield
     else:
         shares = core_groups(config.sweep.cores_per_job, jobs_at_once)
-        with one_of("core", shares) as mine, cores(mine):
+        with exclusive_share("core", shares) as mine, cores(mine):
             log.info("processor cores: %s", mine or "all")
             yield
 
 
 def is_basic(launcher: DictConfig) -> bool:
-    """Whether Hydra's launcher runs the jobs in the process it was called in, one after another."""
+    """Whether Hydra's launcher runs the jobs sequentially in the calling process."""
     return bool(launcher._target_.endswith(".BasicLauncher"))
 
 
 def jobs_at_once(launcher: DictConfig) -> int | None:
-    """How many jobs Hydra's launcher runs at the same time on this machine; None: it does not tell."""
+    """The number of jobs that Hydra's launcher runs concurrently on this machine; None if unknown."""
     if is_basic(launcher):
         return 1
     if (count := launcher.get("n_jobs")) is None:
         return None
-    from joblib import effective_n_jobs  # it is there, since this is how its plugin counts
+    from joblib import effective_n_jobs  # installed, since its plugin has `n_jobs`
 
     return int(effective_n_jobs(count))
 
 
 def card_groups(cards: Sequence[str], size: int, variable: str) -> list[str]:
-    """Shares of the cards that this process is shown.
+    """Shares of ``size`` cards each.
 
     Raises:
-        UserError: there are fewer than ``size``.
+        UserError: There are fewer than ``size`` cards.
     """
     if size > len(cards):
         raise UserError(
-            f"launcher.nproc_per_node={size}: this machine shows {len(cards)} cards ({variable}); try {len(cards)}"
+            f"launcher.nproc_per_node={size}: only {len(cards)} cards are visible ({variable}); use at most that"
         )
     return groups(cards, size)
 
 
 def groups(names: Sequence[str], size: int) -> list[str]:
-    """``["0,1", "2,3"]`` for four names and a size of two; what is left over is nobody's."""
+    """``["0,1", "2,3"]`` for four names and a size of two; a remainder is not used."""
     return [",".join(names[first : first + size]) for first in range(0, len(names) - size + 1, size)]
 
 
@@ -88,11 +90,11 @@ def core_groups(size: int | None, jobs_at_once: int | None) -> list[str]:
     """Shares of the cores that this process may use.
 
     Args:
-        size: cores of each share; None: as many as leave each of ``jobs_at_once`` its own.
-        jobs_at_once: see `own_share`.
+        size: Cores per share; None to divide them evenly among ``jobs_at_once``.
+        jobs_at_once: See `device_share`.
 
     Raises:
-        UserError: there are fewer cores than ``size``.
+        UserError: There are fewer than ``size`` cores.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS
         return []
@@ -100,23 +102,23 @@ def core_groups(size: int | None, jobs_at_once: int | None) -> list[str]:
     if size is None:
         size = len(mine) // jobs_at_once if jobs_at_once else 0
     elif size > len(mine):
-        raise UserError(f"sweep.cores_per_job={size}: this machine gives {len(mine)} cores; try {len(mine)}")
+        raise UserError(f"sweep.cores_per_job={size}: only {len(mine)} cores are available; use at most that")
     return groups(mine, size) if size else []
 
 
 @contextmanager
-def one_of(kind: str, shares: Sequence[str], times: int = 1) -> Iterator[str | None]:
-    """The first share of which nobody holds a part, waiting for one; None if there are no shares.
+def exclusive_share(kind: str, shares: Sequence[str], times: int = 1) -> Iterator[str | None]:
+    """Lock the first free share, waiting for one if necessary; None if there are no shares.
 
     Args:
-        kind: of the devices; shares of one kind exclude each other, of whatever sweep.
-        shares: names of devices, with commas between.
-        times: how often each device is given away at the same time.
+        kind: Kind of device; shares of one kind exclude each other, across sweeps, too.
+        shares: Comma-separated device names.
+        times: How many jobs may use a device at the same time.
     """
     if not shares:
         yield None
         return
-    # A folder of this machine, since the sweep's may be shared; and of this SLURM job, which sees cards of its own.
+    # Local to the machine, since the sweep folder may be shared, and to the SLURM job, which has its own cards.
     allocation = os.environ.get("SLURM_JOB_ID", "")
     folder = Path(tempfile.gettempdir()) / f"pspexp-{getpass.getuser()}" / f"{kind}{allocation}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,14 +136,14 @@ def one_of(kind: str, shares: Sequence[str], times: int = 1) -> Iterator[str | N
                 yield share
                 return
         if not waits:
-            log.info("waiting: all of %s are taken (%s)", kind, " ".join(shares))
+            log.info("waiting: every %s is in use (%s)", kind, " ".join(shares))
             waits = True
         time.sleep(POLL_S)
 
 
 @contextmanager
 def environment(variable: str, value: str | None) -> Iterator[None]:
-    """Set an environment variable for the processes that are started meanwhile."""
+    """Set an environment variable for processes started in this block."""
     before = os.environ.get(variable)
     if value is not None:
         os.environ[variable] = value
@@ -155,7 +157,7 @@ def environment(variable: str, value: str | None) -> Iterator[None]:
 
 @contextmanager
 def cores(names: str | None) -> Iterator[None]:
-    """Let the processes that are started meanwhile use these cores, and as many threads."""
+    """Restrict processes started in this block to these cores, with one thread each."""
     if names is None:
         yield
         return

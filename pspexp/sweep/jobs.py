@@ -1,4 +1,4 @@
-"""One job of a sweep: whether it has to be done, in processes of its own, and how it ends."""
+"""Runs one job of a sweep in separate processes, unless it is already finished, and records how it ends."""
 
 import logging
 import signal
@@ -21,10 +21,9 @@ from pspexp.jobs.job import Job, needs_no_processes
 from pspexp.jobs.records import own_state, public, record_failure
 from pspexp.launchers.base import Launcher, Single
 from pspexp.launchers.elastic import Elastic
-from pspexp.sweep import sweep as study
-from pspexp.sweep.devices import jobs_at_once, own_share
-from pspexp.sweep.record import Record, State, load, name_of, save, summary_of, values_of
-from pspexp.sweep.sweep import Sweep, differences
+from pspexp.sweep.devices import device_share, jobs_at_once
+from pspexp.sweep.job_record import JobRecord, State, load, name_of, save, summary_of, values_of
+from pspexp.sweep.sweep import Sweep, differences, load_sweep
 from pspexp.tracking import runs
 from pspexp.tracking.provenance import command_line
 from pspexp.tracking.secrets import mask_logins
@@ -32,111 +31,113 @@ from pspexp.utils.trees import flatten
 
 log = logging.getLogger(__name__)
 
-FAILED_MARK = ".failed"  # in the sweep folder: a job of this invocation has failed
-# Of the jobs in MLflow's list and charts, which by itself gives neighbours much the same.
-COLOURS = [to_hex(colormaps["tab20"](index)) for index in (*range(0, 20, 2), *range(1, 20, 2))]
-STOPPED_MARK = ".stopped"  # somebody has stopped the sweep
+FAILED_MARK = ".failed"  # in the sweep folder: a job of this invocation failed
+# Colors of the jobs in MLflow, whose default colors of neighboring runs are similar.
+COLORS = [to_hex(colormaps["tab20"](index)) for index in (*range(0, 20, 2), *range(1, 20, 2))]
+STOPPED_MARK = ".stopped"  # the user stopped the sweep
 METRICS = {"train": "best/mean_iou", "test": "test/mean_iou"}
 
 
 class NotStarted(JobFailed):
-    """The sweep was to stop at the first failure, and there was one."""
+    """The job was not started, since the sweep was stopped or another job failed."""
 
 
-def do(config: DictConfig, settings: HydraConf) -> float | None:
-    """Do a job unless it was finished before; go on with what an earlier attempt has saved.
+def run_job(config: DictConfig, settings: HydraConf) -> float | None:
+    """Run a job, or resume it from an earlier attempt's checkpoint; does nothing if it is already finished.
 
     Args:
-        config: the job's configuration as Hydra composed it.
-        settings: Hydra's own for this job.
+        config: The job's configuration as composed by Hydra.
+        settings: Hydra's own configuration of this job.
 
     Returns:
-        What the sweeper compares.
+        The sweep's objective.
 
     Raises:
-        UserError, JobFailed, Interrupted: as the job does, or as it did before.
+        UserError, JobFailed, Interrupted: Raised by the job, or by an earlier attempt.
     """
-    sweep = study.load(Path(settings.runtime.cwd, settings.sweep.dir))
-    words, raw = list(settings.overrides.task), with_choices(config, settings.runtime.choices)
-    finished, problem = attempt(lambda: finish(raw.copy(), words), raw)
+    sweep = load_sweep(Path(settings.runtime.cwd, settings.sweep.dir))
+    overrides, raw = list(settings.overrides.task), with_choices(config, settings.runtime.choices)
+    finished, problem = attempt(lambda: finish(raw.copy(), overrides), raw)
     folder = Path(settings.runtime.output_dir)
     try:
-        with runs.run_dir_lock(folder, wait=True):  # a killed sweep's job may still be ending
+        with runs.run_dir_lock(folder, wait=True):  # the job of a killed sweep may still be saving
             before = earlier(sweep, folder, settings.job.num, finished, problem)
             if before is not None and before.state == "FINISHED":
-                log.info("job %d (%s) was finished before: %s", before.number, before.name, before.result)
+                log.info("job %d (%s) is already finished: %s", before.number, before.name, before.result)
                 return before.result
-            record = begin(sweep, settings.job.num, words, before)
-            job = request(sweep, record, finished, folder, words)
-            given = OmegaConf.select(finished, "run_name", throw_on_resolution_failure=False)
-            if isinstance(given, str | None):  # else that is one of the problems
-                job.config.run_name = " ".join(filter(None, [given, record.name]))
-            return keep(sweep, record, job, problem, settings.launcher)
+            record = begin(sweep, settings.job.num, overrides, before)
+            job = request(sweep, record, finished, folder, overrides)
+            run_name = OmegaConf.select(finished, "run_name", throw_on_resolution_failure=False)
+            if isinstance(run_name, str | None):  # otherwise it is one of the problems
+                job.config.run_name = " ".join(filter(None, [run_name, record.name]))
+            return run_and_record(sweep, record, job, problem, settings.launcher)
     except Exception as error:
         if not isinstance(error, Interrupted):
             (sweep.folder / FAILED_MARK).touch()
         raise
 
 
-def earlier(sweep: Sweep, folder: Path, number: int, config: DictConfig, problem: Exception | None) -> Record | None:
-    """The record of an earlier attempt that counts.
+def earlier(sweep: Sweep, folder: Path, number: int, config: DictConfig, problem: Exception | None) -> JobRecord | None:
+    """The record of an earlier attempt, if there is one.
 
     Raises:
-        UserError: the folder holds another job, or one of another sweep.
-        JobFailed: it failed, and is not to be tried again.
+        UserError: The folder contains another job, or a job of another sweep.
+        JobFailed: The attempt failed and ``sweep.retry_failed`` is not set.
     """
     before = load(folder, run_dir_lock=True)
-    if before is None or config.get("mode") not in METRICS:  # the others are done whenever they are asked for
+    if before is None or config.get("mode") not in METRICS:  # other modes are always repeated
         return None
     if before.sweep != sweep.id:
-        raise UserError(f"{folder}: holds a job of the sweep {before.sweep}; choose another hydra.sweep.dir")
+        raise UserError(f"{folder}: contains a job of the sweep {before.sweep}; choose another hydra.sweep.dir")
     if before.number != number:
         raise UserError(
-            f"hydra.sweep.subdir: jobs {before.number} and {number} share {folder}; put what varies, or "
-            "${hydra.job.num}, into it"
+            f"hydra.sweep.subdir: jobs {before.number} and {number} share {folder}; add "
+            "${hydra.job.num} or a varied key"
         )
     if problem is None:
         refuse_another(sweep, before, folder, config)
     if before.state == "FAILED" and OmegaConf.select(config, "sweep.retry_failed") is not True:
-        raise JobFailed(f"failed before ({before.error}); sweep.retry_failed=true tries again")
+        raise JobFailed(f"failed before ({before.error}); set sweep.retry_failed=true to retry")
     return before
 
 
-def begin(sweep: Sweep, number: int, words: Sequence[str], before: Record | None) -> Record:
-    """The record of an attempt."""
-    values = values_of(sweep, words)
-    return Record(sweep.id, number, name_of(values, number), values, seconds=before.seconds if before else 0)
+def begin(sweep: Sweep, number: int, overrides: Sequence[str], before: JobRecord | None) -> JobRecord:
+    """The record of a new attempt."""
+    values = values_of(sweep, overrides)
+    return JobRecord(sweep.id, number, name_of(values, number), values, seconds=before.seconds if before else 0)
 
 
-def request(sweep: Sweep, record: Record, config: DictConfig, folder: Path, words: list[str]) -> Job:
-    """What the job's processes are to do."""
-    tags = {"sweep": sweep.id, "mlflow.runColor": COLOURS[record.number % len(COLOURS)]}
-    alone = [word for word in words if word.lstrip("+").partition("=")[0] not in ADDED_GROUPS]
-    again = "status" in summary_of(folder)
-    return Job(config, folder, words, command_line((), alone), is_restart=again, tags=tags)
+def request(sweep: Sweep, record: JobRecord, config: DictConfig, folder: Path, overrides: list[str]) -> Job:
+    """The job for the launcher, with the command line that reproduces it alone."""
+    tags = {"sweep": sweep.id, "mlflow.runColor": COLORS[record.number % len(COLORS)]}
+    alone = [text for text in overrides if text.lstrip("+").partition("=")[0] not in ADDED_GROUPS]
+    is_restart = "status" in summary_of(folder)
+    return Job(config, folder, overrides, command_line((), alone), is_restart=is_restart, tags=tags)
 
 
 def attempt(finish: Callable[[], DictConfig], raw: DictConfig) -> tuple[DictConfig, Exception | None]:
-    """The finished configuration, or the one as composed and why it cannot be finished."""
+    """The finished configuration; if it cannot be finished, the one as composed, and the error."""
     try:
         return finish(), None
     except Exception as error:
         return raw, error
 
 
-def refuse_another(sweep: Sweep, before: Record, folder: Path, config: DictConfig) -> None:
-    """Raise UserError if what ``folder`` holds was configured otherwise."""
+def refuse_another(sweep: Sweep, before: JobRecord, folder: Path, config: DictConfig) -> None:
+    """Raise UserError if the job in ``folder`` was configured differently."""
     if before.state != "FINISHED" and not own_state(folder).is_file():
         return  # nothing is lost
     then: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     if found := differences(flatten(then), flatten(public(config))):
         where = f"job {before.number} of the sweep in {sweep.folder}"
-        raise UserError(*(f"{one} ({where}); choose another folder" for one in found))
+        raise UserError(*(f"{line} ({where}); choose another folder" for line in found))
 
 
-def keep(sweep: Sweep, record: Record, job: Job, problem: Exception | None, launcher: DictConfig) -> float | None:
-    """Do ``job`` and keep how it ends, whatever comes."""
-    log.info("job %d (%s)%s", record.number, record.name, ": going on" if job.is_restart else "")
+def run_and_record(
+    sweep: Sweep, record: JobRecord, job: Job, problem: Exception | None, launcher: DictConfig
+) -> float | None:
+    """Run a job and record how it ends, whatever happens."""
+    log.info("job %d (%s)%s", record.number, record.name, ": resuming" if job.is_restart else "")
     record = replace(record, metric=METRICS.get(str(job.config.get("mode"))))
     save(job.folder, record)
     began_s = time.monotonic()
@@ -146,10 +147,10 @@ def keep(sweep: Sweep, record: Record, job: Job, problem: Exception | None, laun
         raise_if_stopped(sweep, job.config)
         if problem is not None:
             raise problem
-        with own_share(job.config, jobs_at_once(launcher)):
-            began_s = time.monotonic()  # to wait is no work
+        with device_share(job.config, jobs_at_once(launcher)):
+            began_s = time.monotonic()  # without the waiting time
             raise_if_stopped(sweep, job.config)
-            result, stopped_by = in_processes_of_its_own(job, sweep.folder / STOPPED_MARK)
+            result, stopped_by = run_in_processes(job, sweep.folder / STOPPED_MARK)
     except BaseException as end:
         state, error = state_after(end), mask_logins(summarize(end))
         if state == "FAILED":
@@ -158,41 +159,41 @@ def keep(sweep: Sweep, record: Record, job: Job, problem: Exception | None, laun
     finally:
         seconds = round(record.seconds + time.monotonic() - began_s, 1)
         save(job.folder, replace(record, state=state, result=result, seconds=seconds, error=error))
-    if stopped_by is not None:  # in the last moments of a job that has finished all the same
+    if stopped_by is not None:  # too late: the job had just finished
         raise Interrupted(stopped_by, "the sweep was stopped")
     return result
 
 
 def raise_if_stopped(sweep: Sweep, config: DictConfig) -> None:
-    """Raise NotStarted if no further job is to begin."""
+    """Raise NotStarted if the sweep was stopped, or is to stop after a failure."""
     if (sweep.folder / STOPPED_MARK).exists():
         raise NotStarted("not started: the sweep was stopped")
     if OmegaConf.select(config, "sweep.fail_fast") is True and (sweep.folder / FAILED_MARK).exists():
-        raise NotStarted("not started: sweep.fail_fast=true and a job has failed")
+        raise NotStarted("not started: sweep.fail_fast=true and a job failed")
 
 
-def in_processes_of_its_own(job: Job, stopped: Path) -> tuple[float | None, int | None]:
-    """A job's result and the signal that came meanwhile.
+def run_in_processes(job: Job, stopped: Path) -> tuple[float | None, int | None]:
+    """Run a job in separate processes; returns its result and the signal that stopped it, if any.
 
-    Memory, random states and process groups end with the processes, and what kills one kills no other job.
+    Jobs thus share no memory, random state or process group, and a crash affects only one of them.
 
     Args:
-        job: to be done.
-        stopped: a file that is there when the sweep was stopped, by a signal that this process may not have had.
+        job: The job.
+        stopped: File that exists once the sweep was stopped, by a signal that this process may not have received.
     """
     if needs_no_processes(job.config, job.folder):
         return None, None
     launcher: Launcher | Elastic = build(job.config.launcher)
     if isinstance(launcher, Single):
         launcher = Elastic()
-    if not isinstance(launcher, Elastic):  # refused by `main`, but for values that vary
-        raise UserError(f"launcher={job.config.choices.launcher}: not in a sweep; use single or ddp")
+    if not isinstance(launcher, Elastic):  # varied; a fixed one was refused before the sweep began
+        raise UserError(f"launcher={job.config.choices.launcher}: cannot be used in a sweep; use single or ddp")
     launcher.poll_stop = lambda: signal.SIGTERM if stopped.exists() else None
     return launcher(job), launcher.stopped_by
 
 
 def state_after(end: BaseException) -> State:
-    """How a job ended that did not finish."""
+    """The state of a job that ended with an exception."""
     if isinstance(end, NotStarted):
         return "NOT STARTED"
     return "FAILED" if isinstance(end, Exception) and not isinstance(end, Interrupted) else "KILLED"

@@ -1,4 +1,4 @@
-"""What a sweep has come to: a table on the terminal, ``sweep.csv``, pictures, and a run of its own in MLflow."""
+"""The results of a sweep: a table on the terminal, ``sweep.csv``, figures, and a summarizing run in MLflow."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from pspexp.config.overrides import quoted, short_names
 from pspexp.errors import UserError
 from pspexp.jobs.records import Request, build_loggers, close_abandoned
 from pspexp.metrics import percent
-from pspexp.sweep.record import Record, load, shown, summary_of
+from pspexp.sweep.job_record import JobRecord, load, shown, summary_of
 from pspexp.sweep.sweep import JOB_FILE, Sweep
 from pspexp.tracking import figures
 from pspexp.tracking.local import drawing
@@ -26,33 +26,32 @@ from pspexp.tracking.mlflow_client import sweep_filter
 from pspexp.tracking.provenance import git_commit
 from pspexp.tracking.sweep_figures import heat_map, parallel_coordinates
 from pspexp.utils.files import write_text_atomic
-from pspexp.utils.tables import csv_table, escape_markdown, markdown_table
+from pspexp.utils.tables import PIPED_WIDTH, csv_table, escape_markdown, markdown_table
 
 log = logging.getLogger(__name__)
 
-Row = tuple[Record, Path]
-WIDE = 120  # columns where there is no terminal
-LOGGERS_FILE = "loggers.json"  # the id of the sweep's own run in each logger
+Row = tuple[JobRecord, Path]
+LOGGERS_FILE = "loggers.json"  # id of the summarizing run in each logger
 CSV, NOTE, PLOTS = "sweep.csv", "sweep.md", ("plots/parallel_coordinates.png", "plots/heat_map.png")
 
 
 def finish(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
-    """Tell, draw and record how the jobs ended; returns whether all have finished.
+    """Print, plot and record how the jobs ended; returns whether all are finished.
 
     Args:
-        sweep: whose jobs have ended.
-        config: composed from the sweep's command, for its tracking.
-        stopped: somebody ended the sweep.
+        sweep: A sweep whose jobs have ended.
+        config: Composed from the sweep's command line, for its tracking.
+        stopped: Whether the user stopped the sweep.
     """
     rows = collect(sweep)
-    if not rows:  # Hydra has refused it
+    if not rows:  # Hydra refused the command
         return False
     write_text_atomic(sweep.folder / CSV, as_csv(sweep, rows))
     write_text_atomic(sweep.folder / NOTE, as_markdown(sweep, rows) + "\n")
     draw(sweep, rows)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = WIDE
+        console.width = PIPED_WIDTH
     console.print(as_table(sweep, rows), *failures(rows), sep="\n")
     complete = all(record.state == "FINISHED" for record, _ in rows)
     in_mlflow = show(sweep, config, "KILLED" if stopped else "FINISHED" if complete else "FAILED")
@@ -61,7 +60,7 @@ def finish(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
 
 
 def collect(sweep: Sweep) -> list[Row]:
-    """The jobs by number."""
+    """The jobs, ordered by number."""
     found = [(loaded(file.parent), file.parent) for file in sweep.folder.rglob(JOB_FILE)]
     mine = [(record, folder) for record, folder in found if record is not None and record.sweep == sweep.id]
     for record, folder in mine:
@@ -70,30 +69,30 @@ def collect(sweep: Sweep) -> list[Row]:
     return sorted(mine, key=lambda row: row[0].number)
 
 
-def loaded(folder: Path) -> Record | None:
-    """A job's record; None, and a warning, where it cannot be read: the others are told of all the same."""
+def loaded(folder: Path) -> JobRecord | None:
+    """A job's record; None, with a warning, if it cannot be read: the other jobs are still reported."""
     try:
         return load(folder)
     except UserError as error:
-        log.warning("left out of the table: %s", error)
+        log.warning("omitted from the table: %s", error)
         return None
 
 
 def close_killed(folder: Path) -> None:
-    """End the records of a job that was killed before it could."""
+    """Close the records of a job that was killed before it could."""
     if (folder / "config.yaml").is_file():
-        words = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
+        overrides = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
         config: Any = OmegaConf.load(folder / "config.yaml")
-        close_abandoned(Request(config, folder, words), "KILLED")
+        close_abandoned(Request(config, folder, overrides), "KILLED")
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """The best first; those without a result last, by number."""
+    """Best first; jobs without a result last, ordered by number."""
     return sorted(rows, key=lambda row: (row[0].result is None, -(row[0].result or 0), row[0].number))
 
 
 def as_csv(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """One line a job."""
+    """One row per job."""
     metric = next((record.metric for record, _ in rows if record.metric), "result")
     header = ["job", *sweep.varies, "status", metric, "seconds", "folder", "mlflow_run_id", "error"]
     lines: list[list[object]] = [[*header]]
@@ -106,7 +105,7 @@ def as_csv(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 
 def mlflow_run(folder: Path) -> str | None:
-    """The MLflow run of a job, as far as it is known."""
+    """The id of a job's MLflow run, if known."""
     with suppress(UserError):
         return summary_of(folder).get("mlflow_run_id")
     return None
@@ -133,9 +132,9 @@ def as_table(sweep: Sweep, rows: Sequence[Row]) -> Table:
 
 
 def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The ranking, and how to look at the jobs in MLflow."""
+    """The ranking, and how to find the jobs in MLflow."""
     lines = [
-        f"Show its jobs with the filter `{sweep_filter(sweep.id)}`. Varied: "
+        f"Show the jobs with the filter `{sweep_filter(sweep.id)}`. Varied: "
         + (", ".join(f"`{key}={values}`" for key, values in sweep.varies.items()) or "nothing"),
         "",
         *markdown_table(
@@ -159,7 +158,7 @@ def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
-    """A line for each job that has not finished."""
+    """One line for each unfinished job."""
     return [
         f"job {record.number}: {record.error or record.state.lower()}; see {folder / 'run.log'}"
         for record, folder in rows
@@ -168,18 +167,18 @@ def failures(rows: Sequence[Row]) -> list[str]:
 
 
 def advice(sweep: Sweep, rows: Sequence[Row], *, in_mlflow: bool) -> list[str]:
-    """How to go on, and where to look."""
-    lines = [f"table, pictures: {sweep.folder}" + (f"; in MLflow: {sweep_filter(sweep.id)}" if in_mlflow else "")]
+    """Where the results are, and how to resume."""
+    lines = [f"results: {sweep.folder}" + (f"; in MLflow: {sweep_filter(sweep.id)}" if in_mlflow else "")]
     states = {record.state for record, _ in rows}
     if states - {"FINISHED"}:
         again = " sweep.retry_failed=true" if "FAILED" in states else ""
-        word = shlex.quote(f"hydra.sweep.dir={quoted(sweep.folder)}")
-        lines.append(f"to go on, the same command with: {word}{again}")
+        override = shlex.quote(f"hydra.sweep.dir={quoted(sweep.folder)}")
+        lines.append(f"to resume, rerun the command with: {override}{again}")
     return lines
 
 
 def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
-    """Pictures of how the result depends on what varies."""
+    """Plot the result against the varied settings."""
     if not sweep.varies:
         return
     names = short_names(sweep.varies)
@@ -194,13 +193,13 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
 
 
 def show(sweep: Sweep, config: DictConfig, status: Status) -> bool:
-    """Record the overview in the configured loggers; returns whether MLflow has it."""
-    known = sweep.folder / LOGGERS_FILE
-    ids = json.loads(known.read_text()) if known.is_file() else {}
+    """Record the overview with the configured loggers; returns whether MLflow has it."""
+    ids_file = sweep.folder / LOGGERS_FILE
+    ids = json.loads(ids_file.read_text()) if ids_file.is_file() else {}
     group = LoggerGroup(build_loggers(config.tracking, sweep.folder), sweep.folder, ids)
     tags = {"kind": "sweep", "git_commit": git_commit() or "unknown"}
     group.open(f"sweep {sweep.id}", sweep.varies, tags)
-    write_text_atomic(known, json.dumps(group.ids))
+    write_text_atomic(ids_file, json.dumps(group.ids))
     group.files(CSV, NOTE, *PLOTS)
     note = (sweep.folder / NOTE).read_text(encoding="utf-8")
     group.each(lambda logger: logger.note(note))

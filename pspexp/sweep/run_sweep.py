@@ -1,4 +1,4 @@
-"""A sweep from its first job to its table, whatever ends it."""
+"""Runs a sweep, from its first job to its overview."""
 
 import logging
 import signal
@@ -22,24 +22,24 @@ log = logging.getLogger(__name__)
 
 
 def run_sweep(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> int:
-    """Run a sweep and tell how it ended; returns the exit code.
+    """Run a sweep and report its results; returns the exit code.
 
     Args:
-        sweep: to run.
-        config: composed from its command, ``hydra`` included.
-        run_jobs: lets Hydra run the jobs; returns an exit code.
+        sweep: The sweep.
+        config: Composed from its command line, ``hydra`` included.
+        run_jobs: Runs the jobs through Hydra; returns an exit code.
     """
     failed, stopped = sweep.folder / FAILED_MARK, sweep.folder / STOPPED_MARK
     with runs.run_dir_lock(sweep.folder):
         failed.unlink(missing_ok=True)
         stopped.unlink(missing_ok=True)
-        with jobs_logs_closed(), stop_noted(stopped, at_once=is_basic(config.hydra.launcher)) as came:
+        with jobs_logs_closed(), stop_recorded(stopped, at_once=is_basic(config.hydra.launcher)) as received:
             try:
                 code = run_jobs()
-            except Exception:  # with HYDRA_FULL_ERROR=1 Hydra lets it through
+            except Exception:  # with HYDRA_FULL_ERROR=1 Hydra does not catch it
                 traceback.print_exc()
                 code = 1
-        code = 128 + came[0] if came else code
+        code = 128 + received[0] if received else code
         complete = overview.finish(sweep, config, stopped=code > 128)
     if code == EXIT_USER_ERROR and overview.collect(sweep):  # the launcher failed, not the command
         return 1
@@ -48,7 +48,7 @@ def run_sweep(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> 
 
 @contextmanager
 def jobs_logs_closed() -> Iterator[None]:
-    """Close the log of the last job, which Hydra's basic launcher leaves open: what follows is about all of them."""
+    """Close the last job's log, which Hydra's basic launcher leaves open: later messages concern the whole sweep."""
     root = logging.getLogger()
     before = root.handlers[:]
     try:
@@ -60,26 +60,26 @@ def jobs_logs_closed() -> Iterator[None]:
 
 
 @contextmanager
-def stop_noted(mark: Path, *, at_once: bool) -> Iterator[list[int]]:
-    """Let SIGINT and SIGTERM end a sweep with its jobs saved and its overview written; yields the signals that came.
+def stop_recorded(mark: Path, *, at_once: bool) -> Iterator[list[int]]:
+    """On SIGINT or SIGTERM, stop a sweep after its jobs have saved; yields the list of received signals.
 
     Args:
-        mark: a file that tells the jobs in other processes. They are waited for; a second signal is not.
-        at_once: there are none: while a job runs here it heeds signals itself, and between two jobs nothing is lost.
+        mark: File that requests jobs in other processes to stop. They are waited for, unless a second signal arrives.
+        at_once: Exit immediately: no jobs run in other processes, and a job in this process handles signals itself.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def note(number: int, _: object) -> None:
-        came.append(number)
+        received.append(number)
         mark.touch()
-        if at_once or len(came) > 1:
+        if at_once or len(received) > 1:
             sys.exit(128 + number)
         log.warning("stopping: waiting for the jobs to save")
 
     numbers = stop_signals() & {signal.SIGINT, signal.SIGTERM}  # an ignored one stays ignored
     before = [signal.signal(number, note) for number in numbers]
     try:
-        yield came
+        yield received
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A sweep as a whole: where it lies, what it varies, and whether a command goes on with it."""
+"""A sweep as a whole: its folder, what it varies, and whether a command resumes it."""
 
 import json
 import re
@@ -14,14 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 from pspexp.config.compose import without_hydra
 from pspexp.config.overrides import as_typed, read, sweeper_words
 from pspexp.config.resume import MACHINE_KEYS
-from pspexp.errors import UserError
+from pspexp.errors import UserError, as_yaml
 from pspexp.tracking import runs
 from pspexp.tracking.secrets import mask_overrides, mask_secrets
 from pspexp.utils.files import write_text_atomic
+from pspexp.utils.text import one_line
 from pspexp.utils.trees import flatten
 
-FILE, JOB_FILE = "sweep.json", "job.json"
-# What may change when a sweep goes on: how and where jobs run, not what they compute.
+SWEEP_FILE, JOB_FILE = "sweep.json", "job.json"
+# What may change when a sweep is resumed: how and where jobs run, not what they compute.
 FREE_NODES = ("launcher", "sweep", "tracking", "compare", "choices.launcher", "choices.tracking")
 FREE_KEYS = (
     "output_root",
@@ -34,13 +35,13 @@ FREE_KEYS = (
 
 @dataclass(frozen=True)
 class Sweep:
-    """One sweep; the jobs read it from the sweep folder.
+    """A sweep, stored as ``sweep.json`` in its folder.
 
     Attributes:
-        folder: holds a run folder for each job, and the overview.
-        id: tag of the jobs' MLflow runs; no two sweeps share one.
-        varies: the values of each key that varies, as typed but without secrets, in the order of Hydra's numbers.
-        config: flat and unresolved, with the first value of what varies.
+        folder: Contains a run folder for each job, and the overview.
+        id: Unique id, which tags the jobs' MLflow runs.
+        varies: Varied keys → their values as typed, secrets masked, in the order in which Hydra numbers the jobs.
+        config: Flat and unresolved, with the first value of each varied key.
     """
 
     folder: Path
@@ -49,96 +50,94 @@ class Sweep:
     config: dict[str, Any]
 
 
-def begin(folder: Path, words: Sequence[str], config: DictConfig) -> Sweep:
-    """Begin a sweep in ``folder``, or go on with the one that is there.
+def begin_or_resume(folder: Path, overrides: Sequence[str], config: DictConfig) -> Sweep:
+    """Begin a sweep in ``folder``, or resume the one that is there.
 
     Args:
-        folder: of the sweep.
-        words: the command's overrides.
-        config: composed from them, ``hydra`` included.
+        folder: The sweep folder.
+        overrides: Overrides of the command.
+        config: Composed from them, ``hydra`` included.
 
     Raises:
-        UserError: the folder holds another sweep, names what differs; or all jobs would share one folder.
+        UserError: The folder contains a different sweep or a run, or all jobs would share one folder.
     """
-    refuse_one_for_all(config)
-    varies = varied(words, config)
+    refuse_shared_folder(config)
+    varies = varied(overrides, config)
     raw: Any = OmegaConf.to_container(without_hydra(config), resolve=False)
     flat = flatten(mask_secrets(raw))
-    with runs.run_dir_lock(folder, ".begin.lock", wait=True):  # of two that begin at once, one finds the other's
-        if (folder / FILE).is_file():
-            known = load(folder)
+    with runs.run_dir_lock(folder, ".begin.lock", wait=True):  # of two that begin at once, the second finds the first's
+        if (folder / SWEEP_FILE).is_file():
+            known = load_sweep(folder)
             refuse_another(known, varies, flat)
             return known
         refuse_occupied(folder)
-        readable = re.sub(r"[^\w.-]", "_", folder.name)  # MLflow's filter knows no escaped quotes
+        readable = re.sub(r"[^\w.-]", "_", folder.name)  # MLflow's filters cannot escape quotes
         sweep = Sweep(folder, f"{readable}-{secrets.token_hex(2)}", varies, flat)
         write_text_atomic(
-            folder / FILE, json.dumps({**asdict(sweep), "folder": folder.name}, indent=2, default=str) + "\n"
+            folder / SWEEP_FILE, json.dumps({**asdict(sweep), "folder": folder.name}, indent=2, default=str) + "\n"
         )
-        return load(folder)  # what JSON makes of it, so that going on compares like with like
+        return load_sweep(folder)  # as JSON represents it, so that resuming compares like with like
 
 
-def refuse_one_for_all(config: DictConfig) -> None:
-    """Raise UserError if the jobs' folders have one name."""
+def refuse_shared_folder(config: DictConfig) -> None:
+    """Raise UserError if all jobs would have the same folder."""
     subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[call-overload,index]
     if "${" not in subdir:
-        raise UserError(
-            f"hydra.sweep.subdir={subdir}: all jobs would share it; put what varies, or ${{hydra.job.num}}, into it"
-        )
+        raise UserError(f"hydra.sweep.subdir={subdir}: all jobs would share it; add ${{hydra.job.num}} or a varied key")
 
 
 def refuse_occupied(folder: Path) -> None:
-    """Raise UserError if a new sweep would mix with what a folder holds."""
+    """Raise UserError if a folder contains a run or an unknown sweep."""
     if (folder / "config.yaml").exists() and (folder / "overrides.txt").exists():
-        raise UserError(f"hydra.sweep.dir={folder}: holds a run; choose another folder")
+        raise UserError(f"hydra.sweep.dir={folder}: contains a run; choose another folder")
     if any(folder.glob(f"*/{JOB_FILE}")):
-        raise UserError(f"hydra.sweep.dir={folder}: holds jobs of a sweep, but not its {FILE}; choose another folder")
-
-
-def refuse_another(known: Sweep, varies: Mapping[str, str], flat: Mapping[str, Any]) -> None:
-    """Raise UserError if a command that varies ``varies`` is not the one that began the sweep."""
-    changed = [key for key in sorted(known.varies.keys() | varies.keys()) if known.varies.get(key) != varies.get(key)]
-    found = [f"{key}={varies.get(key, 'one value')}: was {known.varies.get(key, 'one value')}" for key in changed]
-    found += differences(known.config, flat, changed)  # of what varies as before the first values are compared
-    if not found and list(known.varies) != list(varies):  # by which Hydra numbers the jobs
-        found = [f"the order {', '.join(varies)}: was {', '.join(known.varies)}"]
-    if found:
         raise UserError(
-            *(f"{one} (sweep in {known.folder}); go on with that, or choose another folder" for one in found)
+            f"hydra.sweep.dir={folder}: contains jobs of a sweep, but no {SWEEP_FILE}; choose another folder"
         )
 
 
-def load(folder: Path) -> Sweep:
-    """The sweep that a folder holds.
+def refuse_another(known: Sweep, varies: Mapping[str, str], flat: Mapping[str, Any]) -> None:
+    """Raise UserError if a command varies or configures something other than the sweep it would resume."""
+    changed = [key for key in sorted(known.varies.keys() | varies.keys()) if known.varies.get(key) != varies.get(key)]
+    found = [f"{key}={varies.get(key, 'one value')}: was {known.varies.get(key, 'one value')}" for key in changed]
+    found += differences(known.config, flat, changed)  # of unchanged varied keys, the first values are compared
+    if not found and list(known.varies) != list(varies):  # which determines the jobs' numbers
+        found = [f"the order {', '.join(varies)}: was {', '.join(known.varies)}"]
+    if found:
+        raise UserError(*(f"{one} (sweep in {known.folder}); restore that, or choose another folder" for one in found))
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """The sweep in a folder.
 
     Raises:
-        UserError: its file cannot be read.
+        UserError: Its file cannot be read.
     """
-    file = folder / FILE
-    with readable(file, "choose another hydra.sweep.dir"):
+    file = folder / SWEEP_FILE
+    with user_error_for(file, "choose another hydra.sweep.dir"):
         content = json.loads(file.read_text(encoding="utf-8"))
         return Sweep(**{**content, "folder": folder.absolute()})
 
 
 @contextmanager
-def readable(file: Path, otherwise: str) -> Iterator[None]:
-    """Raise UserError where what is read from ``file`` is damaged; it says what to do ``otherwise``."""
+def user_error_for(file: Path, alternative: str) -> Iterator[None]:
+    """Turn errors from reading ``file`` into a UserError; ``alternative`` names another remedy than fixing the file."""
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); mend it, or {otherwise}") from error
+        raise UserError(f"{file}: cannot be read ({one_line(error)}); fix it, or {alternative}") from error
 
 
-def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
-    """The values, as typed, of each key or group that takes several: on the command line or by the sweeper.
+def varied(overrides: Sequence[str], config: DictConfig) -> dict[str, str]:
+    """The values, as typed, of each key or group with several, from the command line or the sweeper's parameters.
 
     Raises:
-        UserError: such a key is typed once more after that, which would count in every job.
+        UserError: A later override of such a key would replace them in every job.
     """
-    typed = read(mask_overrides(words))
+    typed = read(mask_overrides(overrides))
     last = {one.key_or_group: one for one in typed}
     problems = [
-        f"{one.input_line}: {last[one.key_or_group].input_line} comes after it; leave one of them out"
+        f"{one.input_line}: {last[one.key_or_group].input_line} overrides it; remove one of them"
         for one in typed
         if one.is_sweep_override() and one is not last[one.key_or_group]
     ]
@@ -148,26 +147,26 @@ def varied(words: Sequence[str], config: DictConfig) -> dict[str, str]:
     return {one.key_or_group: as_typed(one) for one in [*params, *typed] if one.is_sweep_override()}
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], left_out: Sequence[str] = ()) -> list[str]:
-    """One line for each value that makes a job another one than before.
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], ignored: Sequence[str] = ()) -> list[str]:
+    """One line for each value that changes what a job computes.
 
     Args:
-        then, now: flat configurations.
-        left_out: keys that are not compared, with what is below them, beside those that may change.
+        then, now: Flat configurations.
+        ignored: Keys that are not compared, including those below them, besides those that may change.
     """
-    free = (*FREE_NODES, *FREE_KEYS, *left_out, *(f"choices.{key}" for key in left_out))
+    free = (*FREE_NODES, *FREE_KEYS, *ignored, *(f"choices.{key}" for key in ignored))
     lines = [
-        f"{key}={now.get(key)}: was {then.get(key)}"
+        f"{key}={as_yaml(now.get(key))}: was {as_yaml(then.get(key))}"
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key) and not any(key == one or key.startswith(f"{one}.") for one in free)
     ]
     # Batch sizes are per process.
     sizes = [processes(flat) for flat in (now, then)]
-    if sizes[0] != sizes[1] and "launcher" not in left_out:
+    if sizes[0] != sizes[1] and "launcher" not in ignored:
         lines.append(f"launcher: {sizes[0]} processes, was {sizes[1]}")
     return lines
 
 
 def processes(flat: Mapping[str, Any]) -> int:
-    """How many compute, by a flat configuration."""
+    """The number of processes, by a flat configuration."""
     return int(flat.get("launcher.nproc_per_node", 1) * flat.get("launcher.nnodes", 1))

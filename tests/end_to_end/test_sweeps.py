@@ -1,4 +1,4 @@
-"""Sweeps: what they leave, how their jobs fail, and how they go on."""
+"""Sweeps: their results, failing jobs, and resuming."""
 
 import csv
 import json
@@ -154,8 +154,8 @@ def test_a_killed_sweep_comes_to_the_same_end(start: Start, tmp_path: Path) -> N
     again = start(*words, "hydra.sweep.dir=killed")
     codes, outs, errors = ends([again])
     assert codes == [0], errors
-    assert "job 0 (seed=1) was finished before" in outs[0]
-    assert "going on after step" in outs[0]
+    assert "job 0 (seed=1) is already finished" in outs[0]
+    assert "resuming from step" in outs[0]
 
     def table(sweep: str) -> list[Row]:
         return [row | {"seconds": ""} for row in rows(tmp_path / sweep)]
@@ -178,7 +178,7 @@ def test_a_stopped_sweep_saves_and_tells(number: signal.Signals, code: int, star
     assert codes == [code], errors
     assert column(tmp_path / "sweep", "status") == ["KILLED"]
     assert (tmp_path / "sweep" / "0" / "checkpoints" / "last.pt").is_file()
-    assert "to go on, the same command with: hydra.sweep.dir=" in outs[0]
+    assert "to resume, rerun the command with: hydra.sweep.dir=" in outs[0]
     assert children(process.pid) == []
 
 
@@ -277,5 +277,5 @@ def test_a_search_goes_on_with_the_same_trials(start: Start, tmp_path: Path) -> 
     first = (sweep / "sweep.csv").read_text()
     codes, outs, _ = ends([start(*words)])
     assert codes == [1]
-    assert outs[0].count("was finished before") == 2
+    assert outs[0].count("is already finished") == 2
     assert (sweep / "sweep.csv").read_text() == first

@@ -1,4 +1,4 @@
-"""What each of several jobs at a time gets of a machine."""
+"""How concurrent jobs share the devices of a machine."""
 
 import os
 import threading
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pspexp.errors import UserError
 from pspexp.sweep import devices
-from pspexp.sweep.devices import core_groups, groups, jobs_at_once, one_of, own_share
+from pspexp.sweep.devices import core_groups, device_share, exclusive_share, groups, jobs_at_once
 
 LIMIT_S = 60
 
@@ -33,7 +33,7 @@ def config(device: str, nproc: int = 1, jobs_per_device: int = 1, **node: object
 
 @pytest.fixture
 def four_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with four cards of a make that torch need not know."""
+    """A machine with four cards of a vendor that torch does not know."""
 
     def visible_cards(kind: str, plugin: str | None, variable: str | None) -> tuple[str, list[str]]:
         return variable or f"{kind.upper()}_VISIBLE_DEVICES", ["4", "5", "6", "7"]
@@ -43,22 +43,22 @@ def four_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("four_cards")
-def test_each_job_at_a_time_is_shown_other_cards() -> None:
+def test_concurrent_jobs_see_different_cards() -> None:
     seen = []
-    with own_share(config("acme", 2), None):
+    with device_share(config("acme", 2), None):
         seen.append(os.environ["ACME_VISIBLE_DEVICES"])
-        with own_share(config("acme", 2), None):
+        with device_share(config("acme", 2), None):
             seen.append(os.environ["ACME_VISIBLE_DEVICES"])
     assert seen == ["4,5", "6,7"]
     assert "ACME_VISIBLE_DEVICES" not in os.environ
-    with own_share(config("acme", visible_devices="ACME_CARDS"), None):  # free again
+    with device_share(config("acme", visible_devices="ACME_CARDS"), None):  # free again
         assert os.environ.pop("ACME_CARDS") == "4"
 
 
 @pytest.mark.usefixtures("four_cards")
-def test_one_job_at_a_time_or_a_chosen_card_is_left_alone() -> None:
+def test_a_single_job_or_a_chosen_card_is_not_restricted() -> None:
     for job, at_once in ((config("acme"), 1), (config("acme", index=2), None)):
-        with own_share(job, at_once):
+        with device_share(job, at_once):
             assert "ACME_VISIBLE_DEVICES" not in os.environ
 
 
@@ -70,39 +70,39 @@ def test_a_job_waits_until_a_share_is_free(monkeypatch: pytest.MonkeyPatch) -> N
         second.set()
 
     def wait_for_it() -> None:
-        with one_of("core", ["0"]) as share:
+        with exclusive_share("core", ["0"]) as share:
             order.append(f"second got {share}")
 
     monkeypatch.setattr(devices.log, "info", say)
     thread = threading.Thread(target=wait_for_it)
-    with one_of("core", ["0"]) as share:
+    with exclusive_share("core", ["0"]) as share:
         thread.start()
         assert second.wait(LIMIT_S)
         order.append(f"first had {share}")
     thread.join(LIMIT_S)
-    assert order == ["waiting: all of core are taken (0)", "first had 0", "second got 0"]
+    assert order == ["waiting: every core is in use (0)", "first had 0", "second got 0"]
 
 
 def test_jobs_may_share_a_card() -> None:
-    with one_of("card", ["0"], 2) as first, one_of("card", ["0"], 2) as second:
+    with exclusive_share("card", ["0"], 2) as first, exclusive_share("card", ["0"], 2) as second:
         assert (first, second) == ("0", "0")
 
 
 def test_shares_that_overlap_are_never_held_together() -> None:
-    with one_of("card", ["0,1"]), one_of("card", ["0", "1", "2"]) as single:
+    with exclusive_share("card", ["0,1"]), exclusive_share("card", ["0", "1", "2"]) as single:
         assert single == "2"
 
 
 @pytest.mark.usefixtures("four_cards")
 def test_more_processes_than_cards_are_refused() -> None:
     with (
-        pytest.raises(UserError, match=r"launcher\.nproc_per_node=5: this machine shows 4 cards"),
-        own_share(config("acme", 5), None),
+        pytest.raises(UserError, match=r"launcher\.nproc_per_node=5: only 4 cards are visible"),
+        device_share(config("acme", 5), None),
     ):
         pass
 
 
-def test_what_is_left_over_is_nobodys() -> None:
+def test_a_remainder_is_not_used() -> None:
     assert groups(["0", "1", "2", "3", "4"], 2) == ["0,1", "2,3"]
     assert groups(["0"], 2) == []
 
@@ -117,21 +117,21 @@ def affinity(cores: set[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         yield lambda: now[-1]
 
 
-def test_jobs_on_the_cpu_get_cores_and_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_on_the_cpu_get_exclusive_cores_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     with affinity({0, 1, 2, 3, 8}, monkeypatch) as mine:
-        with own_share(config("cpu"), 2):
+        with device_share(config("cpu"), 2):
             assert (mine(), os.environ["OMP_NUM_THREADS"]) == ({0, 1}, "2")
         assert (mine(), os.environ["OMP_NUM_THREADS"]) == ({0, 1, 2, 3, 8}, "8")
-        with one_of("core", ["0,1", "2,3"]), own_share(config("cpu"), 2):
+        with exclusive_share("core", ["0,1", "2,3"]), device_share(config("cpu"), 2):
             assert mine() == {2, 3}
-        assert core_groups(None, None) == []  # nobody knows how many there are: all share all
+        assert core_groups(None, None) == []  # unknown number of jobs: all cores are shared
         assert core_groups(5, None) == ["0,1,2,3,8"]
-        with pytest.raises(UserError, match=r"sweep\.cores_per_job=6: this machine gives 5 cores"):
+        with pytest.raises(UserError, match=r"sweep\.cores_per_job=6: only 5 cores are available"):
             core_groups(6, None)
 
 
-def test_how_many_jobs_run_at_a_time() -> None:
+def test_the_number_of_concurrent_jobs() -> None:
     basic = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
     assert jobs_at_once(OmegaConf.create(basic)) == 1
     assert jobs_at_once(OmegaConf.create({"_target_": "cluster.Launcher", "gpus_per_node": 2})) is None

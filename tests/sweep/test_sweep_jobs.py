@@ -1,4 +1,4 @@
-"""A job that had to wait until another one has given its card free."""
+"""A job that had to wait for a free card."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from pspexp.jobs.job import Job
 from pspexp.sweep import jobs
-from pspexp.sweep.record import Record, load
+from pspexp.sweep.job_record import JobRecord, load
 from pspexp.sweep.sweep import Sweep
 
 WAITED_S, COMPUTED_S = 100, 5
@@ -20,7 +20,7 @@ JobThatWaits = Callable[[Callable[[], Any]], float | None]
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobThatWaits:
-    """Does a job on a clock of its own; takes what happens while it waits."""
+    """Runs a job with a simulated clock; takes a function to call while the job waits."""
     clock = SimpleNamespace(now=0)
     monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
@@ -28,26 +28,26 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobThatWaits:
         clock.now += COMPUTED_S
         return 0.5, None
 
-    monkeypatch.setattr(jobs, "in_processes_of_its_own", compute)
+    monkeypatch.setattr(jobs, "run_in_processes", compute)
 
-    def do(meanwhile: Callable[[], Any]) -> float | None:
+    def run(meanwhile: Callable[[], Any]) -> float | None:
         @contextmanager
         def wait(*_: object) -> Iterator[None]:
             clock.now += WAITED_S
             meanwhile()
             yield
 
-        monkeypatch.setattr(jobs, "own_share", wait)
+        monkeypatch.setattr(jobs, "device_share", wait)
         config = OmegaConf.create({"mode": "train", "sweep": {"fail_fast": True}})
-        record = Record("s", 0, "seed=1", {"seed": 1})
+        record = JobRecord("s", 0, "seed=1", {"seed": 1})
         basic = OmegaConf.create({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})
         sweep = Sweep(tmp_path, "s", {"seed": "1,2"}, {})
-        return jobs.keep(sweep, record, Job(config, tmp_path / "0", []), None, basic)
+        return jobs.run_and_record(sweep, record, Job(config, tmp_path / "0", []), None, basic)
 
-    return do
+    return run
 
 
-def test_its_time_is_that_of_its_work(job: JobThatWaits, tmp_path: Path) -> None:
+def test_waiting_does_not_count_as_run_time(job: JobThatWaits, tmp_path: Path) -> None:
     assert job(lambda: None) == 0.5
     record = load(tmp_path / "0")
     assert record is not None
@@ -55,9 +55,7 @@ def test_its_time_is_that_of_its_work(job: JobThatWaits, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("mark", "why"), [(jobs.STOPPED_MARK, "was stopped"), (jobs.FAILED_MARK, "fail_fast=true")])
-def test_it_does_not_begin_when_the_sweep_has_ended_meanwhile(
-    job: JobThatWaits, tmp_path: Path, mark: str, why: str
-) -> None:
+def test_it_does_not_start_if_the_sweep_ended_meanwhile(job: JobThatWaits, tmp_path: Path, mark: str, why: str) -> None:
     with pytest.raises(jobs.NotStarted, match=why):
         job((tmp_path / mark).touch)
     record = load(tmp_path / "0")

@@ -1,4 +1,4 @@
-"""What is told of a sweep's jobs."""
+"""The overview of a sweep's jobs."""
 
 import logging
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.sweep import overview
-from pspexp.sweep.record import Record, load, name_of, save
+from pspexp.sweep.job_record import JobRecord, load, name_of, save
 from pspexp.sweep.run_sweep import run_sweep
 from pspexp.sweep.sweep import Sweep
 from pspexp.utils.files import write_text_atomic
@@ -24,9 +24,9 @@ def sweep(tmp_path: Path) -> Sweep:
     ends = [("FINISHED", 0.25, None), ("FINISHED", 0.5, None), ("FAILED", None, error)]
     for number, (state, result, why) in enumerate(ends):
         values = {LR: 10.0**-number, SIZE: 2}
-        record = Record("sweep-1a2b", number, name_of(values, number), values, state, metric, result, 61, why)  # type: ignore[arg-type]
+        record = JobRecord("sweep-1a2b", number, name_of(values, number), values, state, metric, result, 61, why)  # type: ignore[arg-type]
         save(tmp_path / str(number), record)
-    save(tmp_path / "other" / "0", Record("other-3c4d", 7, "seed=7", {"seed": 7}, "FINISHED"))
+    save(tmp_path / "other" / "0", JobRecord("other-3c4d", 7, "seed=7", {"seed": 7}, "FINISHED"))
     return mine
 
 
@@ -35,7 +35,9 @@ def config() -> DictConfig:
     return OmegaConf.create({"tracking": {"_target_": "pspexp.tracking.other_loggers"}})
 
 
-def test_the_table_ranks_and_tells_why(sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_ranks_jobs_and_explains_failures(
+    sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert not overview.finish(sweep, config, stopped=False)
     told = capsys.readouterr().out
     assert "job 2: RuntimeError: [enforce fail at alloc_cpu.cpp:114] can't allocate memory; see " in told
@@ -51,7 +53,7 @@ def test_the_table_ranks_and_tells_why(sweep: Sweep, config: DictConfig, capsys:
     assert (sweep.folder / "plots" / "parallel_coordinates.png").stat().st_size > 1000
 
 
-def test_what_is_told_of_the_sweep_is_not_in_the_last_jobs_log(sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_about_the_sweep_are_not_in_the_last_jobs_log(sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
     """Hydra's basic launcher leaves the last job's log open."""
     root, log = logging.getLogger(), sweep.folder / "2" / "run.log"
     before = root.handlers[:]
@@ -69,34 +71,36 @@ def test_what_is_told_of_the_sweep_is_not_in_the_last_jobs_log(sweep: Sweep, cap
     assert root.handlers == before
 
 
-def test_a_record_that_cannot_be_read_costs_only_itself(
+def test_an_unreadable_record_affects_only_its_own_row(
     sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (sweep.folder / "0" / "job.json").write_text('{"stat": "FINISHED"}')
     (sweep.folder / "1" / "summary.json").write_text("{")
     assert not overview.finish(sweep, config, stopped=False)
-    assert f"{sweep.folder / '0' / 'job.json'}: cannot be read (Record.__init__() got an unexpected" in caplog.text
+    assert f"{sweep.folder / '0' / 'job.json'}: cannot be read (JobRecord.__init__() got an unexpected" in caplog.text
     rows = (sweep.folder / "sweep.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["job", "1", "2"]
     assert "│   1 │ 0.1  │ 2          │ FINISHED │" in capsys.readouterr().out
 
 
-def test_without_tracking_nobody_is_sent_to_mlflow(
+def test_without_tracking_mlflow_is_not_mentioned(
     sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overview.finish(sweep, config, stopped=False)
     assert "MLflow" not in capsys.readouterr().out
 
 
-def test_what_is_advised_can_be_typed(tmp_path: Path, config: DictConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_suggested_override_is_quoted(
+    tmp_path: Path, config: DictConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "my sweep, the first"
-    save(folder / "0", Record("s", 0, "seed=1", {"seed": 1}, "KILLED"))
+    save(folder / "0", JobRecord("s", 0, "seed=1", {"seed": 1}, "KILLED"))
     overview.finish(Sweep(folder, "s", {"seed": "1,2"}, {}), config, stopped=True)
     assert f"""'hydra.sweep.dir='"'"'{folder}'"'"''""" in capsys.readouterr().out
 
 
-def test_a_job_whose_end_nobody_noted_is_judged_by_its_run(tmp_path: Path) -> None:
-    running = Record("s", 0, "seed=1", {"seed": 1}, metric="best/mean_iou")
+def test_the_state_of_a_killed_job_is_read_from_its_run(tmp_path: Path) -> None:
+    running = JobRecord("s", 0, "seed=1", {"seed": 1}, metric="best/mean_iou")
     save(tmp_path, running)
     assert load(tmp_path).state == "KILLED"  # type: ignore[union-attr]
     write_text_atomic(tmp_path / "summary.json", '{"status": "FINISHED", "best": {"best/mean_iou": 0.5}}')
@@ -105,7 +109,7 @@ def test_a_job_whose_end_nobody_noted_is_judged_by_its_run(tmp_path: Path) -> No
     assert (found.state, found.result) == ("FINISHED", 0.5)
 
 
-def test_names_keep_apart_what_ends_alike() -> None:
+def test_keys_with_equal_ends_get_longer_names() -> None:
     assert name_of({LR: 0.0001, SIZE: 8}, 0) == "lr=0.0001,batch_size=8"
     assert name_of({"model": "pspnet50", "loss.weight": 1, "optimizer.weight": 2}, 0) == (
         "model=pspnet50,loss.weight=1,optimizer.weight=2"

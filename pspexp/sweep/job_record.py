@@ -1,4 +1,4 @@
-"""What a sweep keeps of each job, in the job's run folder."""
+"""The record that a sweep keeps of each job, ``job.json`` in the run folder."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pspexp.config.overrides import read, short_names
-from pspexp.sweep.sweep import JOB_FILE, Sweep, readable
+from pspexp.sweep.sweep import JOB_FILE, Sweep, user_error_for
 from pspexp.tracking import runs
 from pspexp.tracking.run_folder import read_summary
 from pspexp.tracking.secrets import mask_secrets
@@ -17,18 +17,18 @@ State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "NOT STARTED"]
 
 
 @dataclass(frozen=True)
-class Record:
-    """What a sweep keeps of a job, in the job's run folder.
+class JobRecord:
+    """The record of a job.
 
     Attributes:
-        sweep: id of the sweep.
-        number: from 0, as Hydra counts.
-        name: what varies, for people.
-        values: of the keys that vary.
-        state: how the job ended, ``RUNNING`` until then.
-        metric, result: name and value of what the sweeper compares.
-        seconds: in all attempts.
-        error: first line of what it failed of.
+        sweep: Id of the sweep.
+        number: Hydra's number of the job, from 0.
+        name: Readable name made of the varied settings.
+        values: Values of the varied keys.
+        state: How the job ended; ``RUNNING`` until then.
+        metric, result: Name and value of the sweep's objective.
+        seconds: Run time, summed over all attempts.
+        error: First line of the error message.
     """
 
     sweep: str
@@ -42,14 +42,14 @@ class Record:
     error: str | None = None
 
 
-def values_of(sweep: Sweep, words: Sequence[str]) -> dict[str, Any]:
-    """What a job has of each key that varies."""
-    values = {one.key_or_group: one.value() for one in read(words)}
+def values_of(sweep: Sweep, overrides: Sequence[str]) -> dict[str, Any]:
+    """A job's value of each varied key."""
+    values = {one.key_or_group: one.value() for one in read(overrides)}
     return {key: mask_secrets(plain(values.get(key)), key) for key in sweep.varies}
 
 
 def plain(value: Any) -> Any:
-    """A value that JSON can hold."""
+    """A value that JSON can represent."""
     return value if isinstance(value, bool | int | float | None) else str(value)
 
 
@@ -60,35 +60,35 @@ def name_of(values: dict[str, Any], number: int) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for people; of the many digits that an optimiser chooses four."""
+    """A value for people: long floats, as an optimizer samples them, with four digits."""
     return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > 8 else str(value)
 
 
-def save(folder: Path, record: Record) -> None:
+def save(folder: Path, record: JobRecord) -> None:
     """Write a record into its run folder."""
     write_text_atomic(folder / JOB_FILE, json.dumps(asdict(record), indent=2) + "\n")
 
 
-def load(folder: Path, *, run_dir_lock: bool = False) -> Record | None:
+def load(folder: Path, *, run_dir_lock: bool = False) -> JobRecord | None:
     """The record in a run folder, if there is one.
 
-    What was killed outright could not tell; its run's own summary may.
+    A killed job could not update its record; its state is then read from the run's summary.
 
     Args:
-        folder: of the run.
-        run_dir_lock: the caller holds it, so nobody else is at the job.
+        folder: The run folder.
+        run_dir_lock: Whether the caller holds the folder's lock, so that the job cannot be running.
 
     Raises:
-        UserError: the record, or the summary, cannot be read.
+        UserError: The record or the summary cannot be read.
     """
     file = folder / JOB_FILE
     if not file.is_file():
         return None
-    with readable(file, f"delete {folder} to do the job anew"):
-        record = Record(**json.loads(file.read_text(encoding="utf-8")))
+    with user_error_for(file, f"delete {folder} to repeat the job"):
+        record = JobRecord(**json.loads(file.read_text(encoding="utf-8")))
     if record.state != "RUNNING" or (not run_dir_lock and runs.is_locked(folder)):
         return record
-    with runs.run_dir_lock(folder, runs.WRITER_LOCK, wait=True):  # processes of a killed job save and end
+    with runs.run_dir_lock(folder, runs.WRITER_LOCK, wait=True):  # the processes of a killed job may still be saving
         summary = summary_of(folder)
     written = (folder / "run.log").stat().st_mtime if (folder / "run.log").exists() else 0
     record = replace(record, seconds=record.seconds + round(max(0, written - file.stat().st_mtime), 1))
@@ -99,10 +99,10 @@ def load(folder: Path, *, run_dir_lock: bool = False) -> Record | None:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """The summary in a run folder; empty when there is none.
+    """The summary in a run folder; empty if there is none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: It cannot be read.
     """
-    with readable(folder / "summary.json", f"delete {folder} to do the job anew"):
+    with user_error_for(folder / "summary.json", f"delete {folder} to repeat the job"):
         return read_summary(folder)

@@ -1,4 +1,4 @@
-"""What a sweep varies, and whether a command goes on with it."""
+"""What a sweep varies, and which commands resume it."""
 
 from pathlib import Path
 
@@ -6,20 +6,20 @@ import pytest
 
 from pspexp.config import compose as composition
 from pspexp.errors import UserError
-from pspexp.sweep import sweep as study
+from pspexp.sweep.sweep import SWEEP_FILE, Sweep, begin_or_resume, load_sweep
 from pspexp.utils.files import write_text_atomic
 
 WORDS = ("dataset=shapes", "optimizer.lr=1e-3,1e-4", "model=pspnet18,pspnet50")
 
 
-def begin(folder: Path, *words: str) -> study.Sweep:
-    return study.begin(folder, words, composition.compose_checked(words, sweep=True))
+def begin(folder: Path, *words: str) -> Sweep:
+    return begin_or_resume(folder, words, composition.compose_checked(words, sweep=True))
 
 
-def test_what_varies_is_kept_as_typed(tmp_path: Path) -> None:
+def test_varied_values_are_stored_as_typed(tmp_path: Path) -> None:
     sweep = begin(tmp_path / "sweep", *WORDS, "crop_size=33")
     assert sweep.varies == {"optimizer.lr": "1e-3,1e-4", "model": "pspnet18,pspnet50"}
-    assert sweep == study.load(tmp_path / "sweep")
+    assert sweep == load_sweep(tmp_path / "sweep")
     assert sweep.id.startswith("sweep-")
     assert begin(tmp_path / "sweep", *WORDS, "crop_size=33").id == sweep.id
     assert begin(tmp_path / "other" / "sweep", *WORDS).id != sweep.id
@@ -44,11 +44,11 @@ def test_the_sweepers_parameters_vary_too_unless_typed(tmp_path: Path) -> None:
         ((*WORDS, "loss=ohem"), "choices.loss=ohem: was cross_entropy"),
         ((*WORDS, "model.pyramid_channels=8"), "model.pyramid_channels=8: was 128"),
         ((*WORDS, "launcher=ddp", "launcher.nproc_per_node=2"), "launcher: 2 processes, was 1"),
-        ((*WORDS, "checkpoint.resume=elsewhere"), "checkpoint.resume=elsewhere: was None"),
+        ((*WORDS, "checkpoint.resume=elsewhere"), "checkpoint.resume=elsewhere: was null"),
         ((WORDS[0], WORDS[2], WORDS[1]), "the order model, optimizer.lr: was optimizer.lr, model"),
     ],
 )
-def test_another_sweep_is_refused_with_the_difference(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
+def test_a_different_sweep_is_refused_with_the_differences(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
     begin(tmp_path / "sweep", *WORDS)
     with pytest.raises(UserError) as refused:
         begin(tmp_path / "sweep", *words)
@@ -60,7 +60,7 @@ def test_another_sweep_is_refused_with_the_difference(words: tuple[str, ...], to
     [
         ("sweep.json", "{", "sweep.json: cannot be read (Expecting property name"),
         ("sweep.json", '{"idd": 1}', "sweep.json: cannot be read (Sweep.__init__() got an unexpected keyword"),
-        ("0/job.json", "{}", "holds jobs of a sweep, but not its sweep.json; choose another folder"),
+        ("0/job.json", "{}", "contains jobs of a sweep, but no sweep.json; choose another folder"),
     ],
 )
 def test_a_folder_that_holds_something_else_is_refused(file: str, content: str, told: str, tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_a_folder_that_holds_something_else_is_refused(file: str, content: str, 
     assert (folder / file).read_text() == content
 
 
-def test_a_run_is_no_place_for_a_sweep(tmp_path: Path) -> None:
-    for name in ("config.yaml", "overrides.txt"):  # one of them alone may be anybody's
+def test_a_run_folder_is_refused(tmp_path: Path) -> None:
+    for name in ("config.yaml", "overrides.txt"):  # one of them alone does not make a run folder
         write_text_atomic(tmp_path / "run" / name, "")
-    with pytest.raises(UserError, match=r"run: holds a run; choose another folder"):
+    with pytest.raises(UserError, match=r"run: contains a run; choose another folder"):
         begin(tmp_path / "run", *WORDS)
 
 
@@ -92,9 +92,9 @@ def test_one_folder_for_all_jobs_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "sweep").exists()
 
 
-def test_several_values_that_would_not_count_are_refused(tmp_path: Path) -> None:
+def test_overridden_sweep_values_are_refused(tmp_path: Path) -> None:
     for later in ("seed=3", "seed=3,4"):
-        with pytest.raises(UserError, match=f"seed=1,2: {later} comes after it; leave one of them out"):
+        with pytest.raises(UserError, match=f"seed=1,2: {later} overrides it; remove one of them"):
             begin(tmp_path / "sweep", "dataset=shapes", "seed=1,2", later)
     assert begin(tmp_path / "sweep", "dataset=shapes", "seed=3", "seed=1,2").varies == {"seed": "1,2"}
 
@@ -105,6 +105,6 @@ def test_how_and_where_jobs_run_may_change(tmp_path: Path) -> None:
     assert begin(tmp_path / "sweep", *WORDS, *free).id == first.id
 
 
-def test_passwords_are_not_kept(tmp_path: Path) -> None:
+def test_passwords_are_not_stored(tmp_path: Path) -> None:
     begin(tmp_path / "sweep", *WORDS, "tracking.tracking_uri='http://user:hunter2@localhost'")
-    assert "hunter2" not in (tmp_path / "sweep" / study.FILE).read_text()
+    assert "hunter2" not in (tmp_path / "sweep" / SWEEP_FILE).read_text()
