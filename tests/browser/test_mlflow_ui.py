@@ -1,4 +1,4 @@
-"""What a person sees of a sweep in MLflow's pages, in a real browser."""
+"""A sweep in the MLflow UI, in a real browser."""
 
 import re
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.conftest import CHROMIUM, Photograph
-from tests.browser.study import Job, Study
+from tests.browser.conftest import CHROMIUM, TakeScreenshot
+from tests.browser.finished_sweep import FinishedSweep, Job
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -22,28 +22,28 @@ NAME, STARTED = "attributes.`Run Name`", "runDateAndNestInfo"
 LR, BATCH_SIZE, BEST = "params.`optimizer.lr`", "params.`loader.batch_size`", "metrics.`best/mean_iou`"
 
 
-def open_runs(page: "Page", study: Study) -> None:
-    """The runs of the experiment, all of them."""
-    page.goto(f"/#/experiments/{study.experiment_id}/runs")
+def open_runs(page: "Page", sweep: FinishedSweep) -> None:
+    """Open the list of all runs of the experiment."""
+    page.goto(f"/#/experiments/{sweep.experiment_id}/runs")
     expect(page.get_by_text(re.compile(r"^\d+ matching runs?$"))).to_be_visible()
     page.get_by_role("button", name="Toggle sidebar").click()
 
 
-def open_run(page: "Page", study: Study, run_id: str, tab: str = "") -> None:
-    page.goto(f"/#/experiments/{study.experiment_id}/runs/{run_id}{tab}")
+def open_run(page: "Page", sweep: FinishedSweep, run_id: str, tab: str = "") -> None:
+    page.goto(f"/#/experiments/{sweep.experiment_id}/runs/{run_id}{tab}")
     expect(page.get_by_role("tab", name="Overview")).to_be_visible()
     page.get_by_role("button", name="Toggle sidebar").click()
 
 
-def type_filter(page: "Page", words: str, count: int) -> None:
+def type_filter(page: "Page", filter_string: str, count: int) -> None:
     box = page.get_by_test_id("search-box")
-    box.fill(words)
+    box.fill(filter_string)
     box.press("Enter")
     expect(page.get_by_text(re.compile(rf"^{count} matching runs?$"))).to_be_visible()
 
 
 def choose_columns(page: "Page", names: Sequence[str]) -> None:
-    """Ticks columns, or takes their ticks away."""
+    """Toggle columns."""
     page.get_by_role("button", name="Columns", exact=True).click()
     for name in names:
         page.get_by_placeholder("Search columns").fill(name)
@@ -64,55 +64,59 @@ def cell(page: "Page", row: int, column: str) -> "Locator":
 
 
 def expect_names(page: "Page", jobs: Sequence[Job]) -> None:
-    """The table has exactly these jobs in this order."""
+    """Expect exactly these jobs in this order."""
     for row, job in enumerate(jobs):
         expect(cell(page, row, NAME).get_by_role("link")).to_have_text(job.name)
     expect(cell(page, len(jobs), NAME)).to_have_count(0)
 
 
 def digits(value: float) -> str:
-    """The beginning of a number, as it is shown in full or cut."""
+    """The leading digits of a number, which may be shown truncated."""
     return str(value)[:7]
 
 
-def test_the_table_ranks_the_jobs_of_the_sweep(page: "Page", study: Study, photograph: Photograph) -> None:
-    open_runs(page, study)
-    type_filter(page, f"tags.sweep = '{study.sweep_id}'", count=5)
+def test_the_table_ranks_the_jobs_of_the_sweep(
+    page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot
+) -> None:
+    open_runs(page, sweep)
+    type_filter(page, f"tags.sweep = '{sweep.sweep_id}'", count=5)
     choose_columns(page, ["Dataset", "Source", "Models", "optimizer.lr", "loader.batch_size", "best/mean_iou"])
     sort_by(page, "best/mean_iou")
 
-    ranking = [*study.finished, *study.failed]
+    ranking = [*sweep.finished, *sweep.failed]
     expect_names(page, ranking)
     for row, job in enumerate(ranking):
         expect(cell(page, row, LR)).to_have_text(job.lr)
         expect(cell(page, row, BATCH_SIZE)).to_have_text(str(job.batch_size))
-        expect(cell(page, row, BEST)).to_contain_text(digits(job.best) if job in study.finished else "-")
-    expect(page.get_by_role("link", name=f"sweep {study.sweep_id}")).to_have_count(0)
+        expect(cell(page, row, BEST)).to_contain_text(digits(job.best) if job in sweep.finished else "-")
+    expect(page.get_by_role("link", name=f"sweep {sweep.sweep_id}")).to_have_count(0)
 
     page.set_viewport_size({"width": 1200, "height": 480})
-    for column in (BATCH_SIZE, BEST):  # as wide as their names
+    for column in (BATCH_SIZE, BEST):  # fit to their names
         page.locator(f'.ag-header-cell[col-id="{column}"] .ag-header-cell-resize').dblclick()
-    photograph("mlflow_runs")
+    take_screenshot("mlflow_runs")
 
 
-def test_a_failed_job_is_seen_to_have_failed(page: "Page", study: Study) -> None:
-    open_runs(page, study)
-    type_filter(page, f"tags.sweep = '{study.sweep_id}'", count=5)
+def test_a_failed_job_is_marked(page: "Page", sweep: FinishedSweep) -> None:
+    open_runs(page, sweep)
+    type_filter(page, f"tags.sweep = '{sweep.sweep_id}'", count=5)
     sort_by(page, "best/mean_iou")
-    expect_names(page, [*study.finished, *study.failed])
+    expect_names(page, [*sweep.finished, *sweep.failed])
     *finished, failed = [cell(page, row, STARTED).locator("svg").inner_html() for row in range(5)]
     assert len(set(finished)) == 1
-    assert failed not in finished, "the same sign as beside a finished run"
+    assert failed not in finished, "same icon as that of a finished run"
 
-    type_filter(page, f"tags.sweep = '{study.sweep_id}' and attributes.status = 'FAILED'", count=1)
-    expect_names(page, study.failed)
+    type_filter(page, f"tags.sweep = '{sweep.sweep_id}' and attributes.status = 'FAILED'", count=1)
+    expect_names(page, sweep.failed)
     cell(page, 0, NAME).get_by_role("link").click()
     expect(page.get_by_text("Failed", exact=True)).to_be_visible()
 
 
-def test_the_chart_view_draws_every_validation(page: "Page", study: Study, photograph: Photograph) -> None:
-    open_runs(page, study)
-    type_filter(page, f"tags.sweep = '{study.sweep_id}'", count=5)
+def test_the_chart_view_plots_every_validation(
+    page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot
+) -> None:
+    open_runs(page, sweep)
+    type_filter(page, f"tags.sweep = '{sweep.sweep_id}'", count=5)
     sort_by(page, "best/mean_iou")
     page.get_by_role("radiogroup").locator("label").nth(1).click()  # list, charts, evaluation
     cards = page.get_by_test_id("experiment-view-compare-runs-card")
@@ -121,28 +125,28 @@ def test_the_chart_view_draws_every_validation(page: "Page", study: Study, photo
     page.get_by_placeholder("Search metric charts").fill("^val/(loss|mean)")
     for metric in ("val/loss", "val/mean_acc", "val/mean_iou"):
         card = cards.filter(has_text=metric)
-        for job in study.finished:
+        for job in sweep.finished:
             expect(card).to_contain_text(f"{job.name} ({metric})")
-        expect(card.locator(".scatterlayer .points path")).to_have_count(sum(job.validations for job in study.finished))
+        expect(card.locator(".scatterlayer .points path")).to_have_count(sum(job.validations for job in sweep.finished))
     expect(cards).to_have_count(3)
     page.set_viewport_size({"width": 1440, "height": 680})
-    photograph("mlflow_chart")
+    take_screenshot("mlflow_chart")
 
 
-def test_the_comparison_shows_what_differs(page: "Page", study: Study, photograph: Photograph) -> None:
-    open_runs(page, study)
-    type_filter(page, f"tags.sweep = '{study.sweep_id}'", count=5)
+def test_the_comparison_shows_what_differs(page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot) -> None:
+    open_runs(page, sweep)
+    type_filter(page, f"tags.sweep = '{sweep.sweep_id}'", count=5)
     sort_by(page, "best/mean_iou")
-    expect_names(page, [*study.finished, *study.failed])
-    for row in range(len(study.finished)):
+    expect_names(page, [*sweep.finished, *sweep.failed])
+    for row in range(len(sweep.finished)):
         page.locator(f'[role=row][row-index="{row}"]').get_by_role("checkbox", name="row selection").check()
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("heading", name="Comparing 4 Runs")).to_be_visible()
 
     page.get_by_role("switch", name="Parameters - Show diff only").click()
     for name, values in (
-        ("loader.batch_size", [str(job.batch_size) for job in study.finished]),
-        ("optimizer.lr", [job.lr for job in study.finished]),
+        ("loader.batch_size", [str(job.batch_size) for job in sweep.finished]),
+        ("optimizer.lr", [job.lr for job in sweep.finished]),
     ):
         row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True))
         expect(row.get_by_role("cell")).to_have_text(values)
@@ -157,20 +161,22 @@ def test_the_comparison_shows_what_differs(page: "Page", study: Study, photograp
     expect(axes).to_have_text(["loader.batch_size", "optimizer.lr", "best/mean_iou"])
     page.get_by_role("button", name="Run details").click()
     page.set_viewport_size({"width": 1440, "height": 920})
-    photograph("mlflow_compare")
+    take_screenshot("mlflow_compare")
 
-    # Not by a click, which is lost when the page below the link is still being laid out.
+    # Not by a click, which is lost while the page is still being laid out.
     page.goto(f"/{page.get_by_role('link', name='val/mean_iou', exact=True).get_attribute('href')}")
-    table = page.get_by_role("table").filter(has_text=study.finished[0].name)
-    for job in study.finished:
+    table = page.get_by_role("table").filter(has_text=sweep.finished[0].name)
+    for job in sweep.finished:
         line = table.get_by_role("row").filter(has_text=job.name)
         expect(line.get_by_role("cell").last).to_contain_text(digits(job.best))
     expect(page.locator(".scatterlayer .trace").first).to_be_attached()
 
 
-def test_a_runs_page_shows_its_note_and_metrics(page: "Page", study: Study, photograph: Photograph) -> None:
-    best = study.finished[0]
-    open_run(page, study, best.run_id)
+def test_a_runs_page_shows_its_note_and_metrics(
+    page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot
+) -> None:
+    best = sweep.finished[0]
+    open_run(page, sweep, best.run_id)
     expect(page.get_by_role("heading", name=best.name)).to_be_visible()
     expect(page.get_by_text("Finished", exact=True)).to_be_visible()
     page.get_by_text("Show more", exact=True).click()
@@ -180,12 +186,12 @@ def test_a_runs_page_shows_its_note_and_metrics(page: "Page", study: Study, phot
     for metric, value in (("best/mean_iou", best.best), ("val/iou/background", best.ious["background"])):
         line = page.get_by_role("row").filter(has=page.get_by_role("link", name=metric, exact=True))
         expect(line).to_contain_text(digits(value))
-    photograph("mlflow_run")
+    take_screenshot("mlflow_run")
 
 
-def test_a_runs_table_is_shown_as_a_table(page: "Page", study: Study) -> None:
-    best = study.finished[0]
-    open_run(page, study, best.run_id, "/artifacts/tables/val_iou.csv")
+def test_a_runs_table_is_shown_as_a_table(page: "Page", sweep: FinishedSweep) -> None:
+    best = sweep.finished[0]
+    open_run(page, sweep, best.run_id, "/artifacts/tables/val_iou.csv")
     for title in ("class", "iou", "accuracy", "pixels"):
         expect(page.get_by_role("columnheader", name=title)).to_be_visible()
     for name, iou in best.ious.items():
@@ -194,26 +200,26 @@ def test_a_runs_table_is_shown_as_a_table(page: "Page", study: Study) -> None:
 
 
 @pytest.mark.parametrize("folder", [("plots",), ("plots", "samples")])
-def test_a_runs_pictures_are_shown(page: "Page", study: Study, folder: tuple[str, ...]) -> None:
-    best = study.finished[0]
-    open_run(page, study, best.run_id, "/artifacts")
+def test_a_runs_images_are_shown(page: "Page", sweep: FinishedSweep, folder: tuple[str, ...]) -> None:
+    best = sweep.finished[0]
+    open_run(page, sweep, best.run_id, "/artifacts")
     for name in folder:
         page.get_by_text(name, exact=True).click()
     for name in sorted(path.name for path in best.folder.joinpath(*folder).glob("*.png")):
         page.get_by_text(name, exact=True).click()
-        expect_picture(page, f"{'/'.join(folder)}/{name}")
+        expect_image(page, f"{'/'.join(folder)}/{name}")
 
 
-def test_the_overview_ranks_the_jobs_and_tells_the_filter(page: "Page", study: Study) -> None:
-    open_run(page, study, study.overview_id)
-    expect(page.get_by_role("heading", name=f"sweep {study.sweep_id}")).to_be_visible()
-    expect(page.get_by_text(f"tags.sweep = '{study.sweep_id}'")).to_be_visible()
+def test_the_overview_ranks_the_jobs_and_shows_the_filter(page: "Page", sweep: FinishedSweep) -> None:
+    open_run(page, sweep, sweep.overview_id)
+    expect(page.get_by_role("heading", name=f"sweep {sweep.sweep_id}")).to_be_visible()
+    expect(page.get_by_text(f"tags.sweep = '{sweep.sweep_id}'")).to_be_visible()
     page.get_by_text("Show more", exact=True).click()
     rows = page.get_by_role("table").filter(has_text="mean IoU").get_by_role("row")
-    for place, job in enumerate(study.finished, 1):
+    for place, job in enumerate(sweep.finished, 1):
         expect(rows.nth(place)).to_contain_text(job.name)
         expect(rows.nth(place)).to_contain_text(percent(job.best))
-    for job in study.failed:
+    for job in sweep.failed:
         expect(rows.filter(has_text=job.name)).to_contain_text("FAILED")
 
     page.get_by_role("tab", name="Artifacts").click()
@@ -222,15 +228,15 @@ def test_the_overview_ranks_the_jobs_and_tells_the_filter(page: "Page", study: S
     page.get_by_text("plots", exact=True).click()
     for name in ("parallel_coordinates.png", "heat_map.png"):
         page.get_by_text(name, exact=True).click()
-        expect_picture(page, f"plots/{name}")
+        expect_image(page, f"plots/{name}")
 
 
-def expect_picture(page: "Page", path: str) -> None:
-    """The file chosen among the artifacts is drawn, not only announced."""
+def expect_image(page: "Page", path: str) -> None:
+    """Expect the selected artifact to be rendered, not only listed."""
     expect(page.get_by_text(path, exact=True)).to_be_visible()
-    picture = page.locator("img[src^=blob]").first
-    expect(picture).to_be_visible()
-    assert picture.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 100
+    image = page.locator("img[src^=blob]").first
+    expect(image).to_be_visible()
+    assert image.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 100
 
 
 def percent(value: float) -> str:

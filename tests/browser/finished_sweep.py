@@ -1,4 +1,4 @@
-"""A finished sweep to look at: learning rate × batch size, one job of five failed, and its overview."""
+"""A finished sweep over learning rate and batch size, in which one job of five failed."""
 
 import csv
 import json
@@ -10,9 +10,9 @@ from typing import Any
 
 from tests.conftest import TINY, type_in
 
-# Four jobs learn; the fifth is refused, with too small a batch, and the sixth not begun.
+# Four jobs finish; the fifth fails, since its batch is too small, and the sixth is not started.
 GRID = ("optimizer.lr=0.01,0.001", "loader.batch_size=2,4,1", "sweep.fail_fast=true")
-LEARNS = (
+LEARNING = (
     *("optimizer=adamw", "model.output_stride=16", "model.pyramid_channels=16", "model.head_channels=32"),
     *("dataset.num_train=24", "dataset.num_val=4", "dataset.image_size=64", "crop_size=65"),
     *("trainer.epochs=5", "trainer.log_every=2", "tracking=mlflow", "tracking.experiment=shapes"),
@@ -21,7 +21,7 @@ LEARNS = (
 
 @dataclass(frozen=True)
 class Job:
-    """What the run folder says of a job."""
+    """A job as recorded in its run folder."""
 
     name: str
     row: dict[str, str]
@@ -52,13 +52,13 @@ class Job:
 
     @property
     def ious(self) -> dict[str, float]:
-        """The IoU of each class, as its table has it."""
+        """The IoU of each class, from its table."""
         with (self.folder / "tables" / "val_iou.csv").open() as file:
             return {row["class"]: float(row["iou"]) for row in csv.DictReader(file)}
 
     @property
     def validations(self) -> int:
-        """How often it was validated."""
+        """The number of validations."""
         return sum("val/mean_iou" in line for line in (self.folder / "metrics.jsonl").read_text().splitlines())
 
     @property
@@ -68,8 +68,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Study:
-    """A sweep's records."""
+class FinishedSweep:
+    """The records of a sweep."""
 
     sweep_id: str
     store: str
@@ -81,7 +81,7 @@ class Study:
 
     @property
     def overview_id(self) -> str:
-        """The run that shows the sweep as a whole."""
+        """The run that summarizes the sweep."""
         (run,) = self._client.search_runs([self.experiment_id], "tags.kind = 'sweep'")
         return str(run.info.run_id)
 
@@ -93,7 +93,7 @@ class Study:
 
     @property
     def finished(self) -> list[Job]:
-        """The best first."""
+        """Best first."""
         return sorted((job for job in self.jobs if job.status == "FINISHED"), key=lambda job: -job.best)
 
     @property
@@ -101,11 +101,11 @@ class Study:
         return [job for job in self.jobs if job.status == "FAILED"]
 
 
-def make_study(home: Path) -> Study:
-    """Run the sweep in `home`, tracked in MLflow there."""
+def run_example_sweep(home: Path) -> FinishedSweep:
+    """Run the sweep in ``home``, tracked by MLflow there."""
     folder = home / "outputs" / "sweeps" / "learning"
-    with suppress(SystemExit):  # since a job fails
-        type_in(home, ("-m", *TINY, *LEARNS, *GRID, f"hydra.sweep.dir={folder}"))
+    with suppress(SystemExit):  # exit code 1, since a job fails
+        type_in(home, ("-m", *TINY, *LEARNING, *GRID, f"hydra.sweep.dir={folder}"))
     with (folder / "sweep.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["status"] != "NOT STARTED"]
     jobs = [
@@ -113,4 +113,4 @@ def make_study(home: Path) -> Study:
         for row in rows
     ]
     sweep_id: str = json.loads((folder / "sweep.json").read_text())["id"]
-    return Study(sweep_id, f"sqlite:///{home / 'outputs' / 'mlflow.db'}", jobs)
+    return FinishedSweep(sweep_id, f"sqlite:///{home / 'outputs' / 'mlflow.db'}", jobs)
