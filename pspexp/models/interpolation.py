@@ -1,4 +1,4 @@
-"""Enlarging as multiplication by fixed matrices, one for each axis."""
+"""Bilinear upsampling as multiplication by a constant matrix per axis."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -14,16 +14,16 @@ _T = TypeVar("_T")
 
 
 def constant(make: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Keep the small fixed matrices that ``make`` returns: making them takes dozens of tiny device operations."""
+    """Cache the small constant matrices that ``make`` returns: building them takes dozens of tiny device operations."""
     cached = lru_cache(maxsize=64)(make)
 
     @wraps(make)
     def get(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        # The sizes may be symbols, the tensors fake.
+        # While tracing, sizes may be symbolic and tensors fake.
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         if traced or is_in_torch_dispatch_mode():
             return make(*args, **kwargs)
-        with torch.inference_mode(False):  # an inference tensor could not serve training later
+        with torch.inference_mode(False):  # training cannot use inference tensors
             return cached(*args, **kwargs)  # type: ignore[arg-type]
 
     return get
@@ -33,19 +33,19 @@ def constant(make: Callable[_P, _T]) -> Callable[_P, _T]:
 def interpolation_matrix(
     length: int, size: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """``[size, length]``: the share of each of ``length`` positions in each of ``size``, linearly interpolated.
+    """``[size, length]``: the weight of each of ``length`` positions in each of ``size`` interpolated ones.
 
-    The upsampled rows of an identity matrix, so they are torch's own weights, to the last bit.
+    These are the upsampled rows of an identity matrix, hence exactly torch's own weights.
     """
     unit = torch.eye(length, dtype=dtype, device=device)[None]
     return F.interpolate(unit, size, mode="linear", align_corners=align_corners)[0].T.contiguous()
 
 
 def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Bilinear interpolation: ``[N, C, h, w]``, float32 or better, to ``[N, C, *size]``, whatever autocast is on.
+    """Bilinear interpolation of ``[N, C, h, w]``, float32 or better, to ``[N, C, *size]``, regardless of autocast.
 
-    Where a gradient is wanted, by matrix products: on CUDA the gradient of ``F.interpolate`` adds atomically, so
-    that it differs from run to run and takes a tenth of a training step.
+    Where gradients are needed, matrix products are used: on CUDA the gradient of ``F.interpolate`` uses atomic
+    additions, so it differs from run to run and takes a tenth of a training step.
     """
     if not maps.requires_grad:
         return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
@@ -54,7 +54,7 @@ def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor
         for length, wanted in zip(maps.shape[-2:], size, strict=True)
     )
     kind = maps.device.type
-    # Asking about a device that knows no autocast raises; the compiler cannot trace the question and needs none.
+    # `is_autocast_enabled` raises for devices without autocast; the compiler cannot trace the check and needs none.
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
     if known and torch.is_autocast_enabled(kind):
         with torch.autocast(kind, enabled=False):

@@ -1,4 +1,4 @@
-"""How other code bases name the weights of the same networks."""
+"""The names that other code bases give to the weights of the same networks."""
 
 import re
 from collections.abc import Iterable
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """How a code base names what we name otherwise.
+    """The naming scheme of a code base.
 
     Args:
-        name: whose names these are.
-        marker: beginning of a key; the first layout of which a file has one is the file's.
-        rules: (pattern at the beginning of their key, our beginning); the first that fits is applied.
-            A replacement of None drops the key: no segmentation network has that layer.
-        backbone_only: such files hold no segmentation head.
+        name: the code base.
+        marker: prefix by which the layout is recognised; the first layout with its marker in a file applies.
+        rules: (pattern of a prefix of their keys, our prefix); the first match is applied. A replacement of None
+            drops the key, since no segmentation network has that layer.
+        backbone_only: whether such files hold no segmentation head.
     """
 
     name: str
@@ -23,14 +23,14 @@ class Layout:
     backbone_only: bool = False
 
     def rename(self, key: str) -> str | None:
-        """Our name of their ``key``; None if it is to be dropped."""
+        """Our name for their ``key``; None if it is dropped."""
         for pattern, replacement in self.rules:
             if match := re.match(pattern, key):
                 return None if replacement is None else match.expand(replacement) + key[match.end() :]
         return key
 
 
-LAYOUTS = (
+FOREIGN_LAYOUTS = (
     Layout(
         "semseg and the reference system",
         "layer0.",
@@ -83,14 +83,14 @@ LAYOUTS = (
         backbone_only=True,
     ),
 )
-OUR_LAYOUT = Layout("our own names", "", ())
+OWN_LAYOUT = Layout("pspexp", "", ())
 
 
 def our_names(keys: Iterable[str]) -> tuple[Layout, dict[str, str]]:
-    """The layout of a state dict with these keys, and each key -> our name of it."""
+    """The layout of a foreign state dict with these keys, and each key -> our name for it."""
     keys = list(keys)
     prefix = "module." if all(key.startswith("module.") for key in keys) else ""  # saved from a DDP wrapper
-    bare = {key: key[len(prefix) :] for key in keys}
-    layout = next((c for c in LAYOUTS if any(key.startswith(c.marker) for key in bare.values())), OUR_LAYOUT)
+    bare = {key: key.removeprefix(prefix) for key in keys}
+    layout = next((c for c in FOREIGN_LAYOUTS if any(key.startswith(c.marker) for key in bare.values())), OWN_LAYOUT)
     renamed = {theirs: layout.rename(key) for theirs, key in bare.items()}
     return layout, {theirs: key for theirs, key in renamed.items() if key is not None}

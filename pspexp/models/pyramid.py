@@ -1,7 +1,8 @@
-"""Pyramid pooling (Zhao et al., CVPR 2017, arXiv 1612.01105, section 3.2), literally and factorised."""
+"""Pyramid pooling (Zhao et al., CVPR 2017, arXiv 1612.01105, section 3.2), as published and factorised."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +10,15 @@ from torch.nn import functional as F
 
 from pspexp.models.interpolation import constant, interpolation_matrix
 
+Head = Literal["concat", "factorised"]
 Matrices = tuple[Tensor, ...]
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
     """Convolution without bias that keeps height and width, batch norm, ReLU.
 
-    PyTorch's own initialisation is kept, as semseg does. In front of a batch norm a weight's size only sets
-    how far one optimizer step turns it, and these are small: the fresh head learns faster than the backbone.
+    PyTorch's default initialisation is kept, as in semseg. In front of a batch norm the norm of a weight only sets
+    how far one optimizer step rotates it. Here it is small, so the new head learns faster than the backbone.
     """
     padding = kernel_size // 2
     return nn.Sequential(
@@ -30,9 +32,9 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Se
 
 @constant
 def region_masks(bins: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which of ``size`` positions each adaptive-pooling region covers, for all ``bins`` one below the other.
+    """Which of ``size`` positions each adaptive-pooling region covers, with the regions of all ``bins`` stacked.
 
-    Of n regions, number i goes from ``floor(i * size / n)`` to ``ceil((i + 1) * size / n)``, as in
+    Of n regions, region i extends from ``floor(i * size / n)`` to ``ceil((i + 1) * size / n)``, as in
     ``AdaptiveAvgPool2d``.
 
     Returns:
@@ -50,10 +52,10 @@ def region_masks(bins: Sequence[int], size: int, dtype: torch.dtype, device: tor
 def adaptive_averages(features: Tensor, bins: Sequence[int]) -> list[Tensor]:
     """Means over n × n regions, for each n in ``bins``: ``[N, C, h, w]`` to ``[N, C, n, n]`` each.
 
-    The same as ``F.adaptive_avg_pool2d``, which reads the features once for each n, which MPS refuses when a
-    side is not a multiple of n, and whose gradient on CUDA differs from run to run. Dividing after each sum,
-    rather than multiplying by rounded reciprocals, keeps means unbiased in half precision; short sums stay
-    within float16's range.
+    Equivalent to ``F.adaptive_avg_pool2d``, which reads the features once for each n, is not supported on MPS for
+    sides that are not multiples of n, and has a gradient that differs from run to run on CUDA. Dividing after each
+    sum, rather than multiplying by rounded reciprocals, keeps the means unbiased in half precision, and the short
+    sums stay within float16's range.
     """
     height, width = features.shape[-2:]
     rows, row_lengths = region_masks(tuple(bins), height, features.dtype, features.device)
@@ -76,8 +78,8 @@ def tap_matrices(
 ) -> Matrices:
     """One axis of "upsample n positions to ``size``, then apply a 3-tap convolution", as matrices ``[size, 3n]``.
 
-    Column ``3 * i + k`` tells how much of position i reaches each output position through tap k: linear
-    interpolation, shifted by ``k - 1``, with the convolution's zero padding beyond the ends.
+    Column ``3 * i + k`` is the weight of position i in each output position through tap k: linear interpolation
+    shifted by ``k - 1``, with the convolution's zero padding beyond the ends.
     """
     precise = torch.promote_types(dtype, torch.float32)
     matrices = []
@@ -88,14 +90,14 @@ def tap_matrices(
 
 
 class ConcatPyramid(nn.Module):
-    """Features beside their own region means at several scales, fused by one 3×3 convolution: as published.
+    """Concatenates the features with their region means at several scales and fuses them by a 3×3 convolution.
 
     Args:
         in_channels: channels of the features.
         bins: regions per side of each branch.
-        branch_channels: channels each branch is reduced to.
+        branch_channels: channels of each branch after its 1×1 convolution.
         out_channels: channels after the fusing convolution.
-        align_corners: how the branches are upsampled.
+        align_corners: option of the bilinear interpolation that upsamples the branches.
     """
 
     def __init__(
@@ -128,13 +130,13 @@ class ConcatPyramid(nn.Module):
 
 
 class FactorisedPyramid(ConcatPyramid):
-    """The same function and the same weights, without the concatenation.
+    """The same function of the same weights, without the concatenation.
 
-    The fusing convolution is linear, and an upsampled branch is a fixed linear map of its few positions. So the
-    convolution's kernel is split by input: the features are convolved as ever; a branch meets the nine taps of
-    its part where it has n × n positions, and one matrix per axis (`tap_matrices`) both enlarges and shifts the
-    results. At 513×513, output stride 8, this saves half of the multiplications of the head and its largest
-    tensor. Rounding differs from `ConcatPyramid`'s, nothing else.
+    The fusing convolution is linear, and an upsampled branch is a constant linear map of its few positions. So the
+    kernel is split by input channels: the features are convolved as usual, while the nine taps are applied to each
+    branch at its n × n positions, and one matrix per axis (`tap_matrices`) both upsamples and shifts the results.
+    At 513×513 and output stride 8 the head takes half the multiplications and does without its largest tensor. The
+    result differs from `ConcatPyramid`'s in rounding only.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -154,12 +156,12 @@ class FactorisedPyramid(ConcatPyramid):
 def _add_contiguous(
     fused: Tensor, levels: Sequence[Tensor], taps: Sequence[Tensor], rows: Matrices, columns: Matrices
 ) -> Tensor:
-    """Add the branches' shares to ``fused [N, O, h, w]``, in place: one pass, one product over all branches.
+    """Add the branches' contributions to ``fused [N, O, h, w]`` in place, by one product over all branches.
 
     Args:
-        levels: ``[N, C, n, n]``.
-        taps: their parts of the kernel, ``[O, C, 3, 3]``.
-        rows, columns: their `tap_matrices` of h and w.
+        levels: one ``[N, C, n, n]`` per branch.
+        taps: the branches' parts of the kernel, ``[O, C, 3, 3]``.
+        rows, columns: the branches' `tap_matrices` of h and w.
     """
     images, channels, _, width = fused.shape
     parts = []
@@ -176,7 +178,7 @@ def _add_contiguous(
 def _add_channels_last(
     fused: Tensor, levels: Sequence[Tensor], taps: Sequence[Tensor], rows: Matrices, columns: Matrices
 ) -> Tensor:
-    """`_add_contiguous` for tensors in channels-last order, whose products all end in the channels."""
+    """`_add_contiguous` for channels-last tensors: the last dimension of every product is the channels."""
     images, channels, height, width = fused.shape
     parts = []
     for level, kernel, column in zip(levels, taps, columns, strict=True):
@@ -191,7 +193,7 @@ def _add_channels_last(
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.stride(1) == 1  # `is_contiguous` does not see it while compiling for any batch size
+    return tensor.stride(1) == 1  # `is_contiguous` does not detect it when compiled for any batch size
 
 
-HEADS = {"concat": ConcatPyramid, "factorised": FactorisedPyramid}
+HEADS: dict[Head, type[ConcatPyramid]] = {"concat": ConcatPyramid, "factorised": FactorisedPyramid}

@@ -1,4 +1,4 @@
-"""What every network of this project has in common."""
+"""The base class of this project's networks."""
 
 from typing import ClassVar
 
@@ -11,14 +11,17 @@ from pspexp.models.interpolation import upsample
 class Segmenter(nn.Module):
     """Maps float images ``[N, 3, H, W]`` to ``{"out": logits [N, C, H, W]}``, plus ``"aux"`` while training.
 
-    Parameters of the pretrained part start with ``backbone.``. The class attributes name the layers that a
-    checkpoint may have for another number of classes, and the one that it may lack.
+    The names of the pretrained parameters start with ``backbone.``.
+
+    Attributes:
+        class_layers: names of the layers that depend on the number of classes.
+        auxiliary_layer: name of the layer that only training needs.
 
     Args:
         num_classes: C.
         output_stride: input pixels per step of the last feature map.
-        align_corners: how maps are upsampled. True fits sizes of ``k * output_stride + 1``, False multiples of
-            it; other sizes work too, stretched by less than one step.
+        align_corners: how logits are upsampled. True fits images of ``k * output_stride + 1`` pixels, False
+            multiples of it; other sizes are stretched by less than one step.
     """
 
     class_layers: ClassVar[tuple[str, ...]] = ()
@@ -31,14 +34,15 @@ class Segmenter(nn.Module):
         self.align_corners = align_corners
 
     def low_resolution(self, images: Tensor) -> dict[str, Tensor]:
-        """As `forward`, but with logits as small as the feature maps: ``[N, C, h, w]``. For subclasses to define."""
+        """`forward` without upsampling: logits ``[N, C, h, w]`` at the size of the feature maps."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, upsampled: bool = True) -> dict[str, Tensor]:
-        """Float ``[N, 3, H, W]``, any size, to ``{"out": [N, C, H, W]}``; ``"aux"`` too in training mode.
+        """Logits for images of any size: ``{"out": [N, C, H, W]}``, in training mode ``"aux"`` as well.
 
         Args:
-            upsampled: False gives what `low_resolution` gives.
+            images: float ``[N, 3, H, W]``.
+            upsampled: False returns the output of `low_resolution`.
         """
         outputs = self.low_resolution(images)
         return {name: self.upsample(logits, images) for name, logits in outputs.items()} if upsampled else outputs
@@ -46,14 +50,14 @@ class Segmenter(nn.Module):
     def upsample(self, logits: Tensor, like: Tensor) -> Tensor:
         """Logits ``[N, C, h, w]`` at the height and width of ``like``, bilinear, in float32 or better.
 
-        Half-precision logits are widened first: the loss needs float32 anyway, so this costs no memory, and
-        the upsampled scores are not rounded a second time.
+        Half-precision logits are converted first. The loss needs float32 anyway, so this takes no more memory, and
+        the upsampled logits are not rounded a second time.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logits = logits.contiguous()  # with so few channels, channels-last would be the slower order
+        logits = logits.contiguous()  # channels-last is slower with so few channels
         return upsample(logits, (like.shape[-2], like.shape[-1]), self.align_corners)
 
 
 def can_defer_upsampling(model: nn.Module) -> bool:
-    """Whether ``model(images, upsampled=False)`` leaves enlarging to others."""
+    """Whether ``model(images, upsampled=False)`` returns low-resolution logits."""
     return isinstance(model, Segmenter) and type(model).forward is Segmenter.forward

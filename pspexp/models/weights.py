@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from pspexp.errors import UserError
 from pspexp.models.backbone import imagenet_weights
-from pspexp.models.layouts import our_names
+from pspexp.models.layouts import OWN_LAYOUT, our_names
 from pspexp.models.segmenter import Segmenter
+from pspexp.utils.text import count, first_line
 
 FORMAT = "pspexp/1"  # the value of "format" in this project's checkpoints
 
@@ -28,54 +29,53 @@ log = logging.getLogger(__name__)
 def load_weights(
     model: nn.Module, source: Source, *, backbone_only: bool = False, other_classes: bool = False
 ) -> dict[str, str]:
-    """Load a checkpoint into ``model``; every weight must find its place.
+    """Load a checkpoint into ``model``, where every weight must have its counterpart.
 
-    Three things may be missing: counters of batch norms (``num_batches_tracked``), the auxiliary head as a
-    whole (in the file or in the model), and, in files of a bare backbone, everything else. The log says what
-    stays as it was.
+    Three things may be missing: counters of batch norms (``num_batches_tracked``), the whole auxiliary head (in the
+    file or in the model), and, in files that hold a backbone only, everything else. What keeps its weights is logged.
 
     Args:
-        source: path of a checkpoint, its contents, or a bare state dict, in our layout or one of
-            `pspexp.models.layouts.LAYOUTS`, with or without ``module.`` in front of all keys.
-        backbone_only: take the backbone and leave the rest of the model alone.
-        other_classes: leave a classifier alone, with a warning, if the file's has another number of classes.
+        source: path of a checkpoint, its contents, or a bare state dict. The keys of this project's checkpoints are
+            taken as they are; others may follow one of `pspexp.models.layouts.FOREIGN_LAYOUTS`.
+        backbone_only: load the backbone and leave the rest of the model unchanged.
+        other_classes: leave a classifier unchanged, with a warning, if the file's has another number of classes.
 
     Returns:
         Key in the checkpoint -> key in ``model``, of everything loaded.
 
     Raises:
-        UserError: naming all keys that are missing, unexpected or of another shape. The model is unchanged
-            then.
+        UserError: names all keys that are missing, unexpected or of another shape; the model is unchanged.
     """
     where = "state dict" if isinstance(source, Mapping) else str(source)
-    state = find_state_dict(source if isinstance(source, Mapping) else load_checkpoint_file(source), where)
-    layout, names = our_names(state)
+    content = source if isinstance(source, Mapping) else load_checkpoint_file(source)
+    state = find_state_dict(content, where)
+    layout, names = (OWN_LAYOUT, {key: key for key in state}) if "format" in content else our_names(state)
     ours: dict[str, Tensor] = model.state_dict()
 
     if backbone_only or layout.backbone_only:
-        left_alone = {key for key in {*ours, *names.values()} if not key.startswith("backbone.")}
+        unchanged = {key for key in {*ours, *names.values()} if not key.startswith("backbone.")}
         if not backbone_only:
             log.warning("%s holds a backbone only: the rest of the model keeps its weights", where)
     else:
-        left_alone = _lone_auxiliary_head(model, ours, names.values(), where)
+        unchanged = _unmatched_auxiliary_head(model, ours, names.values(), where)
     if other_classes:
-        left_alone |= _classifiers_of_other_size(model, ours, names, state, where)
-    ours = {key: value for key, value in ours.items() if key not in left_alone}
-    names = {theirs: key for theirs, key in names.items() if key not in left_alone}
+        unchanged |= _classifiers_of_other_size(model, ours, names, state, where)
+    ours = {key: value for key, value in ours.items() if key not in unchanged}
+    names = {theirs: key for theirs, key in names.items() if key not in unchanged}
 
-    if problems := _misfits(ours, names, state, where):
-        raise UserError(*problems, f"{where}: read as the layout of {layout.name}; nothing was loaded")
+    if problems := _mismatches(ours, names, state, where):
+        raise UserError(*problems, f"{where}: read in the layout of {layout.name}; nothing was loaded")
     model.load_state_dict({key: state[theirs] for theirs, key in names.items()}, strict=False)
     return names
 
 
 def start_from(model: Segmenter, backbone: str, backbone_weights: str | None, weights: str | None) -> None:
-    """Fill a fresh model as its configuration asks.
+    """Load the weights that a new model is configured to start from.
 
     Args:
         backbone: timm's name of its backbone.
-        backbone_weights: None, ``"timm"`` (ImageNet) or the path of a checkpoint whose backbone is taken.
-        weights: None, or the path of a whole checkpoint, which makes ``backbone_weights`` needless.
+        backbone_weights: None, ``"timm"`` (ImageNet) or the path of a checkpoint to load the backbone from.
+        weights: None, or the path of a whole checkpoint, which supersedes ``backbone_weights``.
     """
     if weights is not None:
         load_weights(model, weights, other_classes=True)
@@ -97,40 +97,37 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         contents = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises errors of many classes: pickle, zip, EOF, unicode, ...
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: not a checkpoint that can be read safely ({reason})") from error
+        raise UserError(f"{path}: not a checkpoint that can be read safely ({first_line(error)})") from error
     if not isinstance(contents, dict):
         raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
     return contents
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint of any known form; of ours the averaged weights, if there are any.
+    """The state dict in a checkpoint of any known form; of this project's the averaged weights, if there are any.
 
     Args:
         where: what error messages call the checkpoint.
 
     Raises:
-        UserError: if there is none.
+        UserError: there is none.
     """
-    state: Any = checkpoint
+    state: Any
     if "format" in checkpoint:
         if checkpoint["format"] != FORMAT:
             raise UserError(f"{where}: has format {checkpoint['format']}; this version reads {FORMAT}")
-        # an average may lack what is not averaged, as counters
-        state = {**checkpoint["model"], **(checkpoint.get("ema") or {})}
-    for key in ("model_state", "state_dict"):  # the reference system's, everyone else's
-        if key in checkpoint:
-            state = checkpoint[key]
+        state = {**checkpoint["model"], **(checkpoint.get("ema") or {})}  # an average may lack the counters
+    else:  # the reference system's key, everyone else's, or a bare state dict
+        state = checkpoint.get("model_state", checkpoint.get("state_dict", checkpoint))
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"{where}: holds no weights")
-    if strange := [str(key) for key, value in state.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{where}: holds no state dict; these entries are not weights: {', '.join(strange)}")
+    if others := [str(key) for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"{where}: holds no state dict; these entries are not weights: {', '.join(others)}")
     return dict(state)
 
 
-def _lone_auxiliary_head(model: nn.Module, ours: Iterable[str], theirs: Iterable[str], where: str) -> set[str]:
-    """Our keys of the auxiliary head where only one side has one: it serves training alone."""
+def _unmatched_auxiliary_head(model: nn.Module, ours: Iterable[str], theirs: Iterable[str], where: str) -> set[str]:
+    """Keys of the auxiliary head if only the model or only the file has one: it serves training alone."""
     prefix = f"{model.auxiliary_layer}." if isinstance(model, Segmenter) else "auxiliary."
     in_model = {key for key in ours if key.startswith(prefix)}
     in_file = {key for key in theirs if key.startswith(prefix)}
@@ -139,33 +136,31 @@ def _lone_auxiliary_head(model: nn.Module, ours: Iterable[str], theirs: Iterable
     if in_model:
         log.warning("%s has no auxiliary head: %s* keep their weights", where, prefix)
     if in_file:
-        log.info("%s has an auxiliary head and the model has none: left out", where)
+        log.info("%s has an auxiliary head, the model has none: not loaded", where)
     return in_model | in_file
 
 
 def _classifiers_of_other_size(
-    model: nn.Module,
-    ours: Mapping[str, Tensor],
-    names: Mapping[str, str],
-    state: Mapping[str, Tensor],
-    where: str,
+    model: nn.Module, ours: Mapping[str, Tensor], names: Mapping[str, str], state: Mapping[str, Tensor], where: str
 ) -> set[str]:
-    """Our keys of the classifiers that the file has for another number of classes, and nothing else."""
+    """Keys of the classifiers that differ from the file's in the number of classes and in nothing else."""
     found = set()
     for theirs, key in names.items():
         layer = key.rpartition(".")[0]
         if isinstance(model, Segmenter) and layer in model.class_layers and key in ours:
-            here, there = ours[key].shape, state[theirs].shape
-            if here[0] != there[0] and here[1:] == there[1:]:
+            own, given = ours[key].shape, state[theirs].shape
+            if own[0] != given[0] and own[1:] == given[1:]:
                 found.add(key)
-                log.warning("%s: %s starts fresh: the file has %d classes, not %d", where, key, there[0], here[0])
+                log.warning(
+                    "%s: %s is initialised randomly: the file has %d classes, not %d", where, key, given[0], own[0]
+                )
     return found
 
 
-def _misfits(
+def _mismatches(
     ours: Mapping[str, Tensor], names: Mapping[str, str], state: Mapping[str, Tensor], where: str
 ) -> list[str]:
-    """One line for each way in which checkpoint and model differ, naming all keys."""
+    """One line for each kind of difference between checkpoint and model, with all keys."""
     given = set(names.values())
     missing = [key for key in ours if key not in given and not key.endswith(".num_batches_tracked")]
     unexpected = [theirs for theirs, key in names.items() if key not in ours]
@@ -174,22 +169,16 @@ def _misfits(
         for theirs, key in names.items()
         if key in ours and state[theirs].shape != ours[key].shape
     ]
-    problems = []
-    if missing:
-        problems.append(f"{where}: {len(missing)} weights of the model are missing: {', '.join(missing)}")
-    if unexpected:
-        problems.append(f"{where}: {len(unexpected)} weights are not in the model: {', '.join(unexpected)}")
-    if shapes:
-        problems.append(f"{where}: {len(shapes)} weights have another shape: {'; '.join(shapes)}")
-    return problems
+    kinds = (("of the model missing", missing), ("not in the model", unexpected), ("of another shape", shapes))
+    return [f"{where}: {count(len(keys), 'weight')} {kind}: {', '.join(keys)}" for kind, keys in kinds if keys]
 
 
-@cache  # once is enough
+@cache
 def _allow_numpy_numbers() -> None:
-    """Let ``torch.load`` read pickled NumPy numbers: the reference system saves its best score as one.
+    """Let ``torch.load`` read pickled NumPy numbers, since the reference system saves its best score as one.
 
-    All they refer to is harmless. NumPy 1 and 2 name the constructor differently; each must read the other's
-    files.
+    Nothing that they refer to can do harm. NumPy 1 and 2 name the constructor differently, and each must read the
+    other's files.
     """
 
     def scalar(dtype: Any, data: bytes) -> Any:
@@ -201,5 +190,5 @@ def _allow_numpy_numbers() -> None:
         constructor.__module__, constructor.__qualname__ = module, "scalar"
         constructors.append(constructor)
     kinds = {type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")}
-    # torch from 2.5 on allows codecs.encode, which makes bytes of text, by itself
+    # torch 2.5 and later allow codecs.encode (text to bytes) by default
     torch.serialization.add_safe_globals([*constructors, np.dtype, *kinds, codecs.encode])

@@ -1,4 +1,4 @@
-"""Checkpoints of every known layout, from files; and what is said about files that do not fit."""
+"""Checkpoints of every known layout, and the messages about files that do not fit."""
 
 import logging
 import pickle
@@ -41,7 +41,7 @@ def pspnet50() -> PSPNet:
 
 
 @pytest.fixture(autouse=True)
-def every_message_is_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def capture_info_messages(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     with caplog.at_level(logging.INFO):
         yield
 
@@ -110,7 +110,7 @@ def test_timm_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) ->
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"backbone_weights=timm.*resnet18.*no route to host.*path of a file"):
+    with pytest.raises(UserError, match=r"^backbone_weights=timm.*resnet18.*no route to host.*path of a file"):
         start_from(nn.Module(), "resnet18", "timm", None)
 
 
@@ -135,6 +135,22 @@ def test_own_checkpoints_prefer_the_average(tmp_path: Path, average: str) -> Non
     names = load_weights(model, file)
     assert all(theirs == key for theirs, key in names.items())
     assert_loaded(model, donor.state_dict() | (ema or {}), names)
+
+
+@pytest.mark.parametrize("names", [["layer0"], ["layer1"], ["conv3"], ["decode_head"], ["module"], ["layer1", "fc"]])
+def test_own_checkpoints_are_read_as_they_are(tmp_path: Path, names: list[str]) -> None:
+    donor, model = (nn.ModuleDict({name: nn.Conv2d(3, 3, 1) for name in names}) for _ in range(2))
+    state = donor.state_dict()
+    file = save(tmp_path / "best.pt", {"format": "pspexp/1", "model": state, "ema": None})
+    loaded = load_weights(model, file)
+    assert loaded == {key: key for key in state}
+    assert_loaded(model, state, loaded)
+
+
+def test_keys_of_own_checkpoints_are_named_as_they_are() -> None:
+    state = {"module.layer1.weight": torch.zeros(1)}
+    with pytest.raises(UserError, match=r"not in the model: module\.layer1\.weight\n.*layout of pspexp"):
+        load_weights(nn.Conv2d(3, 3, 1), {"format": "pspexp/1", "model": state})
 
 
 def test_torchvision_names_load_as_they_are() -> None:
@@ -179,7 +195,7 @@ def test_weights_of_another_class_count_start_fresh_and_are_named(
     assert torch.equal(model.pyramid.fuse.conv.weight, donor.pyramid.fuse.conv.weight)
     fresh = ("classifier.weight", "classifier.bias", "auxiliary.classifier.weight", "auxiliary.classifier.bias")
     for key in fresh:
-        assert f"{key} starts fresh: the file has 5 classes, not 3" in caplog.text
+        assert f"{key} is initialised randomly: the file has 5 classes, not 3" in caplog.text
 
 
 def test_weights_of_the_same_class_count_are_all_loaded(tmp_path: Path) -> None:
@@ -189,12 +205,12 @@ def test_weights_of_the_same_class_count_are_all_loaded(tmp_path: Path) -> None:
 
 
 def test_another_class_count_is_an_error_when_loading(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(UserError, match=r"4 weights have another shape: .*classifier\.weight is \[5, 8, 1, 1\]"):
+    with pytest.raises(UserError, match=r"4 weights of another shape: .*classifier\.weight is \[5, 8, 1, 1\]"):
         load_weights(small(num_classes=3), small(num_classes=5).state_dict())
 
 
-def test_fine_tuning_forgives_no_other_width() -> None:
-    with pytest.raises(UserError, match="have another shape") as error:
+def test_fine_tuning_accepts_no_other_width() -> None:
+    with pytest.raises(UserError, match="of another shape") as error:
         load_weights(small(head_channels=8), small(head_channels=16).state_dict(), other_classes=True)
     assert "pyramid.fuse.conv.weight" in str(error.value)
     assert "classifier.weight is [5, 16, 1, 1], classifier.weight in the model [5, 8, 1, 1]" in str(error.value)
@@ -214,17 +230,17 @@ def test_all_that_does_not_fit_is_named_at_once_and_nothing_is_loaded(tmp_path: 
     with pytest.raises(UserError) as error:
         load_weights(model, file)
     missing, unexpected, shapes, layout = error.value.problems
-    assert missing == f"{file}: 2 weights of the model are missing: backbone.bn1.weight, pyramid.fuse.conv.weight"
-    assert unexpected == f"{file}: 1 weights are not in the model: surplus.weight"
+    assert missing == f"{file}: 2 weights of the model missing: backbone.bn1.weight, pyramid.fuse.conv.weight"
+    assert unexpected == f"{file}: 1 weight not in the model: surplus.weight"
     assert "classifier.bias is [9], classifier.bias in the model [5]" in shapes
-    assert "our own names" in layout
+    assert "layout of pspexp" in layout
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_half_an_auxiliary_head_is_an_error() -> None:
     state = small().state_dict()
     del state["auxiliary.classifier.bias"]
-    with pytest.raises(UserError, match=r"1 weights of the model are missing: auxiliary\.classifier\.bias"):
+    with pytest.raises(UserError, match=r"1 weight of the model missing: auxiliary\.classifier\.bias"):
         load_weights(small(), state)
 
 
