@@ -79,7 +79,7 @@ def _no_checkpoints_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def default_signals() -> None:
-    """``preexec_fn`` of commands that receive signals: they would inherit those ignored by a suite in the background."""
+    """``preexec_fn`` of commands that receive signals: they would inherit those that a background suite ignores."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
@@ -141,7 +141,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    """A folder in the VOC layout: six grey pictures, labels of three classes."""
+    """A folder in the VOC layout: six grey images, labels of three classes."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Convert VOC label pictures: colour or palette PNG to index PNG (8-bit grey), or back with --to-color.
+"""Convert VOC label images: colour or palette PNG to index PNG (8-bit grey), or back with --to-color.
 
 Boundary pixels become 255. If any pixel has a colour that is no class, all such colours are listed with pixels
 and files, nothing is written and the exit code is 2.

@@ -9,7 +9,7 @@ from multiprocessing.heap import BufferWrapper
 from PIL import Image
 
 from pspexp.data.dataset import Sample, Split
-from pspexp.errors import UserError
+from pspexp.errors import UserError, setting
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ class SampleCache:
             self._lock = context.Lock()
             self._memory = _shared_memory(max(self._limit, _HEAD.size), context)
         except (OSError, OverflowError) as error:
-            raise UserError(f"loader.cache_mib={limit_mib}: cannot be had here ({error}); make it smaller") from error
+            size = setting("loader.cache_mib", limit_mib)
+            raise UserError(f"{size}: not available here ({error}); make it smaller") from error
         _HEAD.pack_into(self._bytes, 0, _HEAD.size, 0)
 
     def over(self, split: Split) -> Split:

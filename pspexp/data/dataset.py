@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pspexp.errors import UserError
+from pspexp.errors import ArgumentError
 
 Role = Literal["train", "val", "test"]
-Sample = tuple[Image.Image, Image.Image]  # RGB picture, "L" label of the same size
+Sample = tuple[Image.Image, Image.Image]  # RGB image, "L" label of the same size
 
 
 class Split(Protocol):
@@ -26,7 +26,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
-        """The picture and its label, whose values are class ids or ``ignore_index``."""
+        """The image and its label, whose values are class ids or ``ignore_index``."""
         ...
 
     def fingerprint(self) -> str:
@@ -76,7 +76,7 @@ def fingerprint(entries: Iterable[object]) -> str:
 
 
 def identity(path: Path) -> tuple[str, int]:
-    """A file's place in its data set and its size in bytes, -1 if it is gone: whoever reads it will tell."""
+    """A file's place in its data set and its size in bytes, -1 if it is gone, which reading it reports."""
     try:
         return f"{path.parent.name}/{path.name}", path.stat().st_size
     except OSError:
@@ -84,31 +84,27 @@ def identity(path: Path) -> tuple[str, int]:
 
 
 def check_classes(num_classes: int, class_names: Sequence[str], ignore_index: int) -> None:
-    """Raise UserError, with every problem, unless names, count and ignore index go together."""
+    """Raise ArgumentError, with every problem, unless names, count and ignore index go together."""
     problems = []
     if len(class_names) != num_classes:
-        problems.append(
-            f"dataset.num_classes={num_classes}, but dataset.class_names has {len(class_names)} names: make them equal"
-        )
+        problems.append(f"num_classes={num_classes}: class_names has {len(class_names)} names; make them equal")
     repeated = sorted({name for name in class_names if list(class_names).count(name) > 1})
     if repeated:
-        problems.append(f"dataset.class_names: {', '.join(repeated)} is given twice; class names must differ")
+        problems.append(f"class_names: {', '.join(repeated)} is given twice; class names must differ")
     if not num_classes <= ignore_index <= 255:
-        problems.append(
-            f"dataset.ignore_index={ignore_index}: must lie between num_classes={num_classes} and 255; use 255"
-        )
+        problems.append(f"ignore_index={ignore_index}: must be between num_classes={num_classes} and 255; use 255")
     if problems:
-        raise UserError(*problems)
+        raise ArgumentError(*problems)
 
 
 def check_colours(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise UserError, with every problem, unless there is a mean and a positive deviation for each colour."""
+    """Raise ArgumentError, with every problem, unless there is a mean and a positive deviation for each colour."""
     problems = [
-        f"dataset.{key}={list(values)}: needs three values, for red, green and blue, as fractions of 255"
+        f"{key}={list(values)}: needs three values, for red, green and blue, as fractions of 255"
         for key, values in (("mean", mean), ("std", std))
         if len(values) != 3
     ]
     if min(std, default=1.0) <= 0:
-        problems.append(f"dataset.std={list(std)}: must be positive")
+        problems.append(f"std={list(std)}: must be positive")
     if problems:
-        raise UserError(*problems)
+        raise ArgumentError(*problems)

@@ -63,19 +63,19 @@ def count_colours(rgb: Colours) -> dict[tuple[int, int, int], int]:
     return {(code >> 16, code >> 8 & 255, code & 255): count for code, count in pairs}
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """Read a photograph as RGB; raises UserError naming the file if it cannot be read."""
-    image = _load(path, "picture")
+    image = _load(path, "image")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def open_label(path: Path) -> Image.Image:
-    """Load a label file; raises UserError unless it is a palette, 8-bit grey or colour picture."""
-    image = _load(path, "label picture")
+    """Load a label file; raises UserError unless it is a palette, 8-bit grey or colour image."""
+    image = _load(path, "label image")
     if image.mode == "RGBA":  # colours with an alpha channel are still colours
         return image.convert("RGB")
     if image.mode not in ("P", "L", "RGB"):
-        # a 1-bit picture could mean the classes 0 and 1 or the values 0 and 255; 16 bits hold no VOC label
+        # a 1-bit image could mean the classes 0 and 1 or the values 0 and 255; 16 bits hold no VOC label
         raise UserError(
             f"{path}: a label must be a palette, 8-bit grey or RGB PNG, not Pillow mode '{image.mode}'; "
             "save it as 8-bit grey"
@@ -86,7 +86,7 @@ def open_label(path: Path) -> Image.Image:
 def read_label(path: Path) -> Labels:
     """Read a label of any kind as indices.
 
-    Palette and grey pictures hold the indices themselves, RGB pictures hold VOC colours. A palette picture
+    Palette and grey images hold the indices themselves, RGB images hold VOC colours. A palette image
     whose colours are VOC's in another order (some PNG optimisers sort palettes) is refused: there, index and
     colour disagree.
 

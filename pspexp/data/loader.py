@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pspexp.data.dataset import Sample, Split
 from pspexp.data.transforms import to_tensors
-from pspexp.errors import UserError
+from pspexp.errors import UserError, setting
 
 __all__ = ["Batch", "EvalLoader", "Split", "TrainLoader", "eval_loader", "worker_context"]
 
@@ -85,8 +85,8 @@ class TrainLoader:
         if self.steps_per_epoch == 0:
             processes = f" × {world_size} processes" if world_size > 1 else ""
             raise UserError(
-                f"loader.batch_size={batch_size} × trainer.accumulate={accumulate}{processes} is more than the "
-                f"{len(split)} training images; make either smaller"
+                f"{setting('loader.batch_size', batch_size)} × {setting('trainer.accumulate', accumulate)}{processes} "
+                f"is more than the {len(split)} training images; make either smaller"
             )
 
     def batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
@@ -154,12 +154,12 @@ def eval_loader(
 ) -> EvalLoader:
     """The first ``max_images`` samples (None: all) in order, ``batch_size`` at a time.
 
-    Each item is a list of batches, one for each picture size among its samples: nothing is padded to a common
+    Each item is a list of batches, one for each image size among its samples: nothing is padded to a common
     size, so results do not depend on ``batch_size``. Of several processes each gets every ``world_size``-th
     sample, beginning with number ``rank``; nothing is padded to a common number either.
 
     Args:
-        prepare: what is done to picture and label before they become tensors.
+        prepare: what is done to image and label before they become tensors.
     """
     count = len(split) if max_images is None else min(max_images, len(split))
     loader: DataLoader[Any] = DataLoader(

@@ -5,14 +5,17 @@ Colours carry no information at all.
 """
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import Field
 
 from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_colours, fingerprint
 from pspexp.data.labels import VOC_COLOURS
-from pspexp.errors import UserError, did_you_mean
+from pspexp.errors import ArgumentError
+from pspexp.utils.arguments import checked
 
 SHAPES, TEXTURES = ("disc", "triangle"), ("striped", "checked")
 SHAPES_CLASSES = ("background", *(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES))
@@ -23,7 +26,7 @@ _Mask = npt.NDArray[np.bool_]
 
 
 class ShapesSplit:
-    """Pictures with one to three shapes; the same ``(seed, name, index)`` gives the same pixels everywhere.
+    """Images with one to three shapes; the same ``(seed, name, index)`` gives the same pixels everywhere.
 
     Only + - * / and random numbers make them: sine or cosine could differ in the last bit between platforms.
     """
@@ -40,19 +43,19 @@ class ShapesSplit:
         if not 0 <= index < len(self):
             raise IndexError(index)
         rng = np.random.default_rng([self._seed, self._set, index])
-        picture = _background(self._size, rng)
+        image = _background(self._size, rng)
         label = np.zeros((self._size, self._size), np.uint8)
         for _ in range(rng.integers(1, 4)):
-            _draw(picture, label, rng)
-        picture += rng.integers(-10, 11, picture.shape)
+            _draw(image, label, rng)
+        image += rng.integers(-10, 11, image.shape)
         edge = np.zeros(label.shape, np.bool_)
         edge[1:] |= label[1:] != label[:-1]
         edge[:, 1:] |= label[:, 1:] != label[:, :-1]
         label[edge] = self._ignore_index
-        return Image.fromarray(picture.clip(0, 255).astype(np.uint8)), Image.fromarray(label)
+        return Image.fromarray(image.clip(0, 255).astype(np.uint8)), Image.fromarray(label)
 
     def fingerprint(self) -> str:
-        """Of what the pictures are drawn from."""
+        """Of what the images are drawn from."""
         return fingerprint([_SETS[self._set], len(self), self._size, self._seed, self._ignore_index])
 
 
@@ -62,27 +65,28 @@ class ShapesDataset:
     Args:
         num_classes, class_names: must be those of `SHAPES_CLASSES` (5).
         ignore_index: label of the one-pixel boundary of every shape.
-        train_split, val_split, test_split: ``train`` or ``val``, the two sets there are.
-        mean, std: of the picture's channels, RGB, as fractions of 255.
-        num_train, num_val: pictures in the two sets.
+        train_split, val_split, test_split: the set of each role.
+        mean, std: of the image's channels, RGB, as fractions of 255.
+        num_train, num_val: images in the two sets.
         image_size: width and height in pixels.
-        seed: other seeds give other pictures.
+        seed: other seeds give other images.
     """
 
+    @checked
     def __init__(
         self,
         num_classes: int,
         class_names: Sequence[str],
         ignore_index: int,
-        train_split: str,
-        val_split: str,
-        test_split: str,
+        train_split: Literal["train", "val"],
+        val_split: Literal["train", "val"],
+        test_split: Literal["train", "val"],
         mean: Sequence[float],
         std: Sequence[float],
-        num_train: int,
-        num_val: int,
-        image_size: int,
-        seed: int,
+        num_train: Annotated[int, Field(ge=1)],
+        num_val: Annotated[int, Field(ge=1)],
+        image_size: Annotated[int, Field(ge=48)],  # smaller, the textures do not show
+        seed: Annotated[int, Field(ge=0)],
     ) -> None:
         check_classes(num_classes, class_names, ignore_index)
         check_colours(mean, std)
@@ -90,21 +94,11 @@ class ShapesDataset:
         self._splits = {"train": train_split, "val": val_split, "test": test_split}
         self._lengths = {"train": num_train, "val": num_val}
         self._image_size, self._seed = image_size, seed
-        problems = [
-            f"dataset.{role}_split={name}: this data set has the splits train and val only{did_you_mean(name, _SETS)}"
-            for role, name in self._splits.items()
-            if name not in _SETS
-        ]
         if num_classes != len(SHAPES_CLASSES):
-            problems.append(f"dataset.num_classes={num_classes}: shapes has {len(SHAPES_CLASSES)} classes")
-        limits = {"num_train": (num_train, 1), "num_val": (num_val, 1), "seed": (seed, 0)}
-        limits["image_size"] = (image_size, 48)  # or the textures do not show
-        problems += [f"dataset.{k}={v}: must be at least {low}" for k, (v, low) in limits.items() if v < low]
-        if problems:
-            raise UserError(*problems)
+            raise ArgumentError(f"num_classes={num_classes}: shapes has {len(SHAPES_CLASSES)} classes")
 
     def open(self, role: Role) -> ShapesSplit:
-        """The pictures of a role; nothing is drawn before they are asked for."""
+        """The images of a role; nothing is drawn before they are asked for."""
         name = self._splits[role]
         return ShapesSplit(name, self._lengths[name], self._image_size, self._seed, self.info.ignore_index)
 
@@ -119,8 +113,8 @@ def _background(size: int, rng: np.random.Generator) -> _Floats:
     return np.asarray(top * (1 - down) + bottom * down)
 
 
-def _draw(picture: _Floats, label: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
-    """Put one shape, partly outside the picture at times, into both arrays."""
+def _draw(image: _Floats, label: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
+    """Put one shape, partly outside the image at times, into both arrays."""
     size = len(label)
     shape, texture = rng.integers(len(SHAPES)), rng.integers(len(TEXTURES))
     radius = rng.uniform(0.16, 0.28) * size
@@ -140,7 +134,7 @@ def _draw(picture: _Floats, label: npt.NDArray[np.uint8], rng: np.random.Generat
         odd = odd + np.floor(v / period)
     first = rng.integers(0, 256, 3).astype(np.float64)
     second = (first + rng.integers(80, 177, 3)) % 256  # far from the first in every channel
-    picture[rows, columns][inside] = np.where(odd[..., None] % 2 == 0, first, second)[inside]
+    image[rows, columns][inside] = np.where(odd[..., None] % 2 == 0, first, second)[inside]
     label[rows, columns][inside] = 1 + shape * len(TEXTURES) + texture
 
 

@@ -1,44 +1,46 @@
-"""Joint changes of picture and label, and the way from PIL to normalised tensors.
+"""Joint changes of image and label, and the way from PIL to normalised tensors.
 
-An augmentation is a callable ``(picture, label, rng) -> (picture, label)``, random through ``rng`` alone.
+An augmentation is a callable ``(image, label, rng) -> (image, label)``, random through ``rng`` alone.
 Labels are sampled nearest: anything else would invent class ids.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
+from pydantic import Field
 from torch import Tensor
 
 from pspexp.data.dataset import Sample
-from pspexp.errors import UserError
+from pspexp.errors import ArgumentError
+from pspexp.utils.arguments import checked
 
 _Fill = int | tuple[int, ...]
 _BILINEAR, _NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
 
 
 class _Axis(NamedTuple):
-    """Where the crop lies along one axis, in pixels of the scaled picture."""
+    """Where the crop lies along one axis, in pixels of the scaled image."""
 
-    length: int  # of the picture before scaling
-    scaled: int  # of the picture after scaling
+    length: int  # of the image before scaling
+    scaled: int  # of the image after scaling
     start: int  # first scaled pixel that survives
     kept: int  # how many survive
     pad: int  # pixels of padding before them
 
     @classmethod
     def place(cls, length: int, scale: float, crop: int, place: float) -> "_Axis":
-        """``place`` in [0, 1) chooses among the possible windows; a picture that is too small is centred."""
+        """``place`` in [0, 1) chooses among the possible windows; a image that is too small is centred."""
         scaled = max(1, round(length * scale))
         kept = min(scaled, crop)
         return cls(length, scaled, int(place * (scaled - kept + 1)), kept, (crop - kept) // 2)
 
     @property
     def source(self) -> tuple[float, float]:
-        """The surviving interval in the picture before scaling."""
+        """The surviving interval in the image before scaling."""
         return self.start * self.length / self.scaled, (self.start + self.kept) * self.length / self.scaled
 
 
@@ -47,22 +49,22 @@ class _Crop:
 
     def __init__(self, crop_size: int, mean: Sequence[float], ignore_index: int) -> None:
         if crop_size < 1:
-            raise UserError(f"crop_size={crop_size}: must be at least 1")
+            raise ArgumentError(f"crop_size={crop_size}: must be at least 1")
         self.crop_size = crop_size
         self.colour = tuple(round(255 * value) for value in mean)
         self.ignore_index = ignore_index
 
-    def resized(self, picture: Image.Image, label: Image.Image, x: _Axis, y: _Axis) -> Sample:
+    def resized(self, image: Image.Image, label: Image.Image, x: _Axis, y: _Axis) -> Sample:
         """Scale and crop at once: only the pixels that survive are computed."""
         (left, right), (top, bottom) = x.source, y.source
         size, box, corner = (x.kept, y.kept), (left, top, right, bottom), (x.pad, y.pad)
         return (
-            self._padded(picture.resize(size, _BILINEAR, box), self.colour, corner),
+            self._padded(image.resize(size, _BILINEAR, box), self.colour, corner),
             self._padded(label.resize(size, _NEAREST, box), self.ignore_index, corner),
         )
 
-    def rotated(self, picture: Image.Image, label: Image.Image, x: _Axis, y: _Axis, degrees: float) -> Sample:
-        """The same, turned about the picture's centre, as one affine map from the crop into the picture."""
+    def rotated(self, image: Image.Image, label: Image.Image, x: _Axis, y: _Axis, degrees: float) -> Sample:
+        """The same, turned about the image's centre, as one affine map from the crop into the image."""
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         per_x, per_y = x.length / x.scaled, y.length / y.scaled
         dx, dy = x.start - x.pad - x.scaled / 2, y.start - y.pad - y.scaled / 2  # crop corner from the centre
@@ -71,14 +73,14 @@ class _Crop:
         second = (-per_y * sin, per_y * cos, per_y * (cos * dy - sin * dx) + y.length / 2)
         size, affine, kind = (self.crop_size, self.crop_size), (*first, *second), Image.Transform.AFFINE
         return (
-            picture.transform(size, kind, affine, _BILINEAR, fillcolor=self.colour),
+            image.transform(size, kind, affine, _BILINEAR, fillcolor=self.colour),
             label.transform(size, kind, affine, _NEAREST, fillcolor=self.ignore_index),
         )
 
-    def centred(self, picture: Image.Image, label: Image.Image) -> Sample:
-        """The middle of the picture at its own size."""
-        corner = ((self.crop_size - picture.width) // 2, (self.crop_size - picture.height) // 2)
-        return self._padded(picture, self.colour, corner), self._padded(label, self.ignore_index, corner)
+    def centred(self, image: Image.Image, label: Image.Image) -> Sample:
+        """The middle of the image at its own size."""
+        corner = ((self.crop_size - image.width) // 2, (self.crop_size - image.height) // 2)
+        return self._padded(image, self.colour, corner), self._padded(label, self.ignore_index, corner)
 
     def _padded(self, image: Image.Image, fill: _Fill, corner: tuple[int, int]) -> Image.Image:
         if image.size == (self.crop_size, self.crop_size):
@@ -88,87 +90,87 @@ class _Crop:
         return canvas
 
 
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
 class ScaleCropFlip:
-    """Random scale, random crop, random horizontal flip: the reference's training input. Colour jitter if wanted.
+    """Random scale, random crop, random horizontal flip, as the reference; optional colour jitter.
 
     The scale is uniform between the limits (hszhao/semseg, ``transform.RandScale``), so 1–2 is twice as
-    frequent as 0.5–1. A scaled picture smaller than the crop is centred in it.
+    frequent as 0.5–1. A scaled image smaller than the crop is centred in it.
 
     Args:
         crop_size: side of the result, in pixels.
         scale_min, scale_max: factors on width and height.
-        flip_probability: 0–1.
+        flip_probability: of a horizontal flip.
         mean: the padding's colour, RGB, as fractions of 255.
         ignore_index: label of the padding.
-        color_jitter: brightness, contrast and saturation are each multiplied by a factor within 1 ± this, 0–1.
+        color_jitter: brightness, contrast and saturation are each multiplied by a factor within 1 ± this.
     """
 
+    @checked
     def __init__(
         self,
         crop_size: int,
-        scale_min: float,
-        scale_max: float,
-        flip_probability: float,
+        scale_min: Factor,
+        scale_max: Factor,
+        flip_probability: Probability,
         mean: Sequence[float],
         ignore_index: int,
-        color_jitter: float = 0.0,
+        color_jitter: Probability = 0.0,
     ) -> None:
         _check_scale(scale_min, scale_max)
-        _check_probabilities(flip_probability=flip_probability, color_jitter=color_jitter)
         self._crop = _Crop(crop_size, mean, ignore_index)
         self.scale_min, self.scale_max = scale_min, scale_max
         self.flip_probability, self.color_jitter = flip_probability, color_jitter
 
-    def __call__(self, picture: Image.Image, label: Image.Image, rng: np.random.Generator) -> Sample:
-        x, y = _random_window(picture.size, self._crop.crop_size, self.scale_min, self.scale_max, rng)
+    def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> Sample:
+        x, y = _random_window(image.size, self._crop.crop_size, self.scale_min, self.scale_max, rng)
         flip = rng.random() < self.flip_probability
-        picture, label = _flipped(self._crop.resized(picture, label, x, y), flip)
+        image, label = _flipped(self._crop.resized(image, label, x, y), flip)
         if self.color_jitter:
             for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
                 factor = 1 + rng.uniform(-self.color_jitter, self.color_jitter)
-                picture = enhance(picture).enhance(factor)
-        return picture, label
+                image = enhance(image).enhance(factor)
+        return image, label
 
 
 class SemsegAugment:
     """`ScaleCropFlip` with a random rotation and a Gaussian blur, the recipe of hszhao/semseg.
 
-    There, blur is OpenCV's 5×5 kernel: sigma 1.1. The rotation turns about the picture's centre.
+    There, blur is OpenCV's 5×5 kernel: sigma 1.1. The rotation turns about the image's centre.
 
     Args:
         crop_size, scale_min, scale_max, flip_probability, mean, ignore_index: as in `ScaleCropFlip`.
         rotate_degrees: the angle is uniform between minus and plus this.
-        rotate_probability, blur_probability: 0–1.
+        rotate_probability, blur_probability: of each.
         blur_sigma: in pixels of the result.
     """
 
+    @checked
     def __init__(
         self,
         crop_size: int,
-        scale_min: float,
-        scale_max: float,
-        flip_probability: float,
-        rotate_degrees: float,
-        rotate_probability: float,
-        blur_probability: float,
-        blur_sigma: float,
+        scale_min: Factor,
+        scale_max: Factor,
+        flip_probability: Probability,
+        rotate_degrees: Annotated[float, Field(ge=0, allow_inf_nan=False)],
+        rotate_probability: Probability,
+        blur_probability: Probability,
+        blur_sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)],
         mean: Sequence[float],
         ignore_index: int,
     ) -> None:
         _check_scale(scale_min, scale_max)
-        _check_probabilities(
-            flip_probability=flip_probability,
-            rotate_probability=rotate_probability,
-            blur_probability=blur_probability,
-        )
         self._crop = _Crop(crop_size, mean, ignore_index)
         self.scale_min, self.scale_max = scale_min, scale_max
         self.flip_probability = flip_probability
         self.rotate_degrees, self.rotate_probability = rotate_degrees, rotate_probability
         self.blur_probability, self.blur_sigma = blur_probability, blur_sigma
 
-    def __call__(self, picture: Image.Image, label: Image.Image, rng: np.random.Generator) -> Sample:
-        x, y = _random_window(picture.size, self._crop.crop_size, self.scale_min, self.scale_max, rng)
+    def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> Sample:
+        x, y = _random_window(image.size, self._crop.crop_size, self.scale_min, self.scale_max, rng)
         flip, rotate, blur = rng.random(3) < (
             self.flip_probability,
             self.rotate_probability,
@@ -176,16 +178,16 @@ class SemsegAugment:
         )
         degrees = rng.uniform(-self.rotate_degrees, self.rotate_degrees)
         if rotate:
-            picture, label = self._crop.rotated(picture, label, x, y, degrees)
+            image, label = self._crop.rotated(image, label, x, y, degrees)
         else:
-            picture, label = self._crop.resized(picture, label, x, y)
+            image, label = self._crop.resized(image, label, x, y)
         if blur:
-            picture = picture.filter(ImageFilter.GaussianBlur(self.blur_sigma))
-        return _flipped((picture, label), bool(flip))
+            image = image.filter(ImageFilter.GaussianBlur(self.blur_sigma))
+        return _flipped((image, label), bool(flip))
 
 
 class NoAugment:
-    """The middle of the picture at its own size, cut or padded to the crop; nothing random.
+    """The middle of the image at its own size, cut or padded to the crop; nothing random.
 
     Args:
         crop_size, mean, ignore_index: as in `ScaleCropFlip`.
@@ -194,13 +196,13 @@ class NoAugment:
     def __init__(self, crop_size: int, mean: Sequence[float], ignore_index: int) -> None:
         self._crop = _Crop(crop_size, mean, ignore_index)
 
-    def __call__(self, picture: Image.Image, label: Image.Image, rng: np.random.Generator) -> Sample:
-        return self._crop.centred(picture, label)
+    def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> Sample:
+        return self._crop.centred(image, label)
 
 
-def to_tensors(picture: Image.Image, label: Image.Image) -> tuple[Tensor, Tensor]:
-    """RGB picture and "L" label to uint8 ``[3, H, W]`` and uint8 ``[H, W]``."""
-    pixels = np.asarray(picture).transpose(2, 0, 1).copy()  # numpy reorders twice as fast as torch
+def to_tensors(image: Image.Image, label: Image.Image) -> tuple[Tensor, Tensor]:
+    """RGB image and "L" label to uint8 ``[3, H, W]`` and uint8 ``[H, W]``."""
+    pixels = np.asarray(image).transpose(2, 0, 1).copy()  # numpy reorders twice as fast as torch
     return torch.from_numpy(pixels), torch.from_numpy(np.array(label))
 
 
@@ -237,17 +239,5 @@ def _flipped(sample: Sample, flip: bool) -> Sample:
 
 
 def _check_scale(scale_min: float, scale_max: float) -> None:
-    if not 0 < scale_min <= scale_max:
-        raise UserError(
-            f"augment.scale_min={scale_min}, augment.scale_max={scale_max}: need 0 < scale_min <= scale_max"
-        )
-
-
-def _check_probabilities(**probabilities: float) -> None:
-    wrong = [
-        f"augment.{key}={value}: must lie between 0 and 1"
-        for key, value in probabilities.items()
-        if not 0 <= value <= 1
-    ]
-    if wrong:
-        raise UserError(*wrong)
+    if scale_min > scale_max:
+        raise ArgumentError(f"scale_min={scale_min}, scale_max={scale_max}: scale_min must not exceed scale_max")

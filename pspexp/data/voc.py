@@ -7,10 +7,10 @@ from pathlib import Path
 from PIL import Image
 
 from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_colours, fingerprint, identity
-from pspexp.data.labels import VOC_COLOURS, VOID, read_label, read_picture
-from pspexp.errors import UserError, did_you_mean
+from pspexp.data.labels import VOC_COLOURS, VOID, read_image, read_label
+from pspexp.errors import UserError, did_you_mean, setting
 
-PICTURES, SPLITS = "JPEGImages", "ImageSets/Segmentation"
+IMAGES, SPLITS = "JPEGImages", "ImageSets/Segmentation"
 LABELS, GREY_LABELS = "SegmentationClass", "SegmentationClassGray"
 _INVALID = 256  # marks label values that no class has
 
@@ -20,15 +20,15 @@ class VocSplit:
 
     Args:
         names: one per sample.
-        pictures, labels: their files.
+        images, labels: their files.
         values: class id or ignore index for each of the 256 label values; 256 where there is none.
     """
 
     def __init__(
-        self, names: Sequence[str], pictures: Sequence[Path], labels: Sequence[Path], values: Sequence[int]
+        self, names: Sequence[str], images: Sequence[Path], labels: Sequence[Path], values: Sequence[int]
     ) -> None:
         self.names = list(names)
-        self._pictures = list(pictures)
+        self._images = list(images)
         self._labels = list(labels)
         self._table = [value % 256 for value in values]
         self._invalid = [value for value, meaning in enumerate(values) if meaning == _INVALID]
@@ -37,31 +37,31 @@ class VocSplit:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        """RGB picture and "L" label; UserError naming the file if either is broken or they do not fit."""
-        picture = read_picture(self._pictures[index])
+        """RGB image and "L" label; UserError naming the file if either is broken or they do not fit."""
+        image = read_image(self._images[index])
         path = self._labels[index]
         label = Image.fromarray(read_label(path))
-        if picture.size != label.size:
+        if image.size != label.size:
             raise UserError(
-                f"{path}: {_size(label)} pixels, but {self._pictures[index].name} has {_size(picture)}; "
-                "label and picture must have the same size"
+                f"{path}: {_size(label)} pixels, but {self._images[index].name} has {_size(image)}; "
+                "label and image must have the same size"
             )
         pixels = label.histogram()
         wrong = [value for value in self._invalid if pixels[value]]
         if wrong:
             raise UserError(
                 f"{path}: label value {', '.join(map(str, wrong[:10]))}, but this data set has "
-                f"0–{self._invalid[0] - 1} and {VOID} only; check dataset.class_names or the file"
+                f"0–{self._invalid[0] - 1} and {VOID} only; check {setting('dataset.class_names')} or the file"
             )
-        return picture, label.point(self._table)
+        return image, label.point(self._table)
 
     def fingerprint(self) -> str:
         """Of names, and of each file's folder, name and size."""
         with ThreadPoolExecutor(16) as pool:  # on network drives each file takes its time
             samples = zip(
-                self.names, pool.map(identity, self._pictures), pool.map(identity, self._labels), strict=True
+                self.names, pool.map(identity, self._images), pool.map(identity, self._labels), strict=True
             )  # fmt: skip
-            return fingerprint((name, *picture, *label) for name, picture, label in samples)
+            return fingerprint((name, *image, *label) for name, image, label in samples)
 
 
 class VocDataset:
@@ -74,7 +74,7 @@ class VocDataset:
         class_names: None reads ``classes.txt`` in ``root``; otherwise nothing is read before `open`.
         ignore_index: what void pixels (255 in the files, and this value itself) become.
         train_split, val_split, test_split: names of the files in ``ImageSets/Segmentation``.
-        mean, std: of the picture's channels, RGB, as fractions of 255.
+        mean, std: of the image's channels, RGB, as fractions of 255.
         subfolder: name of the data set's own folder, such as ``VOC2007``; None if ``root`` is that folder.
         ignore_background: True is the reference protocol: label 0 is ignored, label k becomes class k - 1.
     """
@@ -111,16 +111,16 @@ class VocDataset:
     def open(self, role: Role) -> VocSplit:
         """The samples of a role; raises UserError with all that is missing (counts and the first names)."""
         folder = find_tree(self._root, self._subfolder)
-        names = read_split(folder, self._splits[role], key=f"dataset.{role}_split")
-        pictures = files_by_name(folder / PICTURES, (".jpg", ".jpeg", ".png"))
+        names = read_split(folder, self._splits[role], key=setting(f"dataset.{role}_split"))
+        images = files_by_name(folder / IMAGES, (".jpg", ".jpeg", ".png"))
         labels = files_by_name(folder / LABELS, (".png",)) | files_by_name(folder / GREY_LABELS, (".png",))
         problems = [
-            *missing_files("pictures", names, pictures, folder / PICTURES),
+            *missing_files("images", names, images, folder / IMAGES),
             *missing_files("labels", names, labels, folder / LABELS),
         ]
         if problems:
             raise UserError(*problems)
-        return VocSplit(names, [pictures[n] for n in names], [labels[n] for n in names], self._values())
+        return VocSplit(names, [images[n] for n in names], [labels[n] for n in names], self._values())
 
     def _values(self) -> list[int]:
         """What each of the 256 label values means."""
@@ -140,8 +140,8 @@ def read_class_names(root: str) -> list[str]:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"dataset.class_names is not given and {path} cannot be read ({_reason(error)}): "
-            "write one class name a line there, or set dataset.class_names=[…]"
+            f"{setting('dataset.class_names')} is not set, and {path} cannot be read ({_reason(error)}): "
+            f"write one class name per line there, or set {setting('dataset.class_names')}=[…]"
         ) from error
     if not names:
         raise UserError(f"{path}: no class names in it; write one a line")
@@ -157,12 +157,12 @@ def find_tree(root: str, subfolder: str | None) -> Path:
         if base.resolve().name == subfolder:
             places.insert(0, base)
     for place in places:
-        if (place / PICTURES).is_dir():
+        if (place / IMAGES).is_dir():
             return place
-    tried = ", ".join(str(place / PICTURES) for place in places)
+    tried = ", ".join(str(place / IMAGES) for place in places)
     state = "no such folder" if not base.is_dir() else "no data set in the VOC layout there"
     hint = "; tools/prepare_voc.py unpacks a VOC tar" if subfolder else ""
-    raise UserError(f"dataset.root={root}: {state} (looked for {tried}); set it to the data set{hint}")
+    raise UserError(f"{setting('dataset.root', root)}: {state} (looked for {tried}); set it to the data set{hint}")
 
 
 def read_split(folder: Path, split: str, key: str) -> list[str]:

@@ -61,9 +61,9 @@ class Sized(Counted):
     """Each sample has a size of its own."""
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
-        picture, label = super().__getitem__(index)
+        image, label = super().__getitem__(index)
         size = (1 + index, 30 - index)
-        return picture.resize(size), label.resize(size, Image.Resampling.NEAREST)
+        return image.resize(size), label.resize(size, Image.Resampling.NEAREST)
 
 
 @pytest.mark.parametrize("kind", [Counted, Sized])
@@ -178,25 +178,25 @@ def test_a_sample_that_another_process_keeps_meanwhile_takes_room_once() -> None
 
 def test_a_sample_is_not_handed_out_before_it_is_whole() -> None:
     class Slow:
-        """A picture whose pixels come late: another process asks for the sample first."""
+        """A image whose pixels come late: another process asks for the sample first."""
 
-        def __init__(self, picture: Image.Image, meanwhile: Callable[[], object]) -> None:
-            self.picture, self.size, self.meanwhile = picture, picture.size, meanwhile
+        def __init__(self, image: Image.Image, meanwhile: Callable[[], object]) -> None:
+            self.image, self.size, self.meanwhile = image, image.size, meanwhile
 
         def tobytes(self) -> bytes:
             self.meanwhile()
-            return self.picture.tobytes()
+            return self.image.tobytes()
 
     class Late(Counted):
         cached: Any = None
         late = True
 
         def __getitem__(self, index: int) -> Any:
-            picture, label = super().__getitem__(index)
+            image, label = super().__getitem__(index)
             if not self.late:
-                return picture, label
+                return image, label
             self.late = False
-            return Slow(picture, lambda: seen.append(values(self.cached[index]))), label
+            return Slow(image, lambda: seen.append(values(self.cached[index]))), label
 
     seen: list[object] = []
     split = Late(3, side=256)
@@ -291,7 +291,7 @@ def test_training_and_validation_of_a_run_go_through_one_cache(
     config = compose([*TINY, "trainer.epochs=4", f"loader.cache_mib={mib}"])
     parts = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=False)
     for epoch in range(4):  # of 4 of the 5 images
-        list(parts.data.batches(2 * epoch, 2 * epoch + 2))
+        list(parts.loader.batches(2 * epoch, 2 * epoch + 2))
         if epoch:
             samples(parts.validation)
     assert len(decoded) == count

@@ -1,4 +1,4 @@
-"""Palette, grey and colour label pictures mean the same."""
+"""Palette, grey and colour label images mean the same."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pspexp.data.labels import VOC_CLASSES, VOC_COLOURS, colours_to_index, read_label, read_picture
+from pspexp.data.labels import VOC_CLASSES, VOC_COLOURS, colours_to_index, read_image, read_label
 from pspexp.errors import UserError
 
 LABEL = np.array([[0, 1, 2, 15], [20, 255, 7, 0]], np.uint8)
@@ -39,7 +39,7 @@ def test_every_voc_colour_has_its_index_and_no_other_colour_has_one() -> None:
     assert colours_to_index(others).tolist() == [-1] * 4
 
 
-def test_all_kinds_of_label_pictures_read_the_same(tmp_path: Path) -> None:
+def test_all_kinds_of_label_images_read_the_same(tmp_path: Path) -> None:
     save_palette(tmp_path / "palette.png", LABEL)
     Image.fromarray(LABEL).save(tmp_path / "grey.png")
     Image.fromarray(VOC_COLOURS[LABEL]).save(tmp_path / "rgb.png")
@@ -77,7 +77,7 @@ def test_unknown_colours_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "I;16", "LA"])
-def test_pictures_of_unclear_meaning_are_refused(tmp_path: Path, mode: str) -> None:
+def test_images_of_unclear_meaning_are_refused(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (4, 4)).save(tmp_path / "odd.png")
     with pytest.raises(UserError, match=r"odd\.png: a label must be"):
         read_label(tmp_path / "odd.png")
@@ -87,9 +87,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     good = tmp_path / "good.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 9, (64, 64), np.uint8)).save(good)
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:-200])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for name in ("cut.png", "text.png", "absent.png"):
         with pytest.raises(UserError, match=name):
             read_label(tmp_path / name)
         with pytest.raises(UserError, match=name):
-            read_picture(tmp_path / name)
+            read_image(tmp_path / name)

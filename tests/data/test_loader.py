@@ -18,7 +18,7 @@ from pspexp.errors import UserError
 
 
 class Numbered:
-    """Sample i is a picture of value i; ``broken`` ones cannot be read."""
+    """Sample i is a image of value i; ``broken`` ones cannot be read."""
 
     def __init__(self, length: int, broken: tuple[int, ...] = (), sizes: tuple[int, ...] = (4,)) -> None:
         self.names = [str(index) for index in range(length)]
@@ -34,14 +34,14 @@ class Numbered:
         return Image.new("RGB", size, (index, 0, 0)), Image.new("L", size, index % 3)
 
 
-def noise(picture: Image.Image, label: Image.Image, rng: np.random.Generator) -> Any:
-    pixels = np.asarray(picture).copy()
+def noise(image: Image.Image, label: Image.Image, rng: np.random.Generator) -> Any:
+    pixels = np.asarray(image).copy()
     pixels[..., 1:] = rng.integers(0, 256, (*pixels.shape[:2], 2))
     return Image.fromarray(pixels), label
 
 
-def same(picture: Image.Image, label: Image.Image) -> Any:
-    return picture, label
+def same(image: Image.Image, label: Image.Image) -> Any:
+    return image, label
 
 
 def make_loader(split: Any = None, **changes: Any) -> TrainLoader:

@@ -28,18 +28,18 @@ def make_source(**changes: Any) -> ShapesDataset:
     return ShapesDataset(**{**arguments, **changes})
 
 
-def test_pictures_are_the_same_everywhere() -> None:
-    picture, label = make_source().open("train")[3]
-    digest = hashlib.sha256(picture.tobytes() + label.tobytes()).hexdigest()
+def test_images_are_the_same_everywhere() -> None:
+    image, label = make_source().open("train")[3]
+    digest = hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()
     assert digest == "b9176d0f537b9557a0d7cd3eac7e350f027796000ba1e4910b61a6e5a7d4106c"
 
 
-def test_pictures_depend_on_seed_split_and_index() -> None:
+def test_images_depend_on_seed_split_and_index() -> None:
     source = make_source()
-    pictures = [source.open("train")[0], source.open("train")[1], source.open("val")[0]]
-    pictures.append(make_source(seed=1).open("train")[0])
-    assert len({picture.tobytes() for picture, _ in pictures}) == 4
-    assert source.open("train")[0][0].tobytes() == pictures[0][0].tobytes()
+    images = [source.open("train")[0], source.open("train")[1], source.open("val")[0]]
+    images.append(make_source(seed=1).open("train")[0])
+    assert len({image.tobytes() for image, _ in images}) == 4
+    assert source.open("train")[0][0].tobytes() == images[0][0].tobytes()
 
 
 def test_all_classes_and_the_boundary_occur() -> None:
@@ -71,7 +71,7 @@ def test_all_wrong_settings_are_named_at_once() -> None:
     with pytest.raises(UserError) as caught:
         make_source(val_split="vall", image_size=8, num_train=0, seed=-1)
     text = str(caught.value)
-    for part in ("dataset.val_split=vall", "did you mean 'val'", "image_size=8", "num_train=0", "seed=-1"):
+    for part in ("val_split=vall: must be 'train' or 'val'", "image_size=8", "num_train=0", "seed=-1"):
         assert part in text
 
 

@@ -14,9 +14,9 @@ COLOUR = (124, 116, 104)
 
 def make_sample(width: int = 61, height: int = 47) -> tuple[Image.Image, Image.Image]:
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8))
     label = np.kron(rng.integers(0, 5, (height // 7 + 1, width // 7 + 1)), np.ones((7, 7))).astype(np.uint8)
-    return picture.resize((width, height)), Image.fromarray(label[:height, :width])
+    return image.resize((width, height)), Image.fromarray(label[:height, :width])
 
 
 def scale_crop_flip(crop: int, low: float, high: float, flip: float = 0.0) -> ScaleCropFlip:
@@ -25,12 +25,12 @@ def scale_crop_flip(crop: int, low: float, high: float, flip: float = 0.0) -> Sc
 
 @pytest.mark.parametrize("scale", [0.5, 0.8, 1.0, 1.37, 2.0])
 def test_crop_before_resize_equals_a_crop_of_the_whole(scale: float) -> None:
-    picture, label = make_sample()
+    image, label = make_sample()
     size = (round(61 * scale), round(47 * scale))
-    whole = np.asarray(picture.resize(size, Image.Resampling.BILINEAR)).astype(int)
+    whole = np.asarray(image.resize(size, Image.Resampling.BILINEAR)).astype(int)
     whole_label = np.asarray(label.resize(size, Image.Resampling.NEAREST))
     for seed in range(5):
-        got, got_label = scale_crop_flip(20, scale, scale)(picture, label, np.random.default_rng(seed))
+        got, got_label = scale_crop_flip(20, scale, scale)(image, label, np.random.default_rng(seed))
         crops = [
             (y, x)
             for y in range(size[1] - 19)
@@ -42,11 +42,11 @@ def test_crop_before_resize_equals_a_crop_of_the_whole(scale: float) -> None:
         assert (whole_label[y : y + 20, x : x + 20] == np.asarray(got_label)).mean() > 0.99
 
 
-def test_small_pictures_are_centred_in_mean_colour_and_ignore() -> None:
-    picture, label = make_sample(10, 6)
-    got, got_label = scale_crop_flip(16, 1.0, 1.0)(picture, label, np.random.default_rng(0))
+def test_small_images_are_centred_in_mean_colour_and_ignore() -> None:
+    image, label = make_sample(10, 6)
+    got, got_label = scale_crop_flip(16, 1.0, 1.0)(image, label, np.random.default_rng(0))
     pixels, ids = np.asarray(got), np.asarray(got_label)
-    assert (pixels[5:11, 3:13] == np.asarray(picture)).all()
+    assert (pixels[5:11, 3:13] == np.asarray(image)).all()
     assert (ids[5:11, 3:13] == np.asarray(label)).all()
     ids = ids.copy()
     ids[5:11, 3:13] = 255
@@ -54,20 +54,20 @@ def test_small_pictures_are_centred_in_mean_colour_and_ignore() -> None:
     assert tuple(pixels[0, 0]) == COLOUR
 
 
-def test_flip_mirrors_picture_and_label() -> None:
-    picture, label = make_sample(16, 16)
-    got, got_label = scale_crop_flip(16, 1.0, 1.0, flip=1.0)(picture, label, np.random.default_rng(0))
-    assert (np.asarray(got) == np.asarray(picture)[:, ::-1]).all()
+def test_flip_mirrors_image_and_label() -> None:
+    image, label = make_sample(16, 16)
+    got, got_label = scale_crop_flip(16, 1.0, 1.0, flip=1.0)(image, label, np.random.default_rng(0))
+    assert (np.asarray(got) == np.asarray(image)[:, ::-1]).all()
     assert (np.asarray(got_label) == np.asarray(label)[:, ::-1]).all()
 
 
 def test_scale_and_flip_follow_their_distributions() -> None:
-    picture, label = Image.new("RGB", (40, 40)), Image.fromarray(np.zeros((40, 40), np.uint8))
+    image, label = Image.new("RGB", (40, 40)), Image.fromarray(np.zeros((40, 40), np.uint8))
     label.paste(1, (0, 0, 20, 40))
     augment = scale_crop_flip(80, 0.5, 2.0, flip=0.5)
     sides, flips = [], 0
     for seed in range(400):
-        ids = np.asarray(augment(picture, label, np.random.default_rng(seed))[1])
+        ids = np.asarray(augment(image, label, np.random.default_rng(seed))[1])
         sides.append((ids[40] != 255).sum())
         flips += ids[40][ids[40] != 255][0] == 0
     assert 19 <= min(sides) <= 22
@@ -76,11 +76,11 @@ def test_scale_and_flip_follow_their_distributions() -> None:
     assert abs(flips - 200) < 40
 
 
-def test_every_part_of_the_picture_is_reached() -> None:
-    picture = Image.new("RGB", (30, 20))
+def test_every_part_of_the_image_is_reached() -> None:
+    image = Image.new("RGB", (30, 20))
     label = Image.fromarray(np.arange(30, dtype=np.uint8)[None].repeat(20, 0))
     lefts = {
-        int(np.asarray(scale_crop_flip(8, 1.0, 1.0)(picture, label, np.random.default_rng(s))[1])[0, 0])
+        int(np.asarray(scale_crop_flip(8, 1.0, 1.0)(image, label, np.random.default_rng(s))[1])[0, 0])
         for s in range(300)
     }
     assert lefts == set(range(23))
@@ -108,15 +108,15 @@ def test_results_have_the_size_depend_on_the_rng_only_and_keep_the_ids(name: str
     assert (len(set(results)) == 4) == (name == "none")
 
 
-def test_rotation_turns_picture_and_label_alike_about_the_centre() -> None:
-    picture = Image.new("RGB", (64, 64))
-    picture.paste((200, 0, 0), (40, 20, 60, 28))
+def test_rotation_turns_image_and_label_alike_about_the_centre() -> None:
+    image = Image.new("RGB", (64, 64))
+    image.paste((200, 0, 0), (40, 20, 60, 28))
     label = Image.new("L", (64, 64))
     label.paste(1, (40, 20, 60, 28))
     augment = SemsegAugment(64, 1.0, 1.0, 0.0, 10.0, 1.0, 0.0, 1.1, MEAN, 255)
     turned = []
     for seed in range(12):
-        got, ids = (np.asarray(part) for part in augment(picture, label, np.random.default_rng(seed)))
+        got, ids = (np.asarray(part) for part in augment(image, label, np.random.default_rng(seed)))
         inside = ids != 255
         assert ((got[..., 0] > 100) == (ids == 1))[inside].mean() > 0.995
         ys, xs = np.nonzero(ids == 1)
@@ -129,20 +129,20 @@ def test_rotation_turns_picture_and_label_alike_about_the_centre() -> None:
 
 
 def test_no_augment_takes_the_middle() -> None:
-    picture, label = make_sample(40, 20)
-    got, ids = NoAugment(30, MEAN, 255)(picture, label, np.random.default_rng(0))
-    assert (np.asarray(got)[5:25] == np.asarray(picture)[:, 5:35]).all()
+    image, label = make_sample(40, 20)
+    got, ids = NoAugment(30, MEAN, 255)(image, label, np.random.default_rng(0))
+    assert (np.asarray(got)[5:25] == np.asarray(image)[:, 5:35]).all()
     assert (np.asarray(ids)[5:25] == np.asarray(label)[:, 5:35]).all()
     assert (np.asarray(ids)[:5] == 255).all()
 
 
 def test_tensors_and_normalisation() -> None:
-    picture, label = make_sample(5, 3)
-    pixels, ids = to_tensors(picture, label)
+    image, label = make_sample(5, 3)
+    pixels, ids = to_tensors(image, label)
     assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, 3, 5))
     assert (ids.dtype, tuple(ids.shape)) == (torch.uint8, (3, 5))
     std = [0.229, 0.224, 0.225]
-    wanted = ((np.asarray(picture) / 255 - MEAN) / std).transpose(2, 0, 1)
+    wanted = ((np.asarray(image) / 255 - MEAN) / std).transpose(2, 0, 1)
     got = normalize(pixels[None], MEAN, std, torch.float64)
     np.testing.assert_allclose(got[0].numpy(), wanted, rtol=1e-12)
     assert normalize(pixels[None], MEAN, std).dtype == torch.float32

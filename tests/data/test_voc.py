@@ -58,8 +58,8 @@ def test_root_may_be_any_of_the_three_folders(tmp_path: Path, monkeypatch: pytes
 def test_reference_protocol_ignores_background_and_boundary(tmp_path: Path) -> None:
     make_tree(tmp_path / "VOC2007")
     source = make_source(tmp_path)
-    picture, label = source.open("train")[1]
-    assert picture.mode == "RGB"
+    image, label = source.open("train")[1]
+    assert image.mode == "RGB"
     assert np.asarray(label).tolist() == [[255, 0, 19, 255], [255, 14, 14, 255]]
     assert source.info.palette.tolist() == VOC_COLOURS[1:21].tolist()
 
@@ -126,8 +126,8 @@ def test_all_missing_files_are_counted_at_once(tmp_path: Path) -> None:
     (tree / "SegmentationClass/000003.png").unlink()
     with pytest.raises(UserError) as caught:
         make_source(tmp_path).open("train")
-    pictures, labels = caught.value.problems
-    assert "9 pictures are missing: 000000, 000001, 000002, 000003, 000004, …" in pictures
+    images, labels = caught.value.problems
+    assert "9 images are missing: 000000, 000001, 000002, 000003, 000004, …" in images
     assert "1 labels are missing: 000003" in labels
 
 

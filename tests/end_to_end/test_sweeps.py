@@ -122,9 +122,9 @@ def test_jobs_are_flat_runs_that_one_filter_finds(cli: Cli, tmp_path: Path) -> N
     assert found[0].data.metrics["best/mean_iou"] == float(best["best/mean_iou"])
     assert f"| 1 | lr={best['optimizer.lr']},batch_size={best['loader.batch_size']} |" in note
     files = [file.path for file in client.list_artifacts(whole.info.run_id)]
-    pictures = [file.path for file in client.list_artifacts(whole.info.run_id, "plots")]
+    images = [file.path for file in client.list_artifacts(whole.info.run_id, "plots")]
     assert "sweep.csv" in files
-    assert pictures == ["plots/heat_map.png", "plots/parallel_coordinates.png"]
+    assert images == ["plots/heat_map.png", "plots/parallel_coordinates.png"]
 
     assert cli(*words) == 0  # nothing is left to do
     assert len(tracked(tmp_path)) == 5

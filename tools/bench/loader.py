@@ -83,12 +83,12 @@ def photographs(folder: Path) -> Path:
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (tree / part).mkdir(parents=True)
     for index in range(PHOTOGRAPHS):
-        picture = np.full((375, 500, 3), 128.0)
+        image = np.full((375, 500, 3), 128.0)
         for cells, contrast in ((4, 45), (16, 25), (64, 15), (256, 25)):
             noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8)).resize((500, 375))
-            picture += (np.asarray(noise) / 128.0 - 1) * contrast
+            image += (np.asarray(noise) / 128.0 - 1) * contrast
         file = tree / "JPEGImages" / f"{index:03}.jpg"
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(file, quality=92)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(file, quality=92)
         label = Image.new("P", (500, 375))
         label.putpalette(VOC_COLOURS.tobytes())
         for class_id in rng.integers(1, CLASSES, 3).tolist():

@@ -98,7 +98,7 @@ def convert_folder(
 
 
 def to_index(image: Image.Image, num_classes: int) -> tuple[Labels, dict[str, int]]:
-    """Indices of a label picture, and how many pixels have each value that is no class.
+    """Indices of a label image, and how many pixels have each value that is no class.
 
     Args:
         image: mode P, L or RGB.
@@ -190,10 +190,10 @@ def _convert(path: Path, *, partial_dir: Path, output_dir: Path, to_colour: bool
 
 
 def _compare(image: Image.Image, path: Path) -> str:
-    """Whether a file holds the same label in the same kind of picture."""
+    """Whether a file holds the same label in the same kind of image."""
     try:
         there = open_label(path)
-    except UserError:  # half of a picture, say
+    except UserError:  # half of a image, say
         return "different"
     same = there.mode == image.mode and there.size == image.size and there.tobytes() == image.tobytes()
     return "same" if same and there.getpalette() == image.getpalette() else "different"

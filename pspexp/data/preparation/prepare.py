@@ -13,8 +13,8 @@ from pspexp.data.preparation.archive import extract
 from pspexp.data.preparation.convert import convert_folder
 from pspexp.data.voc import (
     GREY_LABELS,
+    IMAGES,
     LABELS,
-    PICTURES,
     SPLITS,
     files_by_name,
     missing_files,
@@ -77,13 +77,13 @@ def prepare(
         raise UserError(f"{source}: no such file or folder; give a VOC tar or an unpacked folder")
     if source.is_dir():
         places = [source, *sorted(source.iterdir()), *sorted((source / "VOCdevkit").glob("*"))]
-        trees = [place for place in places if (place / PICTURES).is_dir()]
+        trees = [place for place in places if (place / IMAGES).is_dir()]
     else:
         paths = extract(source, output_dir, overwrite=overwrite, show_progress=show_progress)
-        parts = [path.parts[: path.parts.index(PICTURES)] for path in paths if PICTURES in path.parts[:-1]]
+        parts = [path.parts[: path.parts.index(IMAGES)] for path in paths if IMAGES in path.parts[:-1]]
         trees = [output_dir.joinpath(*part) for part in sorted(set(parts))]
     if not trees:
-        raise UserError(f"{source}: no data set in it (looked for a folder {PICTURES})")
+        raise UserError(f"{source}: no data set in it (looked for a folder {IMAGES})")
     return [_prepare_tree(tree, overwrite, num_workers, show_progress) for tree in trees]
 
 
@@ -111,7 +111,7 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _check_tree(folder: Path) -> dict[str, list[str]]:
-    """The splits; raises UserError unless each sample has a picture and a label of the same size."""
+    """The splits; raises UserError unless each sample has a image and a label of the same size."""
     problems: list[str] = []
     splits: dict[str, list[str]] = {}
     for path in sorted(file for file in (folder / SPLITS).glob("*.txt") if file.name[0] != "."):
@@ -121,16 +121,16 @@ def _check_tree(folder: Path) -> dict[str, list[str]]:
             problems += error.problems
     if not splits and not problems:
         problems.append(f"{folder / SPLITS}: no split files (train.txt, val.txt) in it")
-    pictures = files_by_name(folder / PICTURES, (".jpg", ".jpeg", ".png"))
+    images = files_by_name(folder / IMAGES, (".jpg", ".jpeg", ".png"))
     labels = files_by_name(folder / LABELS, (".png",))
     for split, names in splits.items():
-        found = [f"split {split}: {line}" for line in missing_files("pictures", names, pictures, folder / PICTURES)]
+        found = [f"split {split}: {line}" for line in missing_files("images", names, images, folder / IMAGES)]
         if split != "test" or any(name in labels for name in names):  # VOC 2012 keeps its test labels
             found += [f"split {split}: {line}" for line in missing_files("labels", names, labels, folder / LABELS)]
         problems += found
     problems += _check_overlap(folder, splits)
     used = dict.fromkeys(name for names in splits.values() for name in names)
-    problems += _check_sizes((pictures[n], labels[n]) for n in used if n in pictures and n in labels)
+    problems += _check_sizes((images[n], labels[n]) for n in used if n in images and n in labels)
     if problems:
         raise UserError(*problems)
     return splits
@@ -157,7 +157,7 @@ def _check_sizes(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
                 with Image.open(path) as image:
                     sizes.append(f"{image.width}×{image.height}")
             except BROKEN_IMAGE as error:
-                problems.append(f"{path}: not a readable picture ({error})")
+                problems.append(f"{path}: not a readable image ({error})")
         if len(set(sizes)) == 2:
-            problems.append(f"{pair[1]}: {sizes[1]} pixels, but its picture has {sizes[0]}")
+            problems.append(f"{pair[1]}: {sizes[1]} pixels, but its image has {sizes[0]}")
     return problems[:_SHOWN] + ([f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])

@@ -47,7 +47,7 @@ def labels(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_all_kinds_become_index_pictures(labels: Path, tmp_path: Path, num_workers: int) -> None:
+def test_all_kinds_become_index_images(labels: Path, tmp_path: Path, num_workers: int) -> None:
     done = convert_folder(labels, tmp_path / "new/out", num_workers=num_workers)
     assert (done.written, done.kept) == (5, 0)
     for seed in range(5):

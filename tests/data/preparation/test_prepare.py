@@ -82,7 +82,7 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
     folder = out / "VOCdevkit/VOC2007"
     everything = files_in(out)
     (folder / "JPEGImages/b.jpg").unlink()
-    (out / ".voc.tar.123.partial").write_text("half a picture, from a killed run")
+    (out / ".voc.tar.123.partial").write_text("half a image, from a killed run")
     (folder / "SegmentationClassGray/c.png").unlink()
     kept = {path: (folder / path).stat().st_mtime_ns for path in files_in(folder)}
     (data,) = prepare(archive, out, num_workers=1)
@@ -228,13 +228,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda t: (t / "ImageSets/Segmentation/trainval.txt").write_text("a\nb"),
         "trainval is not train and val together: c",
     ),
-    "no picture": (lambda t: (t / "JPEGImages/b.jpg").unlink(), "split train: .*1 pictures are missing: b"),
+    "no image": (lambda t: (t / "JPEGImages/b.jpg").unlink(), "split train: .*1 images are missing: b"),
     "no label": (lambda t: (t / "SegmentationClass/c.png").unlink(), "split val: .*1 labels are missing: c"),
     "size": (
         lambda t: Image.new("RGB", (3, 2)).save(t / "JPEGImages/a.jpg"),
-        r"a\.png: 4×2 pixels, but its picture has 3×2",
+        r"a\.png: 4×2 pixels, but its image has 3×2",
     ),
-    "broken": (lambda t: (t / "JPEGImages/a.jpg").write_text("x"), r"a\.jpg: not a readable picture"),
+    "broken": (lambda t: (t / "JPEGImages/a.jpg").write_text("x"), r"a\.jpg: not a readable image"),
     "colour": (
         lambda t: Image.new("RGB", (4, 2), (9, 9, 9)).save(t / "SegmentationClass/a.png"),
         r"colour \(9, 9, 9\) is no class: 8 pixels",
