@@ -25,7 +25,7 @@ import sys
 import pspexp
 
 assert pspexp.__file__.startswith(sys.argv[1]), pspexp.__file__
-page = pathlib.Path(pspexp.__file__).parent / "compare" / "page.html"
+page = pathlib.Path(pspexp.__file__).parent / "jobs" / "compare" / "page.html"
 assert page.is_file(), page
 classes = pspexp.compose(["experiment=quickstart"]).dataset.class_names
 assert pspexp.compose(["experiment=quickstart", "+sweep=lr_batch"]).loader.batch_size == 4
