@@ -31,7 +31,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return validated(*args, **kwargs)
         except ValidationError as error:
-            if error.title != function.__qualname__:
+            if error.title not in (function.__name__, function.__qualname__):
                 raise  # by the function itself
             problems = [describe(problem, names) for problem in error.errors()]
         raise ArgumentError(*problems)
