@@ -205,7 +205,7 @@ def test_jobs_that_would_share_a_folder_are_refused(
     cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli(*GRID, "trainer.max_steps=1", "seed=1,2", "hydra.sweep.subdir=${crop_size}") == 1
-    assert "hydra.sweep.subdir: jobs 0 and 1 share" in capfd.readouterr().out
+    assert "hydra.sweep.subdir: jobs 0 and 1 share" in capfd.readouterr().err
     assert column(tmp_path / "sweep", "status") == ["FINISHED"]
 
 
