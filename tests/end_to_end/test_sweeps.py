@@ -56,7 +56,9 @@ def test_failing_jobs_leave_the_others_and_are_told(
     statuses = dict(zip(column(tmp_path / "sweep", "job"), column(tmp_path / "sweep", "status"), strict=True))
     assert statuses == dict.fromkeys("01234", "FAILED") | {"5": "FINISHED"}
     errors = column(tmp_path / "sweep", "error")
-    assert all("loader.batch_size=1" in error for error in errors[:3])
+    assert "optimizer.lr=-1" in errors[0]
+    assert "1 more" in errors[0]  # loader.batch_size=1
+    assert all("loader.batch_size=1" in error for error in errors[1:3])
     assert "optimizer.lr=-1" in errors[3]
     assert "loss" in errors[4]
     for job in "01234":
