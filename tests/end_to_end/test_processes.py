@@ -153,7 +153,7 @@ def test_the_world_size_may_change_on_request_if_the_images_per_step_stay(
     assert cli(*two, "trainer.max_steps=2") == 0
     allowed = "checkpoint.allow_world_size_change=true"
     assert cli(*overrides) == 2
-    assert "1 process now, the saved run has 2 processes" in capsys.readouterr().err
+    assert "1 process now, but 2 processes in the saved run" in capsys.readouterr().err
     assert cli(*overrides, allowed) == 2
     assert "4 × 1" not in (output := capsys.readouterr().err)
     assert "= 2 × 1: the saved run takes 2 × 2 images a step" in output
