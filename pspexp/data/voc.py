@@ -9,6 +9,7 @@ from PIL import Image
 from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_colours, fingerprint, identity
 from pspexp.data.labels import VOC_COLOURS, VOID, read_image, read_label
 from pspexp.errors import UserError, did_you_mean, setting
+from pspexp.utils.text import first_names
 
 IMAGES, SPLITS = "JPEGImages", "ImageSets/Segmentation"
 LABELS, GREY_LABELS = "SegmentationClass", "SegmentationClassGray"
@@ -185,7 +186,7 @@ def read_split(folder: Path, split: str, key: str) -> list[str]:
         raise UserError(f"{key}={split}: {path} names no samples")
     repeated = sorted({name for name in names if name in _repeated(names)})
     if repeated:
-        raise UserError(f"{key}={split}: {path} names {some(repeated)} more than once; keep each name once")
+        raise UserError(f"{key}={split}: {path} names {first_names(repeated)} more than once; keep each name once")
     return names
 
 
@@ -204,12 +205,7 @@ def missing_files(what: str, names: Iterable[str], files: dict[str, Path], folde
     if not missing:
         return []
     state = "" if folder.is_dir() else " (no such folder)"
-    return [f"{folder}{state}: {len(missing)} {what} are missing: {some(missing)}"]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first five names."""
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return [f"{folder}{state}: {len(missing)} {what} are missing: {first_names(missing)}"]
 
 
 def _repeated(names: Sequence[str]) -> set[str]:

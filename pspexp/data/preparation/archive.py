@@ -11,8 +11,8 @@ from typing import IO
 from rich.progress import track
 
 from pspexp.data.preparation.convert import remove_leftovers
-from pspexp.data.voc import some
 from pspexp.errors import UserError
+from pspexp.utils.text import first_names
 
 _DAMAGED = (tarfile.TarError, EOFError, zlib.error, LZMAError)
 _MAX_LINKS = 10
@@ -54,7 +54,7 @@ def extract(
         raise UserError(f"{archive}: cannot be unpacked into {output_dir} ({error})") from error
     if different:
         raise UserError(
-            f"{output_dir}: {len(different)} files differ from the archive's: {some(different)}; "
+            f"{output_dir}: {len(different)} files differ from the archive's: {first_names(different)}; "
             "remove them or use --overwrite"
         )
     return list(files)

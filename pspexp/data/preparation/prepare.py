@@ -20,9 +20,9 @@ from pspexp.data.voc import (
     missing_files,
     read_class_names,
     read_split,
-    some,
 )
 from pspexp.errors import UserError
+from pspexp.utils.text import first_names
 
 _SHOWN = 20
 
@@ -141,10 +141,10 @@ def _check_overlap(folder: Path, splits: dict[str, list[str]]) -> list[str]:
     problems = []
     if train & val:
         both = sorted(train & val)
-        problems.append(f"{folder / SPLITS}: {len(both)} samples are in train and in val: {some(both)}")
+        problems.append(f"{folder / SPLITS}: {len(both)} samples are in train and in val: {first_names(both)}")
     if {"train", "val", "trainval"} <= splits.keys() and set(splits["trainval"]) != train | val:
         odd = sorted(set(splits["trainval"]) ^ (train | val))
-        problems.append(f"{folder / SPLITS}: trainval is not train and val together: {some(odd)}")
+        problems.append(f"{folder / SPLITS}: trainval is not train and val together: {first_names(odd)}")
     return problems
 
 
