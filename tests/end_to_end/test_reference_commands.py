@@ -15,7 +15,7 @@ from tests.conftest import Cli
 
 CHECKOUT = Path(__file__).parents[2]
 README = (CHECKOUT / "README.md").read_text()
-BLOCK = re.search(r"The reference's published commands:\n\n```\n(.*?)```", README, re.DOTALL)
+BLOCK = re.search(r"The published commands of the reference, translated:\n\n```\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for line in BLOCK[1].splitlines() if not line.startswith("#")] if BLOCK else []
 
 # Overrides that make the runs small.
