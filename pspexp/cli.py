@@ -26,6 +26,7 @@ from pspexp import __version__
 from pspexp.config import compose as composition
 from pspexp.config.modes import MODES
 from pspexp.config.overrides import quoted
+from pspexp.config.resolve import expand_home, resolve
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
 from pspexp.launchers.base import Launcher
 
@@ -37,14 +38,14 @@ traceback_log = logging.getLogger("pspexp.traceback")  # to the log file of a jo
 # How long a process other than the main one waits before it reports a problem with the command. If all processes find
 # the same problem, the main one reports it, and the others are ended with it.
 REPORT_DELAY_S = 5
-NOTHING_GIVEN = """Nothing to run: choose a configuration, e.g. pspexp experiment=quickstart
+NOTHING_GIVEN = """Nothing to run; choose a configuration, e.g. pspexp experiment=quickstart
 pspexp --help lists all options."""
 
 
 def main() -> None:
     """Run the command line; exits with the codes of the README."""
     if not {"", str(Path.cwd())}.intersection(sys.path):
-        sys.path.append(str(Path.cwd()))  # for targets of the user's, as `python -m` does
+        sys.path.append(str(Path.cwd()))  # for the user's own targets, as with `python -m`
     try:
         code = run_command(sys.argv)
         sys.stdout.flush()
@@ -88,54 +89,54 @@ def run_command(command: Sequence[str]) -> int:
     )
     if arguments.multirun or config.hydra.mode == RunMode.MULTIRUN:
         return run_sweep(arguments, config)
-    job = composition.finish(composition.without_hydra(config), arguments.overrides)
+    job = resolve(composition.without_hydra(config), arguments.overrides)
     if arguments.cfg:
         print(OmegaConf.to_yaml(job), end="")
         return 0
     return run_single(job, config, arguments.overrides, command)
 
 
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Hydra's arguments; flags may stand between overrides.
+def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line like Hydra; flags may stand between overrides.
 
     Raises:
-        UserError: There are unknown flags, or some that exclude each other.
+        UserError: Flags are unknown or contradict each other.
     """
     parser = get_args_parser()
     parser.exit_on_error = False
     try:
-        arguments, unknown = parser.parse_known_intermixed_args(list(words))
+        arguments, unknown = parser.parse_known_intermixed_args(list(command))
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name}: {error.message}; see --hydra-help") from error
-    if flags := [word for word in unknown if word.startswith("-")]:
-        raise UserError(*composition.unknown_flags(flags, words))
+    if flags := [text for text in unknown if text.startswith("-")]:
+        raise UserError(*composition.unknown_flags(flags, command))
     if arguments.config_path:
         raise UserError("--config-path: cannot be replaced; add a folder of options with --config-dir")
     if arguments.config_dir and not Path(arguments.config_dir).is_dir():
         raise UserError(f"--config-dir={arguments.config_dir}: no such folder")
     if arguments.resolve and not (arguments.cfg or arguments.help):
-        raise UserError("--resolve: goes with --cfg only; add --cfg job, or leave it out")
+        raise UserError("--resolve: has no effect without --cfg; add --cfg job, or remove it")
     chosen = [name for name in ("multirun", "run", "cfg", "info") if getattr(arguments, name)]
     if len(chosen) > 1:
-        raise UserError(f"--{chosen[0]}: does not go with --{chosen[1]}; leave one of them out")
+        raise UserError(f"--{chosen[0]}: cannot be combined with --{chosen[1]}; remove one of them")
     arguments.overrides = list(arguments.overrides)
     return arguments
 
 
 def needs_resolving(arguments: argparse.Namespace) -> bool:
-    """Whether ``--cfg`` shows what Hydra does not know: what is filled in, or taken from a checkpoint or a run."""
+    """Whether ``--cfg`` must show values that Hydra does not know: resolved ones, or those of a checkpoint or run."""
     from_a_run = sets(arguments.overrides, "rerun") or "mode=test" in arguments.overrides
     return arguments.cfg == "job" and not arguments.package and (arguments.resolve or from_a_run)
 
 
 def run_hydra(arguments: argparse.Namespace) -> int:
-    """Let Hydra show what was asked for, or run the jobs of a sweep; returns the exit code."""
+    """Let Hydra print what was requested, or run the jobs of a sweep; returns the exit code."""
     try:
         _run_hydra(arguments, get_args_parser(), sweep_job, composition.conf_dir(), "config")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as end:
-        return EXIT_USER_ERROR if end.code == 1 else int(end.code or 0)  # Hydra's 1 is for wrong input
+        return EXIT_USER_ERROR if end.code == 1 else int(end.code or 0)  # Hydra exits with 1 for wrong input
     return 0
 
 
@@ -198,9 +199,9 @@ def run_sweep(arguments: argparse.Namespace, config: DictConfig) -> int:
     from pspexp.sweep.sweep import SWEEP_FILE, begin_or_resume
 
     refuse_externally_launched_sweep(config)
-    composition.expand_home(config)
+    expand_home(config)
     if not config.hydra.sweep.dir:
-        raise UserError("hydra.sweep.dir: is empty; give a folder, or leave it out")
+        raise UserError("hydra.sweep.dir: is empty; give a folder, or remove it")
     folder = Path(config.hydra.sweep.dir).expanduser().absolute()
     if not sets(arguments.overrides, "hydra.sweep.dir") and not (folder / SWEEP_FILE).is_file():
         folder = new_folder(folder)
@@ -259,13 +260,13 @@ def refuse_externally_launched_sweep(config: DictConfig) -> None:
 
 
 def is_non_main(overrides: Sequence[str]) -> bool:
-    """Whether this process probably is not the main one of several with the same command."""
+    """Whether this is probably not the main process of several that were started with the same command."""
     variables = {"launcher=torchrun": "RANK", "launcher=slurm": "SLURM_PROCID"}
     return any(os.environ.get(variables[text], "0") != "0" for text in overrides if text in variables)
 
 
 def sweep_job(config: DictConfig) -> float | None:
-    """One job of a sweep, called by Hydra; returns the best mean IoU for a sweeper to compare."""
+    """Run one job of a sweep, called by Hydra; returns the objective of the sweep."""
     from pspexp.sweep import jobs
 
     settings: Any = HydraConfig.get()
@@ -278,7 +279,7 @@ def sweep_job(config: DictConfig) -> float | None:
 
 
 def end_of_job(error: Exception, code: int, settings: HydraConf) -> None:
-    """Let the sweep know that a job did not finish."""
+    """Tell the sweep that a job did not finish."""
     from pspexp.sweep.devices import is_basic
 
     if isinstance(error, Interrupted):
@@ -288,7 +289,7 @@ def end_of_job(error: Exception, code: int, settings: HydraConf) -> None:
         traceback_log.error("job %s failed", settings.job.num, exc_info=error)
         if settings.sweeper._target_.endswith(".BasicSweeper"):
             return  # it compares nothing, and the overview reports the failure
-    # An optimiser needs to know. Of this kind of error Hydra prints the message only.
+    # For the sweeper. Of this type of error, Hydra prints only the message.
     raise CompactHydraException(f"job {settings.job.num}: {summarize(error)}")
 
 

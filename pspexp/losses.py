@@ -308,7 +308,7 @@ class OHEM(SegmentationLoss):
         """See `SegmentationLoss.pixel_losses`."""
         entropies = self.cross_entropies(logits, target)
         weights = self.pixel_weights(target, logits.dtype)
-        # Ignored pixels come last, whatever is asked for.
+        # Ignored pixels come last, however many are to be kept.
         hardness = entropies.detach().masked_fill(target == self.ignore_index, -1).flatten()
         limit: Tensor | float = -math.log(self.threshold)
         kept = min(self.min_kept, hardness.numel())

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from pspexp import optim
 from pspexp.data.cache import SampleCache
-from pspexp.data.loader import TrainLoader, eval_loader, worker_context
+from pspexp.data.loader import TrainLoader, eval_loader
 from pspexp.data.shapes import SHAPES_CLASSES, ShapesDataset
 from pspexp.data.transforms import ScaleCropFlip
+from pspexp.data.workers import worker_context
 from pspexp.engine import checkpoint
 from pspexp.engine.components import TrainingComponents
 from pspexp.engine.device import Device

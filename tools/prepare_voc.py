@@ -1,7 +1,7 @@
-"""Make a VOC data set ready: unpack a tar safely (or take an unpacked folder), check the tree and the splits,
-convert the labels to SegmentationClassGray, print how often each class occurs.
+"""Prepare a data set in VOC's layout: unpack a tar safely (or use an unpacked folder), check folders and splits,
+convert the labels to SegmentationClassGray, and print how often each class occurs.
 
-It can be interrupted and run again. Wrong input ends with exit code 2 and a list of all that is wrong.
+It can be interrupted and run again. Wrong input exits with code 2 and lists every problem.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from pspexp.errors import UserError
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="VOC tar (VOCtrainval_06-Nov-2007.tar), or an unpacked folder")
-    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="where a tar goes (default data)")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files that differ")
+    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="where to unpack a tar (default data)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files with other contents")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly exit removes what is unfinished
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly exit removes unfinished files
     try:
         done = prepare(
             args.source,
@@ -36,7 +36,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run it again to go on", file=sys.stderr)
+        print("interrupted; run the command again to continue", file=sys.stderr)
         return 130
     for data in done:
         show(data)
@@ -52,7 +52,7 @@ def show(data: Prepared) -> None:
     for row in data.rows():
         table.add_row(*row)
     console = Console()
-    # as wide as the numbers need where there is no terminal to fold them for
+    # Where there is no terminal, rows are not folded.
     Console(width=None if console.is_terminal else 40 + 30 * len(data.splits)).print(table)
     print(f"{data.folder}: ready, {data.written} labels converted, {len(data.pixels) - data.written} kept")
 

@@ -1,4 +1,4 @@
-"""Configuration becomes objects: the only caller of Hydra's ``instantiate``. All problems are reported at once."""
+"""Builds objects from the configuration: the only caller of Hydra's ``instantiate``. Reports all problems at once."""
 
 import logging
 import re
@@ -14,10 +14,12 @@ from torch import nn
 
 from pspexp.data.cache import SampleCache
 from pspexp.data.dataset import Split
-from pspexp.data.loader import TrainLoader, worker_context
+from pspexp.data.loader import TrainLoader
+from pspexp.data.workers import worker_context
 from pspexp.engine.components import Components, TrainingComponents
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
+from pspexp.engine.hooks import Hook
 from pspexp.engine.precision import Precision
 from pspexp.errors import ArgumentError, UserError
 
@@ -27,11 +29,11 @@ log = logging.getLogger(__name__)
 
 
 def build(node: DictConfig | dict[str, Any], **arguments: Any) -> Any:
-    """The object that a node with ``_target_`` describes, made from plain Python values.
+    """The object described by a node with ``_target_``, built from plain Python values.
 
     Args:
         node: Of the configuration.
-        arguments: Take the place of those in the node.
+        arguments: Replace those in the node.
 
     Raises:
         UserError: The target refuses its arguments; the problems name the keys of the configuration.
@@ -48,7 +50,7 @@ def build(node: DictConfig | dict[str, Any], **arguments: Any) -> Any:
 
 @contextmanager
 def named(key: str) -> Iterator[None]:
-    """Put the key of a node in front of what its target refuses.
+    """Prefix the problems with a target's arguments with the key of its node.
 
     Raises:
         UserError: In place of an ArgumentError, or another ValueError than a UserError.
@@ -64,19 +66,19 @@ def named(key: str) -> Iterator[None]:
 
 
 def build_partial(node: DictConfig, **arguments: Any) -> Any:
-    """`build` for a node with ``_partial_``, which is called with the arguments that are supplied at run time."""
+    """`build` for a node with ``_partial_``, called with the arguments supplied at run time."""
     with named(node._get_full_key(None)):
         return build(node)(**arguments)
 
 
 class ErrorCollector:
-    """Builds one thing after another and collects the problems with each, so that all are reported at once."""
+    """Builds one object after another and collects the problems with all of them, to report them together."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def __call__(self, make: Callable[..., Built], *needed: Any) -> Any:
-        """``make(*needed)``; None where it failed, or where something needed is None because it failed before."""
+        """``make(*needed)``; None if it fails, or if one of ``needed`` is None because it failed."""
         if any(one is None for one in needed):
             return None
         try:
@@ -90,7 +92,7 @@ def init_distributed(config: DictConfig, process: ProcessInfo) -> tuple[Device, 
     """The device of this process, and its connection to the others.
 
     Raises:
-        UserError: The device cannot be used, or not by several processes; lists what else cannot be built, too.
+        UserError: The device cannot be used, or not by several processes; lists all other problems, too.
     """
     try:
         device: Device = build(config.device, local_rank=process.local_rank)
@@ -103,10 +105,10 @@ def init_distributed(config: DictConfig, process: ProcessInfo) -> tuple[Device, 
 
 
 def build_components(config: DictConfig, device: Device, world: World) -> Components:
-    """Build what a test needs; the model's weights follow from its checkpoint.
+    """Build what a test needs, except for the model's weights, which are in its checkpoint.
 
     Raises:
-        UserError: with everything that cannot be built, in any process.
+        UserError: lists everything that cannot be built, in any process.
     """
     collector = ErrorCollector()
     components = collect_components(config, collector, device, world, start_weights=False)
@@ -114,25 +116,28 @@ def build_components(config: DictConfig, device: Device, world: World) -> Compon
     return Components(**components)
 
 
-def build_training(config: DictConfig, device: Device, world: World, *, start_weights: bool) -> TrainingComponents:
-    """Build what a training needs.
+def build_training(
+    config: DictConfig, device: Device, world: World, *, start_weights: bool
+) -> tuple[TrainingComponents, dict[str, Hook]]:
+    """Build what a training needs: its components, and its hooks by name.
 
     Args:
-        start_weights: let the model load the weights it is configured to start from. A saved state follows otherwise.
+        start_weights: load the weights that the model is configured to start from; False if a saved state follows.
 
     Raises:
-        UserError: with everything that cannot be built, in any process.
+        UserError: lists everything that cannot be built, in any process.
     """
     collector = ErrorCollector()
-    # The first process gives its weights to the others.
+    # The main process sends its weights to the others.
     components = collect_components(config, collector, device, world, start_weights and world.is_main_process)
     training = collector(lambda dataset: dataset.open("train"), components["dataset"])
     validation = collector(lambda dataset: dataset.open("val"), components["dataset"])
     cache = collector(SampleCache, config.loader.cache_mib, worker_context())
-    training, validation = (collector(SampleCache.over, cache, split) for split in (training, validation))
+    training, validation = (collector(SampleCache.wrap, cache, split) for split in (training, validation))
     augment = collector(lambda: build(config.augment))
     loader = collector(lambda *needed: training_data(config, device, world, *needed), training, augment)
-    # After the model has moved: on some devices moving replaces the parameters.
+    hooks = collector(lambda: build_hooks(config.hooks))
+    # After the model was moved: on some devices that replaces its parameters.
     optimizer = collector(lambda model: build_partial(config.optimizer, model=model), components["model"])
     scheduler = collector(
         lambda optimizer, loader: build_partial(
@@ -142,30 +147,39 @@ def build_training(config: DictConfig, device: Device, world: World, *, start_we
         loader,
     )
     world.raise_collectively(collector.problems)
-    return TrainingComponents(
-        **components,
-        training=training,
-        validation=validation,
-        cache=cache,
-        loader=loader,
-        optimizer=optimizer,
-        scheduler=scheduler,
-    )
+    data = {"training": training, "validation": validation, "cache": cache, "loader": loader}
+    return TrainingComponents(**components, **data, optimizer=optimizer, scheduler=scheduler), hooks
+
+
+def build_hooks(node: DictConfig) -> dict[str, Hook]:
+    """The hooks of the node ``hooks`` by name, in its order, except for those set to null.
+
+    Raises:
+        UserError: one cannot be built, or is not a `pspexp.engine.hooks.Hook`.
+    """
+    hooks = {name: hook for name, hook in build(node).items() if hook is not None}
+    if wrong := [
+        f"hooks.{name}: {type(hook).__name__} is not a subclass of pspexp.engine.hooks.Hook; derive it from that class"
+        for name, hook in hooks.items()
+        if not isinstance(hook, Hook)
+    ]:
+        raise UserError(*wrong)
+    return hooks
 
 
 def collect_components(
     config: DictConfig, collector: ErrorCollector, device: Device, world: World, start_weights: bool
 ) -> dict[str, Any]:
     """The fields of :class:`Components`, None where something failed."""
-    # Without start weights: the files it once started from may be gone.
+    # Not loaded: the files may no longer exist.
     unused = {} if start_weights else {key: None for key in ("weights", "backbone_weights") if key in config.model}
     precision = collector(lambda: build(config.precision))
     resolved = collector(lambda precision: precision.resolve(device), precision)
     collector(Precision.apply, precision)
-    torch.manual_seed(config.seed)  # the fresh weights must not depend on what was built before
+    torch.manual_seed(config.seed)  # initial weights must not depend on what was built before
     model, loss = collector(lambda: build(config.model, **unused)), collector(lambda: build(config.loss))
     if resolved is not None and model is not None and loss is not None:
-        # Nearly twice as fast with bf16 on CUDA (docs/benchmarks.md); with fp32 it gains or loses a little.
+        # Nearly twice as fast with bf16 on CUDA (docs/benchmarks.md), about as fast with fp32.
         channels_last = resolved != "fp32" if config.channels_last is None else config.channels_last
         # Activations follow the layout of the weights.
         layout = torch.channels_last if channels_last else torch.preserve_format

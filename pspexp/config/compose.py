@@ -16,16 +16,13 @@ from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pspexp.config import from_checkpoint as saved
-from pspexp.config import from_run as rerun
-from pspexp.config import schema
+from pspexp.config import from_checkpoint
 from pspexp.config.overrides import (
     ADDED_GROUPS,
     OPTIONAL_GROUPS,
@@ -40,25 +37,14 @@ from pspexp.config.overrides import (
     several_values,
     suggested_keys,
     sweep_problems,
-    sweeper_words,
+    sweeper_overrides,
 )
+from pspexp.config.resolve import resolve
 from pspexp.errors import UserError
 from pspexp.utils.text import one_line
-from pspexp.utils.trees import flatten
-
-PATH_KEYS = (
-    "dataset.root",
-    "checkpoint.path",
-    "checkpoint.resume",
-    "model.weights",
-    "model.backbone_weights",
-    "output_root",
-    "rerun",
-)
 
 # Keys on whose values any other may depend.
 DECIDE_OTHERS = {"checkpoint.path", "experiment", "mode", "rerun", "sweep"}
-NO_PATHS = ("auto", "timm")  # values of these keys that are no paths
 
 
 def conf_dir() -> str:
@@ -81,12 +67,12 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         UserError: with every problem that was found.
     """
     overrides = [*overrides, *saved_choices(overrides)]
-    return finish(without_hydra(compose_checked(overrides)), overrides)
+    return resolve(without_hydra(compose_checked(overrides)), overrides)
 
 
 def saved_choices(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
     """`pspexp.config.from_checkpoint.choices` of options that exist here; arguments as in `compose_checked`."""
-    return saved.choices(overrides, [conf_dir(), *folders, *named_search_path(overrides)])
+    return from_checkpoint.choices(overrides, [conf_dir(), *folders, *named_search_path(overrides)])
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -134,25 +120,25 @@ def compose_checked(
         raise UserError(*problems, wrong_package)
     if sweep or config.hydra.mode == RunMode.MULTIRUN:
         try:
-            finish(without_hydra(config), used, files=False)  # the jobs may run on another machine
+            resolve(without_hydra(config), used, files=False)  # the jobs may run on another machine
         except UserError as error:
             problems += common_to_all(error.problems, varied(config, parsed))
     elif problems:
         # Checked in any case if nothing is wrong so far; here to list everything at once.
-        finish(without_hydra(config), used, problems=problems)
+        resolve(without_hydra(config), used, problems=problems)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return config
 
 
-def unknown_flags(flags: Sequence[str], words: Sequence[str]) -> list[str]:
+def unknown_flags(flags: Sequence[str], command: Sequence[str]) -> list[str]:
     """A line for each flag that does not exist, such as ``--lr`` in ``--lr 0.1``, with the setting probably meant."""
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="pspexp"):
         config = hydra_compose("config", return_hydra_config=True)
     lines = []
     for flag in flags:
         key, _, value = flag.lstrip("-").replace("-", "_").partition("=")
-        after = [*words[words.index(flag) + 1 :], ""][0] if flag in words else ""
+        after = [*command[command.index(flag) + 1 :], ""][0] if flag in command else ""
         value = value or (after if after and "=" not in after and not after.startswith("-") else "<value>")
         keys = [key] if has_key(config, key) else suggested_keys(key, config)[:1]
         hint = f"write {keys[0]}={value}" if keys else "see --help"
@@ -174,7 +160,7 @@ def misplaced(config: DictConfig) -> str | None:
 
 def varied(config: DictConfig, overrides: Sequence[Override]) -> list[str]:
     """The keys and groups of which a sweep tries several values."""
-    by_sweeper = [word.partition("=")[0].lstrip("+") for word in sweeper_words(config, overrides)]
+    by_sweeper = [text.partition("=")[0].lstrip("+") for text in sweeper_overrides(config, overrides)]
     return [*by_sweeper, *(one.key_or_group for one in overrides if one.is_sweep_override())]
 
 
@@ -189,39 +175,67 @@ def composed(
     overrides: Sequence[Override], problems: list[str], loader: ConfigLoader, sweep: bool, name: str
 ) -> tuple[DictConfig, list[str]]:
     """The composition, and the valid overrides it was made from; ``problems`` gains a line for each of the others."""
-    valid = valid_overrides(overrides, [], problems, loader, name)
-    config = hydra_compose(name, valid, return_hydra_config=True)
+    config, valid = compose_valid(overrides, [], problems, loader, name)
     if not sweep and config.hydra.mode != RunMode.MULTIRUN:
         problems += several_values(overrides)
         return config, valid
-    params, wrong = parse(sweeper_words(config, overrides), loader)
+    params, wrong = parse(sweeper_overrides(config, overrides), loader)
     problems += [*wrong, *sweep_problems(config, overrides, params)]
-    valid += valid_overrides(params, valid, problems, loader, name)
+    return compose_valid(params, valid, problems, loader, name) if params else (config, valid)
+
+
+def compose_valid(
+    overrides: Sequence[Override], before: Sequence[str], problems: list[str], loader: ConfigLoader, name: str
+) -> tuple[DictConfig, list[str]]:
+    """The composition of ``before`` and the valid ones of ``overrides``, with first values, and all of these."""
+    groups = [one for one in overrides if is_group(one, loader)]
+    if not any(option_problems(one, loader) if one in groups else needs_check(one) for one in overrides):
+        valid = [*before, *map(first_value, overrides)]
+        with suppress(HydraException, OmegaConfBaseException):  # it stops at the first problem; below, all are found
+            return hydra_compose(name, valid, return_hydra_config=True), valid
+    valid = [*before, *valid_overrides(overrides, groups, before, problems, loader, name)]
     return hydra_compose(name, valid, return_hydra_config=True), valid
 
 
+def needs_check(override: Override) -> bool:
+    """Whether Hydra might accept an override of a key although it is wrong."""
+    return override.is_add() or override.is_force_add() or isinstance(override.value(), Glob)
+
+
 def valid_overrides(
-    overrides: Sequence[Override], before: Sequence[str], problems: list[str], loader: ConfigLoader, name: str
+    overrides: Sequence[Override],
+    groups: Sequence[Override],
+    before: Sequence[str],
+    problems: list[str],
+    loader: ConfigLoader,
+    name: str,
 ) -> list[str]:
     """The overrides, with first values, that can be applied after ``before``; ``problems`` gains the others' lines.
 
-    In the place of an option that does not exist, the one that was probably meant is chosen: what is wrong besides it
-    can then be told from what only follows from it.
+    An option that does not exist is replaced by the one that was probably meant, so that consequences of that mistake
+    are not reported as further problems.
+
+    Args:
+        overrides: All overrides.
+        groups: Those of them that choose an option of a group.
+        before: Applied first.
+        problems: Lines about the others are added to it.
+        loader: Knows the options.
+        name: The primary configuration.
     """
-    chosen = [one for one in overrides if is_group(one, loader)]
     valid, absent = [], []
-    for one in chosen:
+    for one in groups:
         wrong = option_problems(one, loader)
         problems += wrong
-        if word := probable_option(one, loader) if wrong else first_value(one):
-            valid.append(word)
+        if text := probable_option(one, loader) if wrong else first_value(one):
+            valid.append(text)
         else:
             absent.append(one.key_or_group)
     base = hydra_compose(name, [*before, *valid], return_hydra_config=True)
-    # The keys of an option that does not exist are unknown, but not wrong; a whole recipe may bring any.
+    # The keys of a missing option cannot be checked; an experiment or sweep may bring any.
     unknown = tuple(f"{group.replace('/', '.')}." for group in absent)
     for one in [] if {*absent} & {*OPTIONAL_GROUPS, *ADDED_GROUPS} else overrides:
-        if one in chosen or one.key_or_group.startswith(unknown):
+        if one in groups or one.key_or_group.startswith(unknown):
             continue
         problem = key_problem(one, base)
         problems += [problem] if problem else []
@@ -250,84 +264,3 @@ def add_search_path(folders: Sequence[str]) -> None:
         search_path.prepend("command-line", path, anchor="schema")
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2("pspexp", search_path)
-
-
-def finish(
-    config: DictConfig, overrides: Sequence[str], *, files: bool = True, problems: Sequence[str] = ()
-) -> DictConfig:
-    """Complete, resolve and check what Hydra composed.
-
-    Args:
-        config: The job's part, with ``choices``.
-        overrides: Those it was composed from; they take precedence over what a checkpoint or an earlier run holds.
-        files: Whether the files that it names have to exist.
-        problems: Found before; raised with the others.
-
-    Raises:
-        UserError: Lists every problem.
-    """
-    OmegaConf.set_struct(config, False)
-    expand_home(config)
-    # Types are checked last, when everything is in place: until then values may be anything.
-    try:
-        if isinstance(OmegaConf.select(config, "rerun"), str):
-            rerun.take_from_run(config, overrides)  # nothing else can be judged if this fails
-        elif OmegaConf.select(config, "mode") == "test" and isinstance(
-            OmegaConf.select(config, "checkpoint.path"), str
-        ):
-            saved.take_from_checkpoint(config, overrides)  # as above
-        name_classes(config)
-        sources = interpolation_sources(config)
-        OmegaConf.resolve(config)
-    except OmegaConfBaseException as error:
-        raise UserError(*problems, one_line(error)) from error
-    except UserError as error:
-        raise UserError(*problems, *error.problems) from error
-    explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
-    plain: Any = OmegaConf.to_container(config)
-    schema.check(plain, files=files, sources=sources, explicit=explicit, known=problems)
-    make_absolute(config)
-    OmegaConf.set_struct(config, True)
-    return config
-
-
-def interpolation_sources(config: DictConfig) -> dict[str, str]:
-    """For each key that is an interpolation of another key, that key."""
-    values: Any = flatten(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
-    found = {key: re.fullmatch(r"\$\{(\w[\w.]*)\}", value) for key, value in values.items() if isinstance(value, str)}
-    return {key: match[1] for key, match in found.items() if match}
-
-
-def expand_home(config: DictConfig) -> None:
-    """Let ``~`` in paths mean the home folder, which a shell leaves alone after ``=``."""
-    for key in PATH_KEYS:
-        path = OmegaConf.select(config, key)
-        if isinstance(path, str) and path.startswith("~"):
-            OmegaConf.update(config, key, str(Path(path).expanduser()))
-
-
-def make_absolute(config: DictConfig) -> None:
-    """Let paths mean the same from another folder, where a run may be tested, resumed or done again."""
-    for key in set(PATH_KEYS) - {"output_root"}:  # this is where the work is now
-        path = OmegaConf.select(config, key)
-        if isinstance(path, str) and path not in NO_PATHS and not path.startswith("runs:/"):
-            OmegaConf.update(config, key, str(Path(path).absolute()))
-
-
-def name_classes(config: DictConfig) -> None:
-    """Fill in the class names and their number where a data set leaves them to its folder or to each other.
-
-    A data set that reads its class names from its folder has a static method ``class_names_from(root)``.
-    """
-    dataset = OmegaConf.select(config, "dataset")
-    if not OmegaConf.is_dict(dataset):
-        return
-    root = dataset.get("root")
-    if dataset.get("class_names", ()) is None and isinstance(root, str) and Path(root).is_dir():
-        target = None
-        with suppress(Exception):  # a wrong target is reported by the schema
-            target = get_object(dataset._target_)
-        if read := getattr(target, "class_names_from", None):
-            dataset.class_names = read(root)
-    if dataset.get("num_classes", 0) is None and OmegaConf.is_list(dataset.get("class_names")):
-        dataset.num_classes = len(dataset.class_names)

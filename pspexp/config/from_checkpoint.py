@@ -38,12 +38,12 @@ FOLLOWS = {
 def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
     """The options that the run to repeat, or the checkpoint of ``mode=test``, was made with, as overrides.
 
-    With them in the composition their keys can be overridden. Explicitly chosen groups are left out. Problems with
+    With these in the composition, their keys can be overridden. Explicitly chosen groups are skipped. Problems with
     what was saved are reported when the configuration is taken from it.
 
     Args:
         overrides: Those of the command line.
-        folders: Searched for options; those that do not exist there are left out.
+        folders: Searched for the options; those that do not exist are skipped.
     """
     given = text_values(overrides)
     where = given.get("output_root") or "outputs", given.get("tracking.tracking_uri")
@@ -69,9 +69,9 @@ def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
 def text_values(overrides: Sequence[str]) -> dict[str, str | None]:
     """The value of each overridden key or group, as Hydra reads it; None if it is not a single string."""
     parser, found = OverridesParser.create(), {}
-    for word in overrides:
+    for text in overrides:
         with suppress(HydraException):  # reported by `pspexp.config.overrides.parse`
-            one = parser.parse_override(word)
+            one = parser.parse_override(text)
             value = None if one.is_delete() else one.value()
             found[one.key_or_group] = value if isinstance(value, str) else None
     return found

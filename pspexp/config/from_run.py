@@ -46,7 +46,7 @@ def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
         problems.append(f"mode={config.mode}: rerun={run} is a run of mode={saved['mode']}; set mode={saved['mode']}")
     explicit = explicit_keys(overrides, saved["choices"])
     if "experiment" in explicit:
-        problems.append(f"experiment={config.choices.experiment}: rerun={run} is a whole recipe, too; leave one out")
+        problems.append(f"experiment={config.choices.experiment}: rerun={run} is a whole recipe, too; remove one")
     if problems:
         raise UserError(*problems)
     today: Any = OmegaConf.to_container(config, resolve=False)
@@ -162,12 +162,12 @@ def config_changes(
         if merged.left_alone(key) or (before == here and not is_masked(before)):
             continue
         if is_masked(before):
-            unasked.append(f"configuration: {key} of then is a secret, which no record holds; this run has its own")
+            unasked.append(f"configuration: {key} was a secret, which no record contains; this run uses its own")
         elif before is ABSENT and not given:
-            unasked.append(f"configuration: {key} is new since then, {here} by default")
+            unasked.append(f"configuration: {key} did not exist then; it is {here} by default")
         elif here is ABSENT and not given:
-            unasked.append(f"configuration: {key}={before} of then does not exist any more and is left out")
+            unasked.append(f"configuration: {key}={before} no longer exists and is ignored")
         else:
-            values = ("not there" if value is ABSENT else value for value in (before, here))
+            values = ("absent" if value is ABSENT else value for value in (before, here))
             asked.append("{}: {} then, {} now".format(key, *values))
     return unasked, asked

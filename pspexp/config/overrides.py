@@ -1,4 +1,4 @@
-"""Checks of single overrides: what cannot be read, what does not exist, what was probably meant."""
+"""Checks of single overrides: invalid syntax, unknown keys and options, and suggestions for them."""
 
 import re
 from collections import Counter
@@ -20,10 +20,10 @@ from pspexp.utils.trees import flatten
 OPTIONAL_GROUPS = ("experiment",)
 ADDED_GROUPS = ("sweep",)  # not in config.yaml's defaults, as Hydra would then refuse their +
 OPEN_NODES = ("hooks", "tracking.loggers")  # take nodes of any name
-HOW_TO_QUOTE = """spaces, quotes and other signs need quotes for Hydra within the shell's: 'key="some value"'"""
-# Options under the names by which they are often looked for.
+HOW_TO_QUOTE = """special characters need quotes for Hydra inside those for the shell: 'key="some value"'"""
+# Other names by which users may look for an option.
 SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "ascend": "npu", "ce": "cross_entropy", "amp": "auto"}
-# Hydra's plugins that sweeps can use: the package and extra that each comes with.
+# Hydra's plugins for sweeps: the package and the extra that provide each.
 ENGINES = {
     "hydra/sweeper/optuna": ("hydra-optuna-sweeper", "optuna"),
     "hydra/launcher/joblib": ("hydra-joblib-launcher", "joblib"),
@@ -58,27 +58,27 @@ def several_values(overrides: Sequence[Override]) -> list[str]:
     ]
 
 
-def sweeper_words(config: DictConfig, typed: Sequence[Override]) -> list[str]:
-    """What ``hydra.sweeper.params`` varies, as words, without keys that are typed: the sweeper takes the typed word."""
+def sweeper_overrides(config: DictConfig, explicit: Sequence[Override]) -> list[str]:
+    """What ``hydra.sweeper.params`` varies, as overrides, without explicitly overridden keys, which take precedence."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    keys = [one.get_key_element() for one in typed]
+    keys = [one.get_key_element() for one in explicit]
     return [f"{key}={value}" for key, value in params.items() if key not in keys]
 
 
-def sweep_problems(config: DictConfig, typed: Sequence[Override], params: Sequence[Override]) -> list[str]:
-    """What a sweep cannot take of the words, and of those of its ``hydra.sweeper.params``: one line each."""
+def sweep_problems(config: DictConfig, explicit: Sequence[Override], params: Sequence[Override]) -> list[str]:
+    """A line for each override, explicit or from ``hydra.sweeper.params``, that a sweep cannot use."""
     varied = {one.key_or_group: one.get_key_element() for one in params}
-    # The sweeper would take both: the key would be set once more in every job, which would all be the same.
+    # The sweeper would use both: the second would set the key to the same value in every job.
     twice = [
         f"{one.input_line}: this sweep varies the key; write {varied[one.key_or_group]}=<value>"
-        for one in typed
+        for one in explicit
         if one.key_or_group in varied
     ]
-    chosen = [one for one in typed if one.key_or_group == "hydra/sweeper"]  # perhaps one that is not installed
+    chosen = [one for one in explicit if one.key_or_group == "hydra/sweeper"]  # perhaps one that is not installed
     basic = not chosen and config.hydra.runtime.choices["hydra/sweeper"] == "basic"
     return twice + [
-        f"{one.input_line}: only a search takes an interval; add +sweep=optuna, or give values"
-        for one in [*typed, *params]
+        f"{one.input_line}: an interval needs a search; add +sweep=optuna, or give values"
+        for one in [*explicit, *params]
         if basic and one.is_interval_sweep()
     ]
 
@@ -95,7 +95,7 @@ def option_problems(override: Override, loader: ConfigLoader) -> list[str]:
         return []
     values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
     if not values:
-        return [f"{override.input_line}: finds no option; {group} is one of {', '.join(options)}"]
+        return [f"{override.input_line}: matches no option; {group} is one of {', '.join(options)}"]
     names = [name for one in values for name in (one if isinstance(one, list) else [one])]
     wrong = [
         not_installed(f"{group}/{name}")
@@ -110,7 +110,7 @@ def option_problems(override: Override, loader: ConfigLoader) -> list[str]:
 
 
 def probable_option(override: Override, loader: ConfigLoader) -> str | None:
-    """The override with the existing option that was probably meant, or None."""
+    """The override with the existing option that was probably meant instead, or None."""
     if override.is_sweep_override() or override.key_or_group.startswith("hydra/"):
         return None
     name, options = str(override.value()), loader.get_group_options(override.key_or_group)
@@ -119,7 +119,7 @@ def probable_option(override: Override, loader: ConfigLoader) -> str | None:
 
 
 def not_installed(option: str) -> str | None:
-    """What to install for an option of Hydra's groups that a plugin would bring, or None."""
+    """What to install for an option that a plugin of Hydra provides, or None."""
     if option not in ENGINES:
         return None
     package, extra = ENGINES[option]
@@ -128,15 +128,15 @@ def not_installed(option: str) -> str | None:
 
 
 def missing_engine(error: Exception) -> str | None:
-    """What to install where a YAML file chooses an option that a plugin would bring, or None."""
+    """What to install if a YAML file chooses an option that a plugin of Hydra provides, or None."""
     return not_installed(str(getattr(error, "missing_cfg_file", None)))
 
 
 def key_problem(override: Override, config: DictConfig) -> str | None:
-    """Why the override's key cannot be set, or None. ``+key`` may add what a target accepts, not a new root key."""
+    """Why the override's key cannot be set, or None. ``+key`` may add a target's argument, but no key at the root."""
     key = override.key_or_group
     if isinstance(override.value(), Glob):
-        return f"{override.input_line}: glob chooses among the options of a group; give values"
+        return f"{override.input_line}: glob selects options of a group; give values"
     if override.is_add() or override.is_force_add():
         known = key.partition(".")[0] in config and (key in config or "." in key)
         known = known and (not key.startswith("hydra.") or OmegaConf.select(config, key.rpartition(".")[0]) is not None)
@@ -146,7 +146,7 @@ def key_problem(override: Override, config: DictConfig) -> str | None:
         return None
     if key.startswith("hydra.sweeper.params."):  # whose keys hold dots
         swept = key.removeprefix("hydra.sweeper.params.")
-        return f"{key}: cannot be set so; write {swept}=<values>, which replaces what the sweep varies"
+        return f"{key}: cannot be set like this; write {swept}=<values>, which replaces the values of the sweep"
     for node in [one for one in OPEN_NODES if key.startswith(f"{one}.")]:
         name = key.removeprefix(f"{node}.").partition(".")[0]
         if not get_close_matches(name, [str(one) for one in OmegaConf.select(config, node) or ()]):
@@ -161,9 +161,9 @@ def suggestion(key: str, config: DictConfig) -> str:
 
 
 def suggested_keys(key: str, config: DictConfig) -> list[str]:
-    """The keys that are probably meant by one that is not in ``config``.
+    """The keys that were probably meant by one that is not in ``config``.
 
-    A key with the same last part goes before one that is spelt similarly, so that ``lr`` finds ``optimizer.lr``.
+    Keys with the same last part take precedence over similar spellings, so that ``lr`` finds ``optimizer.lr``.
     """
     keys = [one for one in flat_keys(config) if key.startswith("hydra") or not one.startswith("hydra.")]
     names = {one: one.rpartition(".")[2] for one in keys}
@@ -179,6 +179,7 @@ def suggested_keys(key: str, config: DictConfig) -> list[str]:
 
 
 def has_key(config: DictConfig, key: str) -> bool:
+    """Whether a dotted key, or an index into a list, exists."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
     if OmegaConf.is_list(node):
@@ -195,7 +196,7 @@ def flat_keys(config: DictConfig) -> Iterator[str]:
 
 
 def first_value(override: Override) -> str:
-    """The override as a single-run word; of a sweep its first value."""
+    """The override for a single run; of several values, the first."""
     if not override.is_sweep_override():
         return str(override.input_line)
     value = override.value()
@@ -203,14 +204,14 @@ def first_value(override: Override) -> str:
     return f"{override.get_key_element()}={first}"  # the key with its + or ++
 
 
-def read(words: Sequence[str]) -> list[Override]:
-    """The overrides in ``words``, which Hydra has accepted."""
-    parsed: list[Override] = OverridesParser.create().parse_overrides(list(words))
+def read(overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides that Hydra has accepted."""
+    parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     return parsed
 
 
-def as_typed(override: Override) -> str:
-    """The value of an override as it was typed."""
+def value_text(override: Override) -> str:
+    """The value of an override as it was written."""
     return str(override.input_line).partition("=")[2]
 
 
@@ -223,7 +224,7 @@ def quoted(path: Path) -> str:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last part of each dotted key; the whole key where two would be called the same, or by Hydra's own word."""
+    """The last part of each dotted key; the whole key if that is ambiguous, or one of Hydra's own names."""
     last = {key: key.rpartition(".")[2] for key in keys}
     counts = Counter(last.values())
     return {key: name if counts[name] == 1 and not name.startswith("_") else key for key, name in last.items()}

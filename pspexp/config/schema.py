@@ -148,7 +148,7 @@ def check(
     missing = dict(missing_files(config)) if files else {}
     found = without_followers(found, missing, sources or {})
     for rule in RULES:
-        with suppress(*[Exception] if found else []):  # else a wrong type, named above, is why the rule fails
+        with suppress(*[Exception] if found else []):  # the rule may fail because of a problem found above
             for line in rule(config):
                 key = re.split("[=:]", line)[0]
                 found.setdefault(key, line)
@@ -238,7 +238,7 @@ def comparison_is_clear(config: Plain) -> Iterator[str]:
         if config["mode"] != "compare":
             yield f"compare.{key}={value}: has no effect on mode={config['mode']}; add mode=compare"
         elif "runs" in given and key in ("experiment", "sweep", "filter"):
-            yield f"compare.{key}={value}: chooses runs from MLflow, but compare.runs names some; leave one of them out"
+            yield f"compare.{key}={value}: selects runs from MLflow, but compare.runs names runs; remove one of them"
 
 
 def graphs_hold_gradients(config: Plain) -> Iterator[str]:

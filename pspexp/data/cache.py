@@ -13,25 +13,25 @@ from pspexp.errors import UserError, setting
 
 log = logging.getLogger(__name__)
 
-_HEAD = struct.Struct("=qq")  # bytes in use, samples kept
-_ENTRY = struct.Struct("=qqq")  # where a sample's pixels start (0: not kept, -1: being written), width, height
+_HEAD = struct.Struct("=qq")  # bytes in use, samples cached
+_ENTRY = struct.Struct("=qqq")  # offset of a sample's pixels (0: not cached, -1: being written), width, height
 
 
 class SampleCache:
-    """Pixels of decoded samples in one block of memory that a process shares with its workers.
+    """Pixels of decoded samples in one block of memory shared by a process and its workers.
 
-    Whoever decodes a sample first keeps it for all, until there is no room for the next. Nothing is evicted: an
-    epoch asks once for everything, so what had to go would be wanted again as soon as what came in its place.
+    The first process to decode a sample stores it for all of them, until the block is full. Nothing is evicted: every
+    epoch reads every sample once, so an evicted sample would be needed again as soon as the one that replaced it.
 
-    The block holds everything, tables included, and takes memory only as it fills. Like a lock it can be sent to
-    workers when they start, and not otherwise be pickled.
+    The block contains the index tables, too, and takes up memory only as it fills. Like a lock, it can be passed to
+    workers when they start, but cannot be pickled otherwise.
 
     Args:
-        limit_mib: size of the block in MiB; 0 keeps nothing.
-        context: how the workers start.
+        limit_mib: size of the block in MiB; 0 disables the cache.
+        context: how the workers are started.
 
     Raises:
-        UserError: the machine cannot give so much memory.
+        UserError: the machine cannot provide that much memory.
     """
 
     def __init__(self, limit_mib: int, context: BaseContext) -> None:
@@ -45,20 +45,20 @@ class SampleCache:
             raise UserError(f"{size}: not available here ({error}); make it smaller") from error
         _HEAD.pack_into(self._bytes, 0, _HEAD.size, 0)
 
-    def over(self, split: Split) -> Split:
-        """``split`` through this cache, for workers that start later; itself where not even its table finds room."""
+    def wrap(self, split: Split) -> Split:
+        """``split`` read through this cache, for workers that start later; unchanged if its table does not fit."""
         self._samples += len(split)
         with self._lock:
             table = self._reserve(size := _ENTRY.size * len(split))
         if table is None:
             return split
-        self._bytes[table : table + size] = bytes(size)  # memory that was used before need not be zero
+        self._bytes[table : table + size] = bytes(size)  # reused memory may not be zero
         return _CachedSplit(split, self, table)
 
     def get(self, entry: int) -> Sample | None:
-        """A copy of the sample whose table entry lies at ``entry``; None if it is not kept."""
+        """A copy of the sample whose table entry is at offset ``entry``; None if it is not cached."""
         data = self._bytes
-        with self._lock:  # or a processor might see the entry before the pixels, which were written first
+        with self._lock:  # without it, another core could see the entry before the pixels, although written later
             start, width, height = _ENTRY.unpack_from(data, entry)
         if start <= 0:
             return None
@@ -66,7 +66,7 @@ class SampleCache:
         return Image.frombytes("RGB", size, data[start:middle]), Image.frombytes("L", size, data[middle:end])
 
     def put(self, entry: int, sample: Sample) -> None:
-        """Keep a sample, unless another process does or there is no room."""
+        """Store a sample, unless another process already has or it does not fit."""
         data, (width, height) = self._bytes, sample[0].size
         with self._lock:
             if _ENTRY.unpack_from(data, entry)[0] or (start := self._reserve(4 * width * height, samples=1)) is None:
@@ -77,7 +77,7 @@ class SampleCache:
             _ENTRY.pack_into(data, entry, start, width, height)
 
     def report(self) -> None:
-        """Log once, unless nothing can be kept, how many samples are and in how much memory."""
+        """Log, once, how many samples are cached and how much memory they take, unless the cache is disabled."""
         if self._limit and not self._reported:
             used, kept = _HEAD.unpack_from(self._bytes)
             mib = used / 2**20
@@ -85,7 +85,7 @@ class SampleCache:
             self._reported = True
 
     def _reserve(self, size: int, samples: int = 0) -> int | None:
-        """The start of ``size`` bytes of one's own, or None if there is no room; for holders of the lock."""
+        """Reserve ``size`` bytes; returns their offset, or None if they do not fit. The caller holds the lock."""
         start, kept = _HEAD.unpack_from(self._bytes)
         if start + size > self._limit:
             return None
@@ -115,9 +115,9 @@ class _CachedSplit:
 
 
 def _shared_memory(size: int, context: BaseContext) -> mmap.mmap | BufferWrapper:
-    """Bytes that take no memory before they are written; a RawArray of them would be filled with zeros at once.
+    """Shared memory that takes up space only when written; a RawArray would be filled with zeros at once.
 
-    Forked workers inherit an anonymous map. It needs no room in ``/dev/shm``, which containers keep small: a
-    process that writes more than fits there is killed. Other workers are sent what a RawArray is made of.
+    Forked workers inherit an anonymous mapping. It does not use ``/dev/shm``, which is small in containers, where a
+    process that writes beyond its size is killed. Spawned workers receive the buffer that underlies a RawArray.
     """
     return mmap.mmap(-1, size) if context.get_start_method() == "fork" else BufferWrapper(size)

@@ -1,4 +1,4 @@
-"""What a data set looks like to the rest of the package."""
+"""The interface of data sets, and checks that they share."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ Sample = tuple[Image.Image, Image.Image]  # RGB image, "L" label of the same siz
 
 
 class Split(Protocol):
-    """Raw samples in a fixed order; can be pickled and sent to worker processes."""
+    """Raw samples in a fixed order; picklable, for worker processes."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -30,7 +30,7 @@ class Split(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """The same for the same samples in the same order, on any machine; quick: file contents are not read."""
+        """Equal for the same samples in the same order, on any machine; fast, since file contents are not read."""
         ...
 
 
@@ -58,12 +58,16 @@ class DatasetInfo:
 
 
 class SegmentationDataset(Protocol):
-    """What ``conf/dataset/*.yaml`` builds."""
+    """A data set, as built from ``conf/dataset/*.yaml``."""
 
     info: DatasetInfo
 
     def open(self, role: Role) -> Split:
-        """Check the files and give the samples; raises UserError with everything that is missing."""
+        """The samples of a role.
+
+        Raises:
+            UserError: lists all missing files.
+        """
         ...
 
 
@@ -76,7 +80,7 @@ def fingerprint(entries: Iterable[object]) -> str:
 
 
 def identity(path: Path) -> tuple[str, int]:
-    """A file's place in its data set and its size in bytes, -1 if it is gone, which reading it reports."""
+    """A file's folder and name, and its size in bytes; -1 if it is missing, which reading it will report."""
     try:
         return f"{path.parent.name}/{path.name}", path.stat().st_size
     except OSError:
@@ -84,7 +88,7 @@ def identity(path: Path) -> tuple[str, int]:
 
 
 def check_classes(num_classes: int, class_names: Sequence[str], ignore_index: int) -> None:
-    """Raise ArgumentError, with every problem, unless names, count and ignore index go together."""
+    """Raise ArgumentError, with every problem, unless names, count and ignore index are consistent."""
     problems = []
     if len(class_names) != num_classes:
         problems.append(f"num_classes={num_classes}: class_names has {len(class_names)} names; make them equal")
@@ -97,8 +101,8 @@ def check_classes(num_classes: int, class_names: Sequence[str], ignore_index: in
         raise ArgumentError(*problems)
 
 
-def check_colours(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise ArgumentError, with every problem, unless there is a mean and a positive deviation for each colour."""
+def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ArgumentError, with every problem, unless there is a mean and a positive std for each RGB channel."""
     problems = [
         f"{key}={list(values)}: needs three values, for red, green and blue, as fractions of 255"
         for key, values in (("mean", mean), ("std", std))

@@ -1,7 +1,7 @@
-"""Embedded data: textured shapes drawn on the fly, for tests and first steps without any files.
+"""Synthetic data: textured shapes drawn on the fly, for tests and first steps without any files.
 
-Every class is a shape with a texture, and each shape comes with each texture: neither alone tells the class.
-Colours carry no information at all.
+Each class is a combination of a shape and a texture, and all combinations occur, so that neither alone determines the
+class. Colours are random.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
-from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_colours, fingerprint
+from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_mean_std, fingerprint
 from pspexp.data.labels import VOC_COLOURS
 from pspexp.errors import ArgumentError
 from pspexp.utils.arguments import checked
@@ -26,9 +26,9 @@ _Mask = npt.NDArray[np.bool_]
 
 
 class ShapesSplit:
-    """Images with one to three shapes; the same ``(seed, name, index)`` gives the same pixels everywhere.
+    """Images with one to three shapes; the same ``(seed, name, index)`` gives the same pixels on every platform.
 
-    Only + - * / and random numbers make them: sine or cosine could differ in the last bit between platforms.
+    They are computed with + - * / only: sines and cosines could differ in the last bit between platforms.
     """
 
     def __init__(self, name: str, length: int, image_size: int, seed: int, ignore_index: int) -> None:
@@ -55,21 +55,26 @@ class ShapesSplit:
         return Image.fromarray(image.clip(0, 255).astype(np.uint8)), Image.fromarray(label)
 
     def fingerprint(self) -> str:
-        """Of what the images are drawn from."""
+        """A hash of the parameters that determine the images."""
         return fingerprint([_SETS[self._set], len(self), self._size, self._seed, self._ignore_index])
 
 
 class ShapesDataset:
-    """Textured shapes on shaded ground: background and four classes, in VOC's colours.
+    """Textured shapes on a shaded background, which is a class of its own: five classes, in VOC's colours.
 
     Args:
-        num_classes, class_names: must be those of `SHAPES_CLASSES` (5).
+        num_classes: 5.
+        class_names: one per class, such as `SHAPES_CLASSES`.
         ignore_index: label of the one-pixel boundary of every shape.
-        train_split, val_split, test_split: the set of each role.
-        mean, std: of the image's channels, RGB, as fractions of 255.
-        num_train, num_val: images in the two sets.
+        train_split: set to train on.
+        val_split: set to validate on.
+        test_split: set to test on.
+        mean: of the RGB channels, as fractions of 255.
+        std: likewise.
+        num_train: number of images in the set ``train``.
+        num_val: number of images in the set ``val``.
         image_size: width and height in pixels.
-        seed: other seeds give other images.
+        seed: determines the images.
     """
 
     @checked
@@ -85,26 +90,26 @@ class ShapesDataset:
         std: Sequence[float],
         num_train: Annotated[int, Field(ge=1)],
         num_val: Annotated[int, Field(ge=1)],
-        image_size: Annotated[int, Field(ge=48)],  # smaller, the textures do not show
+        image_size: Annotated[int, Field(ge=48)],  # textures are not visible in smaller images
         seed: Annotated[int, Field(ge=0)],
     ) -> None:
         check_classes(num_classes, class_names, ignore_index)
-        check_colours(mean, std)
+        check_mean_std(mean, std)
         self.info = DatasetInfo(list(class_names), ignore_index, list(mean), list(std), VOC_COLOURS[:num_classes])
         self._splits = {"train": train_split, "val": val_split, "test": test_split}
         self._lengths = {"train": num_train, "val": num_val}
         self._image_size, self._seed = image_size, seed
         if num_classes != len(SHAPES_CLASSES):
-            raise ArgumentError(f"num_classes={num_classes}: shapes has {len(SHAPES_CLASSES)} classes")
+            raise ArgumentError(f"num_classes={num_classes}: must be {len(SHAPES_CLASSES)}, which the images have")
 
     def open(self, role: Role) -> ShapesSplit:
-        """The images of a role; nothing is drawn before they are asked for."""
+        """The images of a role, drawn on access."""
         name = self._splits[role]
         return ShapesSplit(name, self._lengths[name], self._image_size, self._seed, self.info.ignore_index)
 
 
 def _background(size: int, rng: np.random.Generator) -> _Floats:
-    """float64 ``[size, size, 3]``: four corner colours, mixed bilinearly."""
+    """float64 ``[size, size, 3]``: four corner colours, interpolated bilinearly."""
     corners = rng.integers(30, 226, (2, 2, 3)).astype(np.float64)
     down = (np.arange(size) / size)[:, None, None]
     right = (np.arange(size) / size)[None, :, None]
@@ -114,12 +119,12 @@ def _background(size: int, rng: np.random.Generator) -> _Floats:
 
 
 def _draw(image: _Floats, label: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
-    """Put one shape, partly outside the image at times, into both arrays."""
+    """Draw one shape, which may extend beyond the image, into both arrays."""
     size = len(label)
     shape, texture = rng.integers(len(SHAPES)), rng.integers(len(TEXTURES))
     radius = rng.uniform(0.16, 0.28) * size
     cx, cy = rng.uniform(0.2 * size, 0.8 * size, 2)
-    # a rotation by rational numbers: (1 - t²)/(1 + t²) and 2t/(1 + t²) lie on the unit circle
+    # A rotation without trigonometric functions: (1 - t²)/(1 + t²) and 2t/(1 + t²) are on the unit circle.
     t = rng.uniform(-1, 1)
     cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
     reach = 1.6 * radius  # to the triangle's corners
@@ -139,8 +144,8 @@ def _draw(image: _Floats, label: npt.NDArray[np.uint8], rng: np.random.Generator
 
 
 def _inside(shape: int, u: _Floats, v: _Floats, radius: float) -> _Mask:
-    """Shapes of about the same area, ``radius`` being the disc's."""
+    """The pixels inside a shape. Both shapes have about the same area; ``radius`` is the disc's."""
     if SHAPES[shape] == "disc":
         return u * u + v * v < radius * radius
-    # equilateral, area π·radius²: its inner circle has the radius 0.778·radius
+    # Equilateral with area π·radius², hence an inscribed circle of radius 0.778·radius.
     return np.maximum(v, 0.8660254 * np.abs(u) - 0.5 * v) < 0.778 * radius

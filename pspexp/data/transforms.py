@@ -1,7 +1,7 @@
-"""Joint changes of image and label, and the way from PIL to normalised tensors.
+"""Joint transforms of image and label, and their conversion to normalised tensors.
 
-An augmentation is a callable ``(image, label, rng) -> (image, label)``, random through ``rng`` alone.
-Labels are sampled nearest: anything else would invent class ids.
+An augmentation is a callable ``(image, label, rng) -> (image, label)`` whose only source of randomness is ``rng``.
+Labels are resampled with nearest-neighbour interpolation: anything else would invent class ids.
 """
 
 import math
@@ -23,29 +23,29 @@ _BILINEAR, _NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
 
 
 class _Axis(NamedTuple):
-    """Where the crop lies along one axis, in pixels of the scaled image."""
+    """The position of the crop along one axis, in pixels of the scaled image."""
 
     length: int  # of the image before scaling
     scaled: int  # of the image after scaling
-    start: int  # first scaled pixel that survives
-    kept: int  # how many survive
+    start: int  # first pixel in the crop
+    kept: int  # number of pixels in the crop
     pad: int  # pixels of padding before them
 
     @classmethod
     def place(cls, length: int, scale: float, crop: int, place: float) -> "_Axis":
-        """``place`` in [0, 1) chooses among the possible windows; a image that is too small is centred."""
+        """``place`` in [0, 1) chooses among the possible positions; an image smaller than the crop is centred."""
         scaled = max(1, round(length * scale))
         kept = min(scaled, crop)
         return cls(length, scaled, int(place * (scaled - kept + 1)), kept, (crop - kept) // 2)
 
     @property
     def source(self) -> tuple[float, float]:
-        """The surviving interval in the image before scaling."""
+        """The part of the original image that is in the crop."""
         return self.start * self.length / self.scaled, (self.start + self.kept) * self.length / self.scaled
 
 
 class _Crop:
-    """A square of ``crop_size`` pixels, padded with the mean colour and the ignore index."""
+    """A square crop of ``crop_size`` pixels a side, padded with the mean colour and the ignore index."""
 
     def __init__(self, crop_size: int, mean: Sequence[float], ignore_index: int) -> None:
         if crop_size < 1:
@@ -55,7 +55,7 @@ class _Crop:
         self.ignore_index = ignore_index
 
     def resized(self, image: Image.Image, label: Image.Image, x: _Axis, y: _Axis) -> Sample:
-        """Scale and crop at once: only the pixels that survive are computed."""
+        """Scale and crop in one operation, which computes only the pixels in the crop."""
         (left, right), (top, bottom) = x.source, y.source
         size, box, corner = (x.kept, y.kept), (left, top, right, bottom), (x.pad, y.pad)
         return (
@@ -64,11 +64,11 @@ class _Crop:
         )
 
     def rotated(self, image: Image.Image, label: Image.Image, x: _Axis, y: _Axis, degrees: float) -> Sample:
-        """The same, turned about the image's centre, as one affine map from the crop into the image."""
+        """The same with a rotation about the image's centre, as one affine map from the crop to the image."""
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         per_x, per_y = x.length / x.scaled, y.length / y.scaled
-        dx, dy = x.start - x.pad - x.scaled / 2, y.start - y.pad - y.scaled / 2  # crop corner from the centre
-        # Pillow maps each output position (u, v) to (a·u + b·v + c, d·u + e·v + f) of the input
+        dx, dy = x.start - x.pad - x.scaled / 2, y.start - y.pad - y.scaled / 2  # from the centre to the crop's corner
+        # Pillow maps each output position (u, v) to (a·u + b·v + c, d·u + e·v + f) in the input.
         first = (per_x * cos, per_x * sin, per_x * (cos * dx + sin * dy) + x.length / 2)
         second = (-per_y * sin, per_y * cos, per_y * (cos * dy - sin * dx) + y.length / 2)
         size, affine, kind = (self.crop_size, self.crop_size), (*first, *second), Image.Transform.AFFINE
@@ -78,7 +78,7 @@ class _Crop:
         )
 
     def centred(self, image: Image.Image, label: Image.Image) -> Sample:
-        """The middle of the image at its own size."""
+        """The centre of the image, unscaled."""
         corner = ((self.crop_size - image.width) // 2, (self.crop_size - image.height) // 2)
         return self._padded(image, self.colour, corner), self._padded(label, self.ignore_index, corner)
 
@@ -86,7 +86,7 @@ class _Crop:
         if image.size == (self.crop_size, self.crop_size):
             return image
         canvas = Image.new(image.mode, (self.crop_size, self.crop_size), fill)
-        canvas.paste(image, corner)  # negative corners cut
+        canvas.paste(image, corner)  # a negative corner crops
         return canvas
 
 
@@ -95,18 +95,19 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class ScaleCropFlip:
-    """Random scale, random crop, random horizontal flip, as the reference; optional colour jitter.
+    """Random scale, crop and horizontal flip, as in the reference; optional colour jitter.
 
-    The scale is uniform between the limits (hszhao/semseg, ``transform.RandScale``), so 1–2 is twice as
-    frequent as 0.5–1. A scaled image smaller than the crop is centred in it.
+    The scale is uniform between its limits (hszhao/semseg, ``transform.RandScale``), so that 1 to 2 is twice as
+    frequent as 0.5 to 1. A scaled image smaller than the crop is centred in it.
 
     Args:
-        crop_size: side of the result, in pixels.
-        scale_min, scale_max: factors on width and height.
+        crop_size: side of the result in pixels.
+        scale_min: smallest factor of width and height.
+        scale_max: largest factor.
         flip_probability: of a horizontal flip.
-        mean: the padding's colour, RGB, as fractions of 255.
+        mean: colour of the padding, RGB, as fractions of 255.
         ignore_index: label of the padding.
-        color_jitter: brightness, contrast and saturation are each multiplied by a factor within 1 ± this.
+        color_jitter: brightness, contrast and saturation are each multiplied by a factor from 1 - this to 1 + this.
     """
 
     @checked
@@ -137,14 +138,15 @@ class ScaleCropFlip:
 
 
 class SemsegAugment:
-    """`ScaleCropFlip` with a random rotation and a Gaussian blur, the recipe of hszhao/semseg.
+    """`ScaleCropFlip` with random rotation and Gaussian blur, the recipe of hszhao/semseg.
 
-    There, blur is OpenCV's 5×5 kernel: sigma 1.1. The rotation turns about the image's centre.
+    Its blur is OpenCV's 5×5 kernel, which has a sigma of 1.1. Rotations are about the image's centre.
 
     Args:
-        crop_size, scale_min, scale_max, flip_probability, mean, ignore_index: as in `ScaleCropFlip`.
-        rotate_degrees: the angle is uniform between minus and plus this.
-        rotate_probability, blur_probability: of each.
+        crop_size: as in `ScaleCropFlip`, like the arguments that are not listed here.
+        rotate_degrees: largest angle in either direction; the distribution is uniform.
+        rotate_probability: of a rotation.
+        blur_probability: of a blur.
         blur_sigma: in pixels of the result.
     """
 
@@ -187,10 +189,12 @@ class SemsegAugment:
 
 
 class NoAugment:
-    """The middle of the image at its own size, cut or padded to the crop; nothing random.
+    """The centre of the image, unscaled, cropped or padded to the crop size.
 
     Args:
-        crop_size, mean, ignore_index: as in `ScaleCropFlip`.
+        crop_size: side of the result in pixels.
+        mean: colour of the padding, RGB, as fractions of 255.
+        ignore_index: label of the padding.
     """
 
     def __init__(self, crop_size: int, mean: Sequence[float], ignore_index: int) -> None:
@@ -201,23 +205,24 @@ class NoAugment:
 
 
 def to_tensors(image: Image.Image, label: Image.Image) -> tuple[Tensor, Tensor]:
-    """RGB image and "L" label to uint8 ``[3, H, W]`` and uint8 ``[H, W]``."""
-    pixels = np.asarray(image).transpose(2, 0, 1).copy()  # numpy reorders twice as fast as torch
+    """RGB image and "L" label as uint8 ``[3, H, W]`` and uint8 ``[H, W]``."""
+    pixels = np.asarray(image).transpose(2, 0, 1).copy()  # NumPy transposes twice as fast as torch
     return torch.from_numpy(pixels), torch.from_numpy(np.array(label))
 
 
 def normalize(
     images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """``(images / 255 - mean) / std`` on the device that holds the images.
+    """``(images / 255 - mean) / std`` on the images' device.
 
     Args:
         images: uint8 ``[N, 3, H, W]``.
-        mean, std: RGB, as fractions of 255.
-        dtype: of the result; the arithmetic is done in float32 at least.
+        mean: RGB, as fractions of 255.
+        std: likewise.
+        dtype: of the result, which is computed in float32 or better.
     """
     scaled = images.to(torch.promote_types(dtype, torch.float32))
-    # plain numbers: tensors of constants would be copied to the device, and waited for, at every batch
+    # Python numbers: tensors would be copied to the device, with a synchronisation, for every batch.
     for channel, (shift, width) in enumerate(zip(mean, std, strict=True)):
         scaled[:, channel].sub_(255 * shift).div_(255 * width)
     return scaled.to(dtype)

@@ -1,4 +1,4 @@
-"""Data sets in the VOC layout: ``JPEGImages``, ``SegmentationClass[Gray]``, ``ImageSets/Segmentation``."""
+"""Data sets in VOC's layout: ``JPEGImages``, ``SegmentationClass[Gray]``, ``ImageSets/Segmentation``."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -6,23 +6,24 @@ from pathlib import Path
 
 from PIL import Image
 
-from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_colours, fingerprint, identity
+from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_mean_std, fingerprint, identity
 from pspexp.data.labels import VOC_COLOURS, VOID, read_image, read_label
 from pspexp.errors import UserError, did_you_mean, setting
-from pspexp.utils.text import first_names
+from pspexp.utils.text import count, first_names
 
 IMAGES, SPLITS = "JPEGImages", "ImageSets/Segmentation"
 LABELS, GREY_LABELS = "SegmentationClass", "SegmentationClassGray"
-_INVALID = 256  # marks label values that no class has
+_INVALID = 256  # marks label values without a class
 
 
 class VocSplit:
-    """The samples that one split file names, in its order.
+    """The samples listed in a split file, in its order.
 
     Args:
-        names: one per sample.
-        images, labels: their files.
-        values: class id or ignore index for each of the 256 label values; 256 where there is none.
+        names: of the samples.
+        images: their image files.
+        labels: their label files.
+        values: class id or ignore index of each of the 256 label values; 256 for those without one.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class VocSplit:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        """RGB image and "L" label; UserError naming the file if either is broken or they do not fit."""
+        """RGB image and "L" label; raises UserError if one is damaged or they do not match."""
         image = read_image(self._images[index])
         path = self._labels[index]
         label = Image.fromarray(read_label(path))
@@ -57,8 +58,8 @@ class VocSplit:
         return image, label.point(self._table)
 
     def fingerprint(self) -> str:
-        """Of names, and of each file's folder, name and size."""
-        with ThreadPoolExecutor(16) as pool:  # on network drives each file takes its time
+        """A hash of the names, and of each file's folder, name and size."""
+        with ThreadPoolExecutor(16) as pool:  # on network drives each file has a latency
             samples = zip(
                 self.names, pool.map(identity, self._images), pool.map(identity, self._labels), strict=True
             )  # fmt: skip
@@ -66,18 +67,21 @@ class VocSplit:
 
 
 class VocDataset:
-    """A folder in the VOC layout. Labels come from ``SegmentationClassGray`` where it has the file.
+    """A folder in VOC's layout. Labels in ``SegmentationClassGray`` take precedence over ``SegmentationClass``.
 
     Args:
-        root: the folder that holds ``subfolder``, the folder above that (``root/VOCdevkit/VOC2007``), or the
-            ``subfolder`` itself.
-        num_classes: None means as many as there are names.
+        root: the folder that contains ``subfolder``, the one above it (``root/VOCdevkit/VOC2007``), or ``subfolder``
+            itself.
+        num_classes: None counts the class names.
         class_names: None reads ``classes.txt`` in ``root``; otherwise nothing is read before `open`.
-        ignore_index: what void pixels (255 in the files, and this value itself) become.
-        train_split, val_split, test_split: names of the files in ``ImageSets/Segmentation``.
-        mean, std: of the image's channels, RGB, as fractions of 255.
+        ignore_index: label of void pixels, which have this value or 255 in the files.
+        train_split: name of the file in ``ImageSets/Segmentation`` to train on.
+        val_split: name of the file to validate on.
+        test_split: name of the file to test on.
+        mean: of the RGB channels, as fractions of 255.
+        std: likewise.
         subfolder: name of the data set's own folder, such as ``VOC2007``; None if ``root`` is that folder.
-        ignore_background: True is the reference protocol: label 0 is ignored, label k becomes class k - 1.
+        ignore_background: as in the reference's protocol, label 0 is ignored and label k is class k - 1.
     """
 
     def __init__(
@@ -95,36 +99,36 @@ class VocDataset:
         ignore_background: bool = False,
     ) -> None:
         names = read_class_names(root) if class_names is None else list(class_names)
-        count = len(names) if num_classes is None else num_classes
-        check_classes(count, names, ignore_index)
-        check_colours(mean, std)
+        num_classes = len(names) if num_classes is None else num_classes
+        check_classes(num_classes, names, ignore_index)
+        check_mean_std(mean, std)
         self._first = 1 if ignore_background else 0  # label value of class 0
-        palette = VOC_COLOURS[self._first : self._first + count]
+        palette = VOC_COLOURS[self._first : self._first + num_classes]
         self.info = DatasetInfo(names, ignore_index, list(mean), list(std), palette)
         self._root, self._subfolder = root, subfolder
         self._splits = {"train": train_split, "val": val_split, "test": test_split}
 
     @staticmethod
     def class_names_from(root: str) -> list[str]:
-        """The class names in the folder, for a configuration that leaves them to it."""
+        """The class names in the folder, for a configuration without class names."""
         return read_class_names(root)
 
     def open(self, role: Role) -> VocSplit:
-        """The samples of a role; raises UserError with all that is missing (counts and the first names)."""
+        """The samples of a role; raises UserError with the number and first names of missing files."""
         folder = find_tree(self._root, self._subfolder)
         names = read_split(folder, self._splits[role], key=setting(f"dataset.{role}_split"))
         images = files_by_name(folder / IMAGES, (".jpg", ".jpeg", ".png"))
         labels = files_by_name(folder / LABELS, (".png",)) | files_by_name(folder / GREY_LABELS, (".png",))
         problems = [
-            *missing_files("images", names, images, folder / IMAGES),
-            *missing_files("labels", names, labels, folder / LABELS),
+            *missing_files("image", names, images, folder / IMAGES),
+            *missing_files("label", names, labels, folder / LABELS),
         ]
         if problems:
             raise UserError(*problems)
         return VocSplit(names, [images[n] for n in names], [labels[n] for n in names], self._values())
 
     def _values(self) -> list[int]:
-        """What each of the 256 label values means."""
+        """See `VocSplit`."""
         values = [_INVALID] * 256
         values[: self._first] = [self.info.ignore_index] * self._first
         values[self._first : self._first + self.info.num_classes] = range(self.info.num_classes)
@@ -135,7 +139,11 @@ class VocDataset:
 
 
 def read_class_names(root: str) -> list[str]:
-    """The names in ``root/classes.txt``, one a line; UserError if the file is missing or empty."""
+    """The names in ``root/classes.txt``, one per line.
+
+    Raises:
+        UserError: the file is missing or empty.
+    """
     path = Path(root).expanduser() / "classes.txt"
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -145,12 +153,16 @@ def read_class_names(root: str) -> list[str]:
             f"write one class name per line there, or set {setting('dataset.class_names')}=[…]"
         ) from error
     if not names:
-        raise UserError(f"{path}: no class names in it; write one a line")
+        raise UserError(f"{path}: contains no class names; write one per line")
     return names
 
 
 def find_tree(root: str, subfolder: str | None) -> Path:
-    """The folder that holds ``JPEGImages``; UserError naming the places that were tried."""
+    """The folder that contains ``JPEGImages``.
+
+    Raises:
+        UserError: there is none; names the places that were tried.
+    """
     base = Path(root).expanduser()
     places = [base]
     if subfolder is not None:
@@ -161,8 +173,8 @@ def find_tree(root: str, subfolder: str | None) -> Path:
         if (place / IMAGES).is_dir():
             return place
     tried = ", ".join(str(place / IMAGES) for place in places)
-    state = "no such folder" if not base.is_dir() else "no data set in the VOC layout there"
-    hint = "; tools/prepare_voc.py unpacks a VOC tar" if subfolder else ""
+    state = "no such folder" if not base.is_dir() else "contains no data set in VOC's layout"
+    hint = ", or unpack a VOC tar with tools/prepare_voc.py" if subfolder else ""
     raise UserError(f"{setting('dataset.root', root)}: {state} (looked for {tried}); set it to the data set{hint}")
 
 
@@ -170,42 +182,42 @@ def read_split(folder: Path, split: str, key: str) -> list[str]:
     """The sample names of ``ImageSets/Segmentation/<split>.txt``.
 
     Raises:
-        UserError: no such file (names those there are), empty, or a name occurs twice; names ``key``.
+        UserError: there is no such file, it is empty, or a name occurs twice; names ``key``.
     """
     path = folder / SPLITS / f"{split}.txt"
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         known = sorted(file.stem for file in path.parent.glob("*.txt"))
-        there = f"{path.parent} has {', '.join(known) or 'no split files'}"
+        there = f"{path.parent} contains {', '.join(known) or 'no split files'}"
         raise UserError(
             f"{key}={split}: cannot read {path} ({_reason(error)}); {there}{did_you_mean(split, known)}"
         ) from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
-        raise UserError(f"{key}={split}: {path} names no samples")
+        raise UserError(f"{key}={split}: {path} is empty; list one sample per line")
     repeated = sorted({name for name in names if name in _repeated(names)})
     if repeated:
-        raise UserError(f"{key}={split}: {path} names {first_names(repeated)} more than once; keep each name once")
+        raise UserError(f"{key}={split}: {path} lists {first_names(repeated)} more than once; remove the repetitions")
     return names
 
 
 def files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files of these kinds by name without suffix, hidden ones left out; empty if there is no such folder."""
+    """Files with one of the suffixes, except hidden ones, by name without suffix; empty if there is no such folder."""
     if not folder.is_dir():
         return {}
-    # listed once: asking for each file on its own is slow on network drives
+    # Listed at once: a query per file is slow on network drives.
     files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "."]
     return {path.stem: path for path in sorted(files, reverse=True)}  # of a.jpg and a.png, a.jpg
 
 
 def missing_files(what: str, names: Iterable[str], files: dict[str, Path], folder: Path) -> list[str]:
-    """A line that counts the names without a file, or nothing."""
+    """A line about the names without a file, if there are any."""
     missing = [name for name in names if name not in files]
     if not missing:
         return []
     state = "" if folder.is_dir() else " (no such folder)"
-    return [f"{folder}{state}: {len(missing)} {what} are missing: {first_names(missing)}"]
+    return [f"{folder}{state}: {count(len(missing), what)} missing: {first_names(missing)}"]
 
 
 def _repeated(names: Sequence[str]) -> set[str]:

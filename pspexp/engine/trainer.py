@@ -249,7 +249,7 @@ class Trainer:
         batches = [
             (batch, value)
             for rank, values in enumerate(losses)
-            for batch, value in zip(self.loader.plan(step - 1, step, rank), values, strict=True)
+            for batch, value in zip(self.loader.sample_keys(step - 1, step, rank), values, strict=True)
         ]
         bad = [batch for batch, value in batches if not math.isfinite(value)] or [batch for batch, _ in batches]
         names = ", ".join(self.components.training.names[index] for batch in bad for _, index in batch)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pspexp.config.build import build, build_training, init_distributed
-from pspexp.data.loader import TrainLoader
+from pspexp.data.loader import steps_per_epoch
 from pspexp.engine.device import AUTO_ORDER, HOST, Device, unavailable_reason
 from pspexp.engine.distributed import ProcessInfo
 from pspexp.engine.precision import AUTOCAST_DTYPES, Precision, unsupported_reason
@@ -33,15 +33,13 @@ def check(config: DictConfig, _folder: Path) -> None:
     console.print(environment(config))
     console.print(OmegaConf.to_yaml(OmegaConf.create(records.public(config))), markup=False, highlight=False)
     launcher = build(config.launcher)
-    components = build_training(
-        config, *init_distributed(config, ProcessInfo()), start_weights=config.checkpoint.resume is None
-    )
+    start_weights = config.checkpoint.resume is None
+    components, _ = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=start_weights)
     if launcher.world_size > 1:
         components.device.backends()
-        options = {"batch_size": config.loader.batch_size, "accumulate": config.trainer.accumulate}
-        shared = {"num_workers": 0, "seed": 0, "pin_memory": False, "world_size": launcher.world_size}
-        # Built for its refusal of a step that needs more images than there are.
-        TrainLoader(components.training, lambda *sample: sample[:2], **options, **shared)
+        steps_per_epoch(  # for its error
+            len(components.training), config.loader.batch_size, config.trainer.accumulate, launcher.world_size
+        )
     console.print("The configuration is valid and everything in it can be built.")
 
 

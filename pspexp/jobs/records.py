@@ -47,8 +47,8 @@ class Request:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def own_state(folder: Path) -> Path:
-    """Where a run folder holds its training state."""
+def training_state_file(folder: Path) -> Path:
+    """The training state to resume from, in a run folder."""
     return folder / "checkpoints" / "last.pt"
 
 
@@ -67,7 +67,7 @@ def start_tracker(job: Request, components: Components, splits: dict[str, Split]
         UserError: The folder holds checkpoints of another run.
     """
     world = components.world
-    if not resume and world.broadcast_from_main(own_state(job.folder).is_file):
+    if not resume and world.broadcast_from_main(training_state_file(job.folder).is_file):
         raise UserError(
             f"{setting('hydra.run.dir', job.folder)}: holds a run that would be overwritten; "
             f"resume it with {setting('checkpoint.resume', 'auto')}, or choose another folder",
@@ -91,7 +91,7 @@ def start_tracker(job: Request, components: Components, splits: dict[str, Split]
 
 
 def build_loggers(tracking: DictConfig, folder: Path) -> dict[str, Logger]:
-    """The loggers of the node ``tracking`` by name. One that cannot be built is left out with a warning.
+    """The loggers of the node ``tracking`` by name. One that cannot be built is omitted with a warning.
 
     Args:
         tracking: The node.

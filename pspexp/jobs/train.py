@@ -6,19 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from pspexp.config.build import build, build_training
+from pspexp.config.build import build_training
 from pspexp.config.resume import resume_conflicts
 from pspexp.engine import checkpoint
 from pspexp.engine.components import TrainingComponents
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
 from pspexp.engine.evaluator import Evaluation
-from pspexp.engine.hooks import Hook
 from pspexp.engine.trainer import Trainer
 from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.errors import UserError
 from pspexp.jobs.evaluate import describe, evaluate
-from pspexp.jobs.records import Request, own_state, public, recorded, start_tracker
+from pspexp.jobs.records import Request, public, recorded, start_tracker, training_state_file
 from pspexp.launchers.base import StopSignal
 from pspexp.optim import supports_found_inf
 from pspexp.tracking import runs
@@ -30,8 +29,7 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     """Run a training; returns the best mean IoU."""
     config = job.config
     saved = world.broadcast_from_main(lambda: saved_state(job, world))
-    components = build_training(config, device, world, start_weights=saved is None)
-    hooks = build_hooks(config.hooks)
+    components, hooks = build_training(config, device, world, start_weights=saved is None)
     refuse_other_precision(components, saved)
     log.info("%s", describe(config, components, len(components.training), job.folder))
     log.info("%s", describe_epoch(components))
@@ -56,22 +54,6 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     with recorded(tracker, lambda: summary(trainer)):
         trainer.fit(saved)
     return trainer.state.best.get("best/mean_iou")
-
-
-def build_hooks(node: Any) -> dict[str, Hook]:
-    """The hooks of the node ``hooks`` by name, in its order; those set to null are left out.
-
-    Raises:
-        UserError: one cannot be built, or is no `pspexp.engine.hooks.Hook`.
-    """
-    hooks = {name: hook for name, hook in build(node).items() if hook is not None}
-    if wrong := [
-        f"hooks.{name}: {type(hook).__name__} is no subclass of pspexp.engine.hooks.Hook; derive it from that class"
-        for name, hook in hooks.items()
-        if not isinstance(hook, Hook)
-    ]:
-        raise UserError(*wrong)
-    return hooks
 
 
 def refuse_other_precision(components: TrainingComponents, saved: dict[str, Any] | None) -> None:
@@ -99,14 +81,14 @@ def saved_state(job: Request, world: World) -> dict[str, Any] | None:
     Raises:
         UserError: ``checkpoint.resume`` names no training state, or one of a run that was configured differently.
     """
-    config, folder, own = job.config, job.folder, own_state(job.folder)
+    config, folder, own = job.config, job.folder, training_state_file(job.folder)
     # After a restart: from what this job has saved, if it has.
     resume = "auto" if job.is_restart and own.is_file() else config.checkpoint.resume
     if resume is None or (resume == "auto" and not own.is_file()):
         return None
     path = own if resume == "auto" else runs.find_checkpoint(resume, "last.pt")
     if own.is_file() and path.resolve() != own.resolve():
-        raise UserError(f"hydra.run.dir={folder}: holds another run than checkpoint.resume={resume}; leave it out")
+        raise UserError(f"hydra.run.dir={folder}: contains another run than checkpoint.resume={resume}; remove it")
     saved = checkpoint.read(path, training=True)
     if conflicts := resume_conflicts(saved, public(config), world.size):
         raise UserError(*conflicts)

@@ -26,7 +26,7 @@ def fold_batch_norms(model: nn.Module, images: Tensor) -> nn.Module:
     Args:
         model: a network in evaluation mode that returns ``{"out": logits}``.
         images: the first batch of the evaluation, ``[N, 3, H, W]``. On accelerators folding gains for one image at a
-            time and loses for many (docs/benchmarks.md), where it is left out.
+            time and loses for many (docs/benchmarks.md), where it is not done.
     """
     if len(images) > 1 and images.device.type != "cpu":
         return model
@@ -58,7 +58,7 @@ def _folded_copy(model: nn.Module, probe: Tensor) -> nn.Module | None:
 def _find_pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, Any]], Tensor]:
     """Each convolution with the batch norm that is given its output, and the logits of ``probe``.
 
-    Modules that are called more than once, or have more than one name, are left out.
+    Modules that are called more than once, or have more than one name, are not folded.
     """
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holding the tensors keeps their ids from being reused
     pairs: list[tuple[nn.Conv2d, Any]] = []

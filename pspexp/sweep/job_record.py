@@ -69,14 +69,14 @@ def save(folder: Path, record: JobRecord) -> None:
     write_text_atomic(folder / JOB_FILE, json.dumps(asdict(record), indent=2) + "\n")
 
 
-def load(folder: Path, *, run_dir_lock: bool = False) -> JobRecord | None:
+def load(folder: Path, *, holds_lock: bool = False) -> JobRecord | None:
     """The record in a run folder, if there is one.
 
     A killed job could not update its record; its state is then read from the run's summary.
 
     Args:
         folder: The run folder.
-        run_dir_lock: Whether the caller holds the folder's lock, so that the job cannot be running.
+        holds_lock: Whether the caller holds the folder's lock, so that the job cannot be running.
 
     Raises:
         UserError: The record or the summary cannot be read.
@@ -86,7 +86,7 @@ def load(folder: Path, *, run_dir_lock: bool = False) -> JobRecord | None:
         return None
     with user_error_for(file, f"delete {folder} to repeat the job"):
         record = JobRecord(**json.loads(file.read_text(encoding="utf-8")))
-    if record.state != "RUNNING" or (not run_dir_lock and runs.is_locked(folder)):
+    if record.state != "RUNNING" or (not holds_lock and runs.is_locked(folder)):
         return record
     with runs.run_dir_lock(folder, runs.WRITER_LOCK, wait=True):  # the processes of a killed job may still be saving
         summary = summary_of(folder)

@@ -1,9 +1,9 @@
-"""Runs one job of a sweep in separate processes, unless it is already finished, and records how it ends."""
+"""Runs one job of a sweep in separate processes, unless it is already finished, and records its outcome."""
 
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from matplotlib.colors import to_hex
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.config.build import build
-from pspexp.config.compose import finish, with_choices
+from pspexp.config.compose import with_choices
 from pspexp.config.overrides import ADDED_GROUPS
+from pspexp.config.resolve import resolve
 from pspexp.errors import Interrupted, JobFailed, UserError, summarize
 from pspexp.jobs.job import Job, needs_no_processes
-from pspexp.jobs.records import own_state, public, record_failure
+from pspexp.jobs.records import public, record_failure, training_state_file
 from pspexp.launchers.base import Launcher, Single
 from pspexp.launchers.elastic import Elastic
 from pspexp.sweep.devices import device_share, jobs_at_once
@@ -57,18 +58,18 @@ def run_job(config: DictConfig, settings: HydraConf) -> float | None:
     """
     sweep = load_sweep(Path(settings.runtime.cwd, settings.sweep.dir))
     overrides, raw = list(settings.overrides.task), with_choices(config, settings.runtime.choices)
-    finished, problem = attempt(lambda: finish(raw.copy(), overrides), raw)
+    resolved, problem = try_resolve(raw, overrides)
     folder = Path(settings.runtime.output_dir)
     try:
         with runs.run_dir_lock(folder, wait=True):  # the job of a killed sweep may still be saving
-            before = earlier(sweep, folder, settings.job.num, finished, problem)
+            before = previous_attempt(sweep, folder, settings.job.num, resolved, problem)
             if before is not None and before.state == "FINISHED":
                 log.info("job %d (%s) is already finished: %s", before.number, before.name, before.result)
                 return before.result
-            record = begin(sweep, settings.job.num, overrides, before)
-            job = request(sweep, record, finished, folder, overrides)
-            run_name = OmegaConf.select(finished, "run_name", throw_on_resolution_failure=False)
-            if isinstance(run_name, str | None):  # otherwise it is one of the problems
+            record = new_record(sweep, settings.job.num, overrides, before)
+            job = make_job(sweep, record, resolved, folder, overrides)
+            run_name = OmegaConf.select(resolved, "run_name", throw_on_resolution_failure=False)
+            if isinstance(run_name, str | None):  # any other type is one of the problems
                 job.config.run_name = " ".join(filter(None, [run_name, record.name]))
             return run_and_record(sweep, record, job, problem, settings.launcher)
     except Exception as error:
@@ -77,14 +78,16 @@ def run_job(config: DictConfig, settings: HydraConf) -> float | None:
         raise
 
 
-def earlier(sweep: Sweep, folder: Path, number: int, config: DictConfig, problem: Exception | None) -> JobRecord | None:
-    """The record of an earlier attempt, if there is one.
+def previous_attempt(
+    sweep: Sweep, folder: Path, number: int, config: DictConfig, problem: Exception | None
+) -> JobRecord | None:
+    """The record of the previous attempt, if there is one.
 
     Raises:
         UserError: The folder contains another job, or a job of another sweep.
         JobFailed: The attempt failed and ``sweep.retry_failed`` is not set.
     """
-    before = load(folder, run_dir_lock=True)
+    before = load(folder, holds_lock=True)
     if before is None or config.get("mode") not in METRICS:  # other modes are always repeated
         return None
     if before.sweep != sweep.id:
@@ -101,13 +104,13 @@ def earlier(sweep: Sweep, folder: Path, number: int, config: DictConfig, problem
     return before
 
 
-def begin(sweep: Sweep, number: int, overrides: Sequence[str], before: JobRecord | None) -> JobRecord:
+def new_record(sweep: Sweep, number: int, overrides: Sequence[str], before: JobRecord | None) -> JobRecord:
     """The record of a new attempt."""
     values = values_of(sweep, overrides)
     return JobRecord(sweep.id, number, name_of(values, number), values, seconds=before.seconds if before else 0)
 
 
-def request(sweep: Sweep, record: JobRecord, config: DictConfig, folder: Path, overrides: list[str]) -> Job:
+def make_job(sweep: Sweep, record: JobRecord, config: DictConfig, folder: Path, overrides: list[str]) -> Job:
     """The job for the launcher, with the command line that reproduces it alone."""
     tags = {"sweep": sweep.id, "mlflow.runColor": COLORS[record.number % len(COLORS)]}
     alone = [text for text in overrides if text.lstrip("+").partition("=")[0] not in ADDED_GROUPS]
@@ -115,17 +118,17 @@ def request(sweep: Sweep, record: JobRecord, config: DictConfig, folder: Path, o
     return Job(config, folder, overrides, command_line((), alone), is_restart=is_restart, tags=tags)
 
 
-def attempt(finish: Callable[[], DictConfig], raw: DictConfig) -> tuple[DictConfig, Exception | None]:
-    """The finished configuration; if it cannot be finished, the one as composed, and the error."""
+def try_resolve(config: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Exception | None]:
+    """The resolved and checked configuration; if that fails, the one as composed, and the error."""
     try:
-        return finish(), None
+        return resolve(config.copy(), overrides), None
     except Exception as error:
-        return raw, error
+        return config, error
 
 
 def refuse_another(sweep: Sweep, before: JobRecord, folder: Path, config: DictConfig) -> None:
     """Raise UserError if the job in ``folder`` was configured differently."""
-    if before.state != "FINISHED" and not own_state(folder).is_file():
+    if before.state != "FINISHED" and not training_state_file(folder).is_file():
         return  # nothing is lost
     then: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     if found := differences(flatten(then), flatten(public(config))):
@@ -152,7 +155,7 @@ def run_and_record(
             raise_if_stopped(sweep, job.config)
             result, stopped_by = run_in_processes(job, sweep.folder / STOPPED_MARK)
     except BaseException as end:
-        state, error = state_after(end), mask_logins(summarize(end))
+        state, error = final_state(end), mask_logins(summarize(end))
         if state == "FAILED":
             record_failure(job)
         raise
@@ -192,7 +195,7 @@ def run_in_processes(job: Job, stopped: Path) -> tuple[float | None, int | None]
     return launcher(job), launcher.stopped_by
 
 
-def state_after(end: BaseException) -> State:
+def final_state(end: BaseException) -> State:
     """The state of a job that ended with an exception."""
     if isinstance(end, NotStarted):
         return "NOT STARTED"

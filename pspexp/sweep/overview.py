@@ -35,7 +35,7 @@ LOGGERS_FILE = "loggers.json"  # id of the summarizing run in each logger
 CSV, NOTE, PLOTS = "sweep.csv", "sweep.md", ("plots/parallel_coordinates.png", "plots/heat_map.png")
 
 
-def finish(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
+def report_sweep(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
     """Print, plot and record how the jobs ended; returns whether all are finished.
 
     Args:
@@ -54,7 +54,7 @@ def finish(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
         console.width = PIPED_WIDTH
     console.print(as_table(sweep, rows), *failures(rows), sep="\n")
     complete = all(record.state == "FINISHED" for record, _ in rows)
-    in_mlflow = show(sweep, config, "KILLED" if stopped else "FINISHED" if complete else "FAILED")
+    in_mlflow = log_overview(sweep, config, "KILLED" if stopped else "FINISHED" if complete else "FAILED")
     console.print(*advice(sweep, rows, in_mlflow=in_mlflow), sep="\n")
     return complete
 
@@ -192,7 +192,7 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
                 figures.save(figure, sweep.folder / PLOTS[1])
 
 
-def show(sweep: Sweep, config: DictConfig, status: Status) -> bool:
+def log_overview(sweep: Sweep, config: DictConfig, status: Status) -> bool:
     """Record the overview with the configured loggers; returns whether MLflow has it."""
     ids_file = sweep.folder / LOGGERS_FILE
     ids = json.loads(ids_file.read_text()) if ids_file.is_file() else {}

@@ -40,7 +40,7 @@ def run_sweep(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> 
                 traceback.print_exc()
                 code = 1
         code = 128 + received[0] if received else code
-        complete = overview.finish(sweep, config, stopped=code > 128)
+        complete = overview.report_sweep(sweep, config, stopped=code > 128)
     if code == EXIT_USER_ERROR and overview.collect(sweep):  # the launcher failed, not the command
         return 1
     return code or (0 if complete and not failed.exists() else 1)

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.config.compose import without_hydra
-from pspexp.config.overrides import as_typed, read, sweeper_words
+from pspexp.config.overrides import read, sweeper_overrides, value_text
 from pspexp.config.resume import MACHINE_KEYS
 from pspexp.errors import UserError, as_yaml
 from pspexp.tracking import runs
@@ -40,7 +40,7 @@ class Sweep:
     Attributes:
         folder: Contains a run folder for each job, and the overview.
         id: Unique id, which tags the jobs' MLflow runs.
-        varies: Varied keys → their values as typed, secrets masked, in the order in which Hydra numbers the jobs.
+        varies: Varied keys → their values as written, secrets masked, in the order in which Hydra numbers the jobs.
         config: Flat and unresolved, with the first value of each varied key.
     """
 
@@ -129,22 +129,22 @@ def user_error_for(file: Path, alternative: str) -> Iterator[None]:
 
 
 def varied(overrides: Sequence[str], config: DictConfig) -> dict[str, str]:
-    """The values, as typed, of each key or group with several, from the command line or the sweeper's parameters.
+    """The values, as written, of each key or group with several, from the command line or the sweeper's parameters.
 
     Raises:
         UserError: A later override of such a key would replace them in every job.
     """
-    typed = read(mask_overrides(overrides))
-    last = {one.key_or_group: one for one in typed}
+    explicit = read(mask_overrides(overrides))
+    last = {one.key_or_group: one for one in explicit}
     problems = [
         f"{one.input_line}: {last[one.key_or_group].input_line} overrides it; remove one of them"
-        for one in typed
+        for one in explicit
         if one.is_sweep_override() and one is not last[one.key_or_group]
     ]
     if problems:
         raise UserError(*problems)
-    params = read(mask_overrides(sweeper_words(config, typed)))
-    return {one.key_or_group: as_typed(one) for one in [*params, *typed] if one.is_sweep_override()}
+    params = read(mask_overrides(sweeper_overrides(config, explicit)))
+    return {one.key_or_group: value_text(one) for one in [*params, *explicit] if one.is_sweep_override()}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], ignored: Sequence[str] = ()) -> list[str]:

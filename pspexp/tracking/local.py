@@ -1,4 +1,4 @@
-"""The run folder: the record of a run that always exists, and that everything else is made from."""
+"""The run folder: the record of a run that always exists, from which everything else is derived."""
 
 import json
 import logging
@@ -80,7 +80,7 @@ class LocalTracker:
         write_text_atomic(self.folder / "provenance.json", json.dumps(content, indent=2) + "\n")
 
     def metrics(self, values: Mapping[str, float], *, step: int, epoch: int, time_s: float) -> None:
-        """Append one flat JSON line to ``metrics.jsonl``; values that are not finite are left out."""
+        """Append one flat JSON line to ``metrics.jsonl``; non-finite values are skipped."""
         values = finite(values)
         if not values:
             return
@@ -166,7 +166,7 @@ def _is_evaluation(record: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def drawing(what: str) -> Iterator[None]:
-    """Turn errors into a warning: a figure can be drawn again from the files, hours of training cannot be repeated."""
+    """Turn errors into a warning: a figure can be redrawn from the files, but hours of training would be lost."""
     try:
         yield
     except Exception:

@@ -107,7 +107,7 @@ class MLflowLogger:
                 self._sent[path] = version
 
     def note(self, markdown: str) -> None:
-        """Set the run's description; the last lines of a long one are left out."""
+        """Set the run's description; the last lines of a long one are cut off."""
         while len(markdown) > MAX_TAG:
             markdown = markdown.rpartition("\n")[0]
         with self._call(CALL_LIMITS):

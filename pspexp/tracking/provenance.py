@@ -130,7 +130,7 @@ def _sha256(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that affect results; those that are not installed are left out."""
+    """Versions of Python and of the libraries that affect results; without those that are not installed."""
     own = {"python": platform.python_version(), "pspexp": __version__}
     return own | {package: version for package in _PACKAGES if (version := _version(package))}
 
@@ -175,14 +175,14 @@ def cpu_model() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def command_line(typed: Sequence[str], overrides: Sequence[str]) -> str:
+def command_line(argv: Sequence[str], overrides: Sequence[str]) -> str:
     """The command for a shell, without secrets.
 
     Args:
-        typed: The original ``sys.argv``; empty in a process that a launcher has started.
+        argv: The original ``sys.argv``; empty in a process started by a launcher.
         overrides: The job's overrides, for such a process.
     """
-    program, *arguments = typed or ["pspexp", *overrides]
+    program, *arguments = argv or ["pspexp", *overrides]
     program = "python -m pspexp" if Path(program).name == "__main__.py" else Path(program).name
     return " ".join([program, *map(shlex.quote, mask_overrides(arguments))])
 

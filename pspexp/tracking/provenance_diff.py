@@ -78,7 +78,7 @@ def restore_hint(name: Any, find: FindFile) -> str:
         file = find(str(name)).absolute()
         text = file.read_text(encoding="utf-8", errors="surrogateescape")
     except (UserError, OSError):
-        return "those of then were not kept"
+        return "they were not kept"
     if file.suffix != ".diff" or "\ndiff --git " not in f"\n{text}":
         return f"{file} lists them"
     if text.startswith(MASKED_DIFF):

@@ -85,7 +85,7 @@ class Tracker:
         self._local.rewind(step, keep_evaluation)
 
     def metrics(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
-        """Record values, in one line and one call to each logger. Values that are not finite are left out.
+        """Record values, in one line and one call to each logger. Non-finite values are skipped.
 
         Args:
             values: By metric name, such as ``train/loss``.
@@ -136,7 +136,7 @@ class Tracker:
         last: Mapping[str, float] | None = None,
         images_per_second: float | None = None,
     ) -> None:
-        """Draw the curves, write ``summary.json``, hand all files to the loggers and close them.
+        """Draw the curves, write ``summary.json``, pass all files to the loggers and close them.
 
         Args:
             status: How the run ended.

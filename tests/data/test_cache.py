@@ -12,10 +12,11 @@ from test_loader import content, make_loader, same
 
 from pspexp.config.build import build_training, init_distributed
 from pspexp.config.compose import compose
-from pspexp.data import loader
+from pspexp.data import workers
 from pspexp.data.cache import SampleCache
-from pspexp.data.loader import eval_loader, worker_context
+from pspexp.data.loader import eval_loader
 from pspexp.data.shapes import ShapesSplit
+from pspexp.data.workers import worker_context
 from pspexp.engine.distributed import ProcessInfo
 from pspexp.errors import UserError
 from tests.conftest import TINY
@@ -69,7 +70,7 @@ class Sized(Counted):
 @pytest.mark.parametrize("kind", [Counted, Sized])
 def test_a_cached_split_is_the_split_and_decodes_once(kind: Callable[[int], Counted]) -> None:
     split = kind(20)
-    cached = make_cache().over(split)
+    cached = make_cache().wrap(split)
     assert list(cached.names) == split.names
     assert len(cached) == 20
     wanted = samples(split)
@@ -83,13 +84,13 @@ def test_a_cached_split_is_the_split_and_decodes_once(kind: Callable[[int], Coun
 
 def test_no_limit_no_cache() -> None:
     split = Counted(3)
-    assert make_cache(0).over(split) is split
+    assert make_cache(0).wrap(split) is split
 
 
 def test_the_limit_holds_for_all_splits_together_and_what_came_first_stays(caplog: pytest.LogCaptureFixture) -> None:
     cache = make_cache(1)
     first, second = Counted(2, side=256), Counted(5, side=256)  # a quarter of the limit each, without the tables
-    cached = cache.over(first), cache.over(second)
+    cached = cache.wrap(first), cache.wrap(second)
     wanted = samples(first) + samples(second)
     for expected in ((2, 5), (0, 4), (0, 4)):
         first.new_count(), second.new_count()
@@ -105,7 +106,7 @@ def test_small_samples_still_find_room_when_a_large_one_does_not() -> None:
     cache = make_cache(1)
     large, small = Counted(3, side=400), Counted(3, side=8)
     for split, kept in ((large, 1), (small, 3)):
-        cached = cache.over(split)
+        cached = cache.wrap(split)
         samples(cached)
         split.new_count()
         samples(cached)
@@ -114,11 +115,11 @@ def test_small_samples_still_find_room_when_a_large_one_does_not() -> None:
 
 def test_a_table_without_room_leaves_the_split_alone() -> None:
     split = Counted(50_000)
-    assert make_cache(1).over(split) is split
+    assert make_cache(1).wrap(split) is split
 
 
 def test_what_is_handed_out_may_be_written_to() -> None:
-    cached = make_cache().over(Counted(1))
+    cached = make_cache().wrap(Counted(1))
     before = values(cached[0])
     for _ in range(2):
         for part in cached[0]:
@@ -132,7 +133,7 @@ def test_memory_that_was_used_before_is_no_trouble() -> None:
     context = multiprocessing.get_context("spawn")
     for side in (200, 150, 210):
         split = Counted(4, side)
-        cached = make_cache(1, context).over(split)
+        cached = make_cache(1, context).wrap(split)
         assert samples(cached) == samples(split)
         del cached  # a next block of this size may lie in the same place
 
@@ -147,7 +148,7 @@ def test_broken_files_are_not_kept() -> None:
             return super().__getitem__(index)
 
     split = Broken(2)
-    cached = make_cache().over(split)
+    cached = make_cache().wrap(split)
     for _ in range(2):
         with pytest.raises(UserError, match=r"1\.jpg: broken"):
             cached[1]
@@ -169,7 +170,7 @@ def test_a_sample_that_another_process_keeps_meanwhile_takes_room_once() -> None
             return super().__getitem__(index)
 
     split = Overtaken(3, side=256)
-    split.cached = cached = make_cache(1).over(split)
+    split.cached = cached = make_cache(1).wrap(split)
     wanted = [values(cached[index]) for index in range(3)]
     split.new_count()
     assert samples(cached) == wanted  # a second copy of the first would have pushed the third out
@@ -200,7 +201,7 @@ def test_a_sample_is_not_handed_out_before_it_is_whole() -> None:
 
     seen: list[object] = []
     split = Late(3, side=256)
-    split.cached = cached = make_cache(1).over(split)
+    split.cached = cached = make_cache(1).wrap(split)
     cached[0]
     wanted = samples(split)
     assert seen == wanted[:1]
@@ -213,7 +214,7 @@ def test_a_sample_is_not_handed_out_before_it_is_whole() -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_are_the_same_with_and_without(num_workers: int) -> None:
     whole = content(make_loader(Counted(20)).batches(0, 8))
-    cached = make_cache().over(Counted(20))
+    cached = make_cache().wrap(Counted(20))
     data = make_loader(cached, num_workers=num_workers)
     assert content(data.batches(0, 8)) == whole
     for cut in (1, 5):  # everything is kept by now
@@ -223,7 +224,7 @@ def test_batches_are_the_same_with_and_without(num_workers: int) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_share_what_they_decode(num_workers: int) -> None:
     split = Counted(20)
-    data = make_loader(make_cache().over(split), batch_size=20, accumulate=1, num_workers=num_workers)
+    data = make_loader(make_cache().wrap(split), batch_size=20, accumulate=1, num_workers=num_workers)
     list(data.batches(0, 1))
     assert split.new_count() == 20
     list(data.batches(1, 4))
@@ -233,7 +234,7 @@ def test_workers_share_what_they_decode(num_workers: int) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_later_validations_decode_nothing(num_workers: int) -> None:
     split = Counted(10)
-    cached = make_cache().over(split)
+    cached = make_cache().wrap(split)
     seen = []
     for decoded in (10, 0, 0):
         groups = eval_loader(
@@ -248,7 +249,7 @@ def test_processes_in_step_do_not_mix_samples_up() -> None:
     context = worker_context()
     split = Counted(40, side=64)
     wanted = samples(split)
-    cached = make_cache(1).over(split)
+    cached = make_cache(1).wrap(split)
 
     def sweep() -> None:
         for _ in range(20):
@@ -265,9 +266,9 @@ def test_processes_in_step_do_not_mix_samples_up() -> None:
 def test_spawned_workers_share_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS and Windows."""
     spawn = multiprocessing.get_context("spawn")
-    monkeypatch.setattr(loader, "worker_context", lambda: spawn)
+    monkeypatch.setattr(workers, "worker_context", lambda: spawn)
     split = Counted(6, context=spawn)
-    cached = make_cache(1, spawn).over(split)
+    cached = make_cache(1, spawn).wrap(split)
     data = make_loader(cached, batch_size=6, accumulate=1, num_workers=1)
     batches = content(data.batches(0, 2))
     assert split.new_count() == 6
@@ -289,7 +290,7 @@ def test_training_and_validation_of_a_run_go_through_one_cache(
     decode = ShapesSplit.__getitem__
     monkeypatch.setattr(ShapesSplit, "__getitem__", lambda split, index: decoded.append(index) or decode(split, index))
     config = compose([*TINY, "trainer.epochs=4", f"loader.cache_mib={mib}"])
-    parts = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=False)
+    parts, _ = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=False)
     for epoch in range(4):  # of 4 of the 5 images
         list(parts.loader.batches(2 * epoch, 2 * epoch + 2))
         if epoch:

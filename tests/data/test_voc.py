@@ -127,11 +127,11 @@ def test_all_missing_files_are_counted_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         make_source(tmp_path).open("train")
     images, labels = caught.value.problems
-    assert "9 images are missing: 000000, 000001, 000002, 000003, 000004, …" in images
-    assert "1 labels are missing: 000003" in labels
+    assert "9 images missing: 000000, 000001, 000002, 000003, 000004, …" in images
+    assert "1 label missing: 000003" in labels
 
 
-@pytest.mark.parametrize(("text", "match"), [("", "names no samples"), ("000000\n000000\n", "000000 more than once")])
+@pytest.mark.parametrize(("text", "match"), [("", "is empty"), ("000000\n000000\n", "000000 more than once")])
 def test_empty_and_repeating_splits_are_refused(tmp_path: Path, text: str, match: str) -> None:
     tree = make_tree(tmp_path / "VOC2007")
     (tree / "ImageSets/Segmentation/train.txt").write_text(text)

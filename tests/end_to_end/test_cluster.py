@@ -16,6 +16,7 @@ import pytest
 
 from pspexp.cli import REPORT_DELAY_S, get_args_parser
 from pspexp.config import compose as composition
+from pspexp.config.resolve import resolve
 from tests.conftest import TINY, Cli
 from tests.end_to_end.conftest import CHECKOUT, TIMEOUT_S, Start, ends, until
 
@@ -199,7 +200,7 @@ def test_the_sbatch_templates_command_composes(tmp_path: Path, monkeypatch: pyte
     config = composition.compose_checked(get_args_parser().parse_args(overrides).overrides)
     assert "hydra.run.dir=outputs/slurm/7" in overrides
     assert config.hydra.run.dir == "elsewhere"  # explicit overrides win
-    job_config = composition.finish(composition.without_hydra(config), overrides)
+    job_config = resolve(composition.without_hydra(config), overrides)
     assert (job_config.choices.launcher, job_config.checkpoint.resume) == ("slurm", "auto")
 
     from pspexp.cli import built_launcher

@@ -73,7 +73,7 @@ def test_a_failing_hook_names_itself(cli: Cli, own: Path, tmp_path: Path) -> Non
         ("hooks.early_stopping.metric=loss", "hooks.early_stopping.metric=loss"),
         ("hooks.early_stoping.patience=3", "did you mean 'hooks.early_stopping.patience'?"),
         ("+hooks.count._target_=my_hooks.Missing", "my_hooks.Missing"),
-        ("+hooks.count._target_=my_hooks.NoHook", "hooks.count: NoHook is no subclass of pspexp.engine.hooks.Hook"),
+        ("+hooks.count._target_=my_hooks.NoHook", "hooks.count: NoHook is not a subclass of pspexp.engine.hooks.Hook"),
     ],
 )
 def test_a_wrong_hook_is_refused_before_anything_runs(

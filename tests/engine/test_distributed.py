@@ -124,7 +124,7 @@ def sample_order(world: World, batch_size: int, accumulate: int = 1) -> list[lis
     """The samples of the first two steps, of all processes together."""
     loader = make_components(world=world, num_train=12, batch_size=batch_size, accumulate=accumulate).loader
     return [
-        sorted(one for rank in range(world.size) for batch in loader.plan(step, step + 1, rank) for one in batch)
+        sorted(one for rank in range(world.size) for batch in loader.sample_keys(step, step + 1, rank) for one in batch)
         for step in (0, 1)
     ]
 
@@ -157,7 +157,7 @@ def bad_image(world: World) -> Any:
         with pytest.raises(ArithmeticError) as caught:
             one.fit()
     same = [torch.equal(*pair) for pair in zip(one.model.parameters(), good.weights[1], strict=True)]
-    bad = [index for _, index in next(one.loader.plan(2, 3, rank=1))]
+    bad = [index for _, index in next(one.loader.sample_keys(2, 3, rank=1))]
     return str(caught.value), all(same), [one.components.training.names[index] for index in bad]
 
 

@@ -38,7 +38,7 @@ def config() -> DictConfig:
 def test_the_table_ranks_jobs_and_explains_failures(
     sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not overview.finish(sweep, config, stopped=False)
+    assert not overview.report_sweep(sweep, config, stopped=False)
     told = capsys.readouterr().out
     assert "job 2: RuntimeError: [enforce fail at alloc_cpu.cpp:114] can't allocate memory; see " in told
     assert "sweep.retry_failed=true" in told
@@ -76,7 +76,7 @@ def test_an_unreadable_record_affects_only_its_own_row(
 ) -> None:
     (sweep.folder / "0" / "job.json").write_text('{"stat": "FINISHED"}')
     (sweep.folder / "1" / "summary.json").write_text("{")
-    assert not overview.finish(sweep, config, stopped=False)
+    assert not overview.report_sweep(sweep, config, stopped=False)
     assert f"{sweep.folder / '0' / 'job.json'}: cannot be read (JobRecord.__init__() got an unexpected" in caplog.text
     rows = (sweep.folder / "sweep.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["job", "1", "2"]
@@ -86,7 +86,7 @@ def test_an_unreadable_record_affects_only_its_own_row(
 def test_without_tracking_mlflow_is_not_mentioned(
     sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overview.finish(sweep, config, stopped=False)
+    overview.report_sweep(sweep, config, stopped=False)
     assert "MLflow" not in capsys.readouterr().out
 
 
@@ -95,7 +95,7 @@ def test_the_suggested_override_is_quoted(
 ) -> None:
     folder = tmp_path / "my sweep, the first"
     save(folder / "0", JobRecord("s", 0, "seed=1", {"seed": 1}, "KILLED"))
-    overview.finish(Sweep(folder, "s", {"seed": "1,2"}, {}), config, stopped=True)
+    overview.report_sweep(Sweep(folder, "s", {"seed": "1,2"}, {}), config, stopped=True)
     assert f"""'hydra.sweep.dir='"'"'{folder}'"'"''""" in capsys.readouterr().out
 
 
@@ -104,7 +104,7 @@ def test_the_state_of_a_killed_job_is_read_from_its_run(tmp_path: Path) -> None:
     save(tmp_path, running)
     assert load(tmp_path).state == "KILLED"  # type: ignore[union-attr]
     write_text_atomic(tmp_path / "summary.json", '{"status": "FINISHED", "best": {"best/mean_iou": 0.5}}')
-    found = load(tmp_path, run_dir_lock=True)
+    found = load(tmp_path, holds_lock=True)
     assert found is not None
     assert (found.state, found.result) == ("FINISHED", 0.5)
 

@@ -36,15 +36,15 @@ def bench_loader(options: Options) -> Iterator[Table]:
     """The training loader without a network."""
     with tempfile.TemporaryDirectory() as folder:
         root = options.dataset_root or photographs(Path(folder))
-        words = ["model=pspnet18", "dataset=voc2007", f"dataset.root='{root}'", f"crop_size={options.size}"]
-        config = pspexp.compose([*words, *options.words()])
-        training = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True).training
+        overrides = ["model=pspnet18", "dataset=voc2007", f"dataset.root='{root}'", f"crop_size={options.size}"]
+        config = pspexp.compose([*overrides, *options.overrides()])
+        training = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True)[0].training
         rows, samplers = {"decoding alone": Row(images=1)}, {"decoding alone": partial(decoding, training)}
         caches = {"": [], ", cached": [f"loader.cache_mib={CACHE_MIB}"]}
         for workers in options.workers:
             for label, cached in caches.items():
                 name = f"{workers} workers{label}"
-                config = pspexp.compose([*words, *options.words(), f"loader.num_workers={workers}", *cached])
+                config = pspexp.compose([*overrides, *options.overrides(), f"loader.num_workers={workers}", *cached])
                 rows |= {f"{name}, first epoch": Row(workers=workers), f"{name}, later": Row(workers=workers)}
                 samplers[f"{name}, later"] = partial(
                     reading, config, rows[f"{name}, first epoch"], rows[f"{name}, later"]
@@ -66,7 +66,7 @@ def decoding(training: Any) -> float:
 
 def reading(config: DictConfig, first: Row, later: Row) -> float:
     """Mean seconds of the epochs after the first, whose own are noted in its row. Starts afresh: nothing is cached."""
-    data: TrainLoader = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True).loader
+    data: TrainLoader = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True)[0].loader
     first.images = later.images = data.steps_per_epoch * data.images_per_step
     ends = [time.perf_counter()]
     for step, _ in enumerate(data.batches(0, EPOCHS_READ * data.steps_per_epoch), start=1):

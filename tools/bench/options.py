@@ -8,7 +8,7 @@ import torch
 
 from tools.bench.works import FACTORISED, NETWORKS, PSPNETS, SMP, TORCHVISION, Setting
 
-Words = list[str]
+Overrides = list[str]
 """Of pspexp's command line."""
 
 
@@ -50,8 +50,8 @@ class Options(argparse.Namespace):
             tf32=self.tf32,
         )
 
-    def words(self) -> Words:
-        """The same for pspexp, as far as it has words for it."""
+    def overrides(self) -> Overrides:
+        """The same as overrides of pspexp, as far as it has such settings."""
         precision = "tf32" if self.tf32 and self.precision == "fp32" else self.precision
         order = str(self.channels_last).lower()
         return [f"device={self.device}", f"precision={precision}", f"channels_last={order}", "tracking=none"]

@@ -19,7 +19,7 @@ from pspexp.engine.components import TrainingComponents
 from pspexp.engine.distributed import ProcessInfo
 from pspexp.jobs.job import Job
 from pspexp.losses import mean_loss
-from tools.bench.options import Options, Words
+from tools.bench.options import Options, Overrides
 from tools.bench.records import quiet
 from tools.bench.results import Row, Table, number, quartiles
 from tools.bench.timing import synchronize
@@ -32,7 +32,7 @@ SKIPPED_ROUNDS = 3  # of `overhead`, at the start of a training
 
 def bare_loop(config: DictConfig) -> Generator[None, None, None]:
     """What a script without a framework does with the same parts; stops after each step."""
-    parts = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True)
+    parts, _ = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True)
     parts.model.train()
     for batch in parts.loader.batches(0, config.trainer.max_steps):
         bare_step(parts, batch)
@@ -95,23 +95,23 @@ def bench_overhead(options: Options) -> Iterator[Table]:
     cases = {(options.network, options.size, batch): options.repeats for batch in options.batch}
     cases[SMALL] = 5 * options.repeats
     for (name, size, batch), repeats in cases.items():
-        words = [f"model={name}", f"crop_size={size}", f"loader.batch_size={batch}", *options.words()]
-        yield overhead(f"{name}, crop {size}, batch {batch}", words, repeats, options.device)
+        overrides = [f"model={name}", f"crop_size={size}", f"loader.batch_size={batch}", *options.overrides()]
+        yield overhead(f"{name}, crop {size}, batch {batch}", overrides, repeats, options.device)
 
 
-def overhead(key: str, words: Words, repeats: int, device: str) -> Table:
+def overhead(key: str, overrides: Overrides, repeats: int, device: str) -> Table:
     """One training on drawn shapes, with the bare loop between its steps."""
-    words = [*words, "dataset=shapes", "loader.num_workers=0", "loader.max_eval_images=1"]
+    overrides = [*overrides, "dataset=shapes", "loader.num_workers=0", "loader.max_eval_images=1"]
     rounds = SKIPPED_ROUNDS + repeats
     # A device with a queue is waited for at the end of a turn only, or the trainer could not run ahead of it.
-    steps = 1 if device == "cpu" else pspexp.compose(words).trainer.log_every
+    steps = 1 if device == "cpu" else pspexp.compose(overrides).trainer.log_every
     # One step more: the last ends in validation.
-    words += [f"trainer.max_steps={rounds * steps + 1}", "trainer.epochs=1000", "trainer.validate_every=1000"]
-    config = pspexp.compose(words)
+    overrides += [f"trainer.max_steps={rounds * steps + 1}", "trainer.epochs=1000", "trainer.validate_every=1000"]
+    config = pspexp.compose(overrides)
     with tempfile.TemporaryDirectory() as folder, closing(bare_loop(config)) as loop:
         pair = Alongside(loop, device, rounds, steps)
         with quiet(Path(folder)):
-            Job(config, Path(folder) / "run", words)(ProcessInfo(), pair)
+            Job(config, Path(folder) / "run", overrides)(ProcessInfo(), pair)
     bare, ours = pair.bare[SKIPPED_ROUNDS:], pair.ours[SKIPPED_ROUNDS:]
     rows = {"bare loop": Row(bare, batch := config.loader.batch_size), "pspexp": Row(ours, batch)}
     more = statistics.median(ours) - statistics.median(bare)

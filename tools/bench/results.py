@@ -60,7 +60,7 @@ class Table:
     Attributes:
         key: what tells it from the other tables of its benchmark.
         baseline: the row that the others are compared with.
-        facts: what else is to be told, by name.
+        facts: further facts, by name.
     """
 
     key: str

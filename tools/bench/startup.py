@@ -10,7 +10,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from tools.bench.options import Options, Words
+from tools.bench.options import Options, Overrides
 from tools.bench.results import Row, Table
 from tools.bench.timing import environment, take_turns
 
@@ -33,8 +33,8 @@ def bench_startup(options: Options) -> Iterator[Table]:
     yield Table("wall time from the start of the command", rows)
 
 
-def command(*words: str) -> Words:
-    return [sys.executable, "-m", "pspexp", *words]
+def command(*arguments: str) -> Overrides:
+    return [sys.executable, "-m", "pspexp", *arguments]
 
 
 def first_output(folder: Path) -> float:
@@ -47,7 +47,7 @@ def first_output(folder: Path) -> float:
 def first_step(folder: Path, database: Path, device: str) -> float:
     """Seconds to the record of the first step."""
     folder.mkdir()
-    words = command(
+    arguments = command(
         "experiment=quickstart",
         f"device={device}",
         "trainer.max_steps=1",
@@ -60,11 +60,11 @@ def first_step(folder: Path, database: Path, device: str) -> float:
     records = folder / "run" / "metrics.jsonl"
     with (folder / "output").open("w") as output:
         start = time.perf_counter()
-        process = subprocess.Popen(words, cwd=folder, env=env, stdout=output, stderr=output)
+        process = subprocess.Popen(arguments, cwd=folder, env=env, stdout=output, stderr=output)
         while not (records.is_file() and "\n" in records.read_text()) and process.poll() is None:
             time.sleep(0.005)
         seconds = time.perf_counter() - start
         code = process.wait()
     if code or not records.is_file():
-        raise RuntimeError(f"{shlex.join(words)} ended with {code}: {(folder / 'output').read_text()[-2000:]}")
+        raise RuntimeError(f"{shlex.join(arguments)} ended with {code}: {(folder / 'output').read_text()[-2000:]}")
     return seconds

@@ -157,16 +157,16 @@ def cuda_peak(work: Work, before: tuple[int, int]) -> tuple[float, float]:
 def probed_memory(kind: str, name: str, setting: Setting) -> float | None:
     """MiB of `peak_resident` in a process of its own; None if that failed."""
     asked = json.dumps({"kind": kind, "name": name, "threads": torch.get_num_threads(), "setting": asdict(setting)})
-    words = [sys.executable, "-m", "tools.bench", "--probe", asked]
-    done = subprocess.run(words, env=environment(), stdout=subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, "-m", "tools.bench", "--probe", asked]
+    done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=False)
     return None if done.returncode else float(done.stdout.split()[-1])
 
 
 def peak_resident(asked: str) -> float:
     """MiB of memory at the peak of two runs, beyond what the process had before the first."""
-    words = json.loads(asked)
-    torch.set_num_threads(words["threads"])
-    work = WORKS[words["kind"]](words["name"], Setting(**words["setting"]))
+    request = json.loads(asked)
+    torch.set_num_threads(request["threads"])
+    work = WORKS[request["kind"]](request["name"], Setting(**request["setting"]))
     with suppress(OSError):  # lets the peak begin here, where the system has this
         Path("/proc/self/clear_refs").write_text("5")
     before, _ = resident_mib()

@@ -1,4 +1,4 @@
-"""Unpacking a tar that may come from anyone."""
+"""Safe extraction of untrusted tar archives."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from rich.progress import track
 
 from pspexp.data.preparation.convert import remove_leftovers
 from pspexp.errors import UserError
-from pspexp.utils.text import first_names
+from pspexp.utils.text import count, first_names
 
 _DAMAGED = (tarfile.TarError, EOFError, zlib.error, LZMAError)
 _MAX_LINKS = 10
@@ -25,16 +25,22 @@ def extract(
 ) -> list[PurePosixPath]:
     """Unpack the regular files of a tar, and nothing else.
 
-    Nothing is unpacked if any member has an absolute path or ``..`` in it, is a device or pipe, or is a link that
-    leads out; other links become copies of what they point to, so that no link is ever made. Owners and
-    permissions are not taken over. Each file appears when it is complete; files that are there already with the
-    same content are kept, others are replaced only with ``overwrite``.
+    Nothing is unpacked if any member has an absolute path or one with ``..``, is a device or pipe, or is a link that
+    points outside. Other links become copies of the files they point to; no links are created. Owners and permissions
+    are ignored. Each file appears only when it is complete. Existing files with the same content are kept; others are
+    replaced only with ``overwrite``.
+
+    Args:
+        archive: the tar, compressed or not.
+        output_dir: created if missing.
+        overwrite: replace existing files with other contents.
+        show_progress: show a progress bar.
 
     Returns:
         The files' paths within ``output_dir``.
 
     Raises:
-        UserError: unsafe, damaged or no tar; other files in the way; not enough space.
+        UserError: the archive is unsafe, damaged or not a tar; files with other contents exist; the disk is too small.
     """
     partial = output_dir / f".{archive.name}.{os.getpid()}.partial"
     try:
@@ -49,19 +55,19 @@ def extract(
             ]
     except _DAMAGED as error:
         reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
-        raise UserError(f"{archive}: not a tar, or a damaged one ({reason}); get it again") from error
+        raise UserError(f"{archive}: damaged, or not a tar ({reason}); download it again") from error
     except OSError as error:
-        raise UserError(f"{archive}: cannot be unpacked into {output_dir} ({error})") from error
+        raise UserError(f"{archive}: cannot be unpacked into {output_dir} ({error}); choose another folder") from error
     if different:
         raise UserError(
-            f"{output_dir}: {len(different)} files differ from the archive's: {first_names(different)}; "
-            "remove them or use --overwrite"
+            f"{output_dir}: {count(len(different), 'existing file')} with other contents than the archive's: "
+            f"{first_names(different)}; remove them or use --overwrite"
         )
     return list(files)
 
 
 def _safe_files(tar: tarfile.TarFile, archive: Path, output_dir: Path) -> dict[PurePosixPath, tarfile.TarInfo]:
-    """The member that holds the content of each file; raises UserError if any member is unsafe."""
+    """The member with the content of each file; raises UserError if any member is unsafe."""
     members: dict[PurePosixPath, tarfile.TarInfo] = {}
     problems = []
     for member in tar.getmembers():
@@ -69,10 +75,10 @@ def _safe_files(tar: tarfile.TarFile, archive: Path, output_dir: Path) -> dict[P
         path = PurePosixPath(member.name)
         if problem:
             problems.append(f"{member.name!r}: {problem}")
-        elif member.isdir() or path.name.startswith("._"):  # ._x: attributes that macOS adds
+        elif member.isdir() or path.name.startswith("._"):  # macOS stores attributes in these
             continue
         elif path in members:
-            problems.append(f"{member.name!r}: is in the archive twice")
+            problems.append(f"{member.name!r}: occurs twice in the archive")
         else:
             members[path] = member
     files = {}
@@ -83,12 +89,12 @@ def _safe_files(tar: tarfile.TarFile, archive: Path, output_dir: Path) -> dict[P
             problems.append(f"{str(path)!r}: {error}")
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise UserError(f"{archive}: unsafe, nothing was unpacked:", *problems[:_SHOWN], *more)
+        raise UserError(f"{archive}: unsafe; nothing was unpacked:", *problems[:_SHOWN], *more)
     return files
 
 
 def _unsafe_name(member: tarfile.TarInfo) -> str:
-    """Python's own filter turns absolute paths into relative ones; here they are a reason to stop."""
+    """Why a member is unsafe, or an empty string. Unlike Python's filter, absolute paths are refused, not changed."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or PureWindowsPath(member.name).anchor or PureWindowsPath(member.name).drive:
         return "absolute path"
@@ -102,7 +108,7 @@ def _unsafe_name(member: tarfile.TarInfo) -> str:
 
 
 def _refused_by_python(member: tarfile.TarInfo, output_dir: Path) -> str:
-    """A second opinion, where this version of Python has one (3.12, and late 3.10 and 3.11)."""
+    """Why Python's own filter refuses a member, in versions that have one (3.12, and late 3.10 and 3.11)."""
     if not hasattr(tarfile, "data_filter"):
         return ""
     try:
@@ -118,16 +124,16 @@ def _content(members: dict[PurePosixPath, tarfile.TarInfo], path: PurePosixPath)
     for _ in range(_MAX_LINKS):
         if member.isreg():
             return member
-        # a symbolic link starts at its own folder, a hard link at the top of the archive
+        # A symbolic link is relative to its own folder, a hard link to the top of the archive.
         start = path.parent if member.issym() else PurePosixPath()
-        # purely by name, as if no folder were a link: links to folders are refused below
+        # Resolved by name only: links to folders are refused below.
         path = PurePosixPath(os.path.normpath(start / member.linkname))
         if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"link that leads out, to {member.linkname!r}")
+            raise ValueError(f"link to {member.linkname!r}, outside the archive")
         if path not in members:
-            raise ValueError(f"link to {member.linkname!r}, which is no file of this archive")
+            raise ValueError(f"link to {member.linkname!r}, which is not a file in this archive")
         member = members[path]
-    raise ValueError("link to a link to a link …")
+    raise ValueError(f"chain of more than {_MAX_LINKS} links")
 
 
 def _check_space(files: dict[PurePosixPath, tarfile.TarInfo], output_dir: Path) -> None:
@@ -135,11 +141,11 @@ def _check_space(files: dict[PurePosixPath, tarfile.TarInfo], output_dir: Path) 
     there = next(folder for folder in [output_dir, *output_dir.absolute().parents] if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise UserError(f"{output_dir}: the files take {needed:,} bytes, but only {free:,} are free there")
+        raise UserError(f"{output_dir}: needs {needed:,} bytes, but only {free:,} are free; choose another disk")
 
 
 def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, partial: Path, overwrite: bool) -> bool:
-    """Write one file, complete or not at all; False if another file is in the way."""
+    """Write one file, completely or not at all; returns False if another file exists in its place."""
     content = tar.extractfile(member)
     assert content is not None  # it is a regular file
     with content:

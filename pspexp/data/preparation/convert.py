@@ -1,4 +1,4 @@
-"""A folder of VOC colour labels to index labels and back, all of it or nothing."""
+"""Converts a folder of VOC colour labels to index labels or back: completely or not at all."""
 
 import glob
 import os
@@ -26,16 +26,18 @@ from pspexp.data.labels import (
     palette_colours,
 )
 from pspexp.errors import UserError
+from pspexp.utils.text import count, first_names
 
-_SHOWN_VALUES, _SHOWN_FILES = 20, 5
+_SHOWN_VALUES = 20
 
 
 class Conversion(NamedTuple):
-    """What `convert_folder` did.
+    """The result of `convert_folder`.
 
     Attributes:
-        written, kept: files; kept ones were there already with the same labels.
-        pixels: int64 ``[256]`` for each file name without suffix: how often each index occurs.
+        written: number of files written.
+        kept: number of files that existed already, with the same labels.
+        pixels: file name without suffix → number of pixels of each index, int64 ``[256]``.
     """
 
     written: int
@@ -45,9 +47,9 @@ class Conversion(NamedTuple):
 
 class _Result(NamedTuple):
     path: Path
-    state: str  # "new", "same" or "different" from what the output folder holds
-    unknown: dict[str, int]  # description of a value without a class -> pixels
-    broken: str  # why the file could not be read
+    state: str  # "new", or "same" as or "different" from the file in the output folder
+    unknown: dict[str, int]  # description of a value without a class → number of pixels
+    error: str  # why the file could not be read
     pixels: npt.NDArray[np.int64]
 
 
@@ -61,23 +63,27 @@ def convert_folder(
     num_workers: int | None = None,
     show_progress: bool = False,
 ) -> Conversion:
-    """Convert every PNG of a folder; the output folder changes only if all of them could be converted.
+    """Convert every PNG in a folder; the output folder changes only if all of them can be converted.
 
-    Palette and RGB labels go by their colours, 8-bit grey ones hold indices already. The result is an index PNG
-    (8-bit grey), or, with ``to_colour``, a palette PNG with the VOC colours, as VOC ships its labels.
+    Palette and RGB labels are converted by colour; 8-bit grey ones contain indices already. The results are index PNGs
+    (8-bit grey), or, with ``to_colour``, palette PNGs with VOC's colours, like VOC's own labels.
 
     Args:
-        num_classes: indices 0 … num_classes - 1 and 255 are valid.
-        overwrite: replace files of the output folder that hold other labels.
-        num_workers: processes; None means one for each core.
+        input_dir: folder of the labels.
+        output_dir: created if missing.
+        to_colour: write palette PNGs.
+        num_classes: indices from 0 to ``num_classes - 1`` and 255 are valid.
+        overwrite: replace files in the output folder that contain other labels.
+        num_workers: number of processes; None means one per core.
+        show_progress: show a progress bar.
 
     Raises:
-        UserError: unreadable files, values without a class (each with pixels and files), other labels in the way.
+        UserError: lists unreadable files, values without a class, and existing files with other labels.
     """
     if not 1 <= num_classes <= VOID:
-        raise UserError(f"num_classes={num_classes}: must lie between 1 and {VOID}")
+        raise UserError(f"num_classes={num_classes}: must be from 1 to {VOID}")
     files = _label_files(input_dir, output_dir)
-    inside = output_dir if output_dir.is_dir() else output_dir.parent  # renaming works within one file system
+    inside = output_dir if output_dir.is_dir() else output_dir.parent  # files can only be renamed within a file system
     partial_dir = inside / f".{output_dir.name}.{os.getpid()}.partial"
     work = partial(
         _convert, partial_dir=partial_dir, output_dir=output_dir, to_colour=to_colour, num_classes=num_classes
@@ -98,13 +104,14 @@ def convert_folder(
 
 
 def to_index(image: Image.Image, num_classes: int) -> tuple[Labels, dict[str, int]]:
-    """Indices of a label image, and how many pixels have each value that is no class.
+    """The indices in a label image.
 
     Args:
         image: mode P, L or RGB.
+        num_classes: indices from 0 to ``num_classes - 1`` and 255 are valid.
 
     Returns:
-        uint8 ``[H, W]``, and pixels by description (empty if all is well).
+        uint8 ``[H, W]``, and the number of pixels of each invalid value, by a description of it.
     """
     pixels = np.asarray(image)
     if image.mode == "L":
@@ -128,7 +135,7 @@ def to_index(image: Image.Image, num_classes: int) -> tuple[Labels, dict[str, in
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove the ``.<name>.<process id>.partial`` that killed runs left in a folder."""
+    """Remove the ``.<name>.<process id>.partial`` that killed processes left in a folder."""
     for path in folder.glob(f".{glob.escape(name)}.*.partial"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -137,20 +144,20 @@ def remove_leftovers(folder: Path, name: str) -> None:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _label_files(input_dir: Path, output_dir: Path) -> list[Path]:
     if not input_dir.is_dir():
-        raise UserError(f"{input_dir}: no such folder; give the one that holds the label PNGs")
+        raise UserError(f"{input_dir}: no such folder; give the one that contains the label PNGs")
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"{output_dir}: is a file; give a folder for the converted labels")
     if input_dir.resolve() == output_dir.resolve():
-        raise UserError(f"{output_dir}: input and output are the same folder; give another for the output")
+        raise UserError(f"{output_dir}: is both input and output; choose another folder for the output")
     files = sorted(p for p in input_dir.iterdir() if p.suffix.lower() == ".png" and p.name[0] != ".")
     if not files:
-        raise UserError(f"{input_dir}: no PNG files in it")
+        raise UserError(f"{input_dir}: contains no PNG files; give the folder that contains the label PNGs")
     return files
 
 
@@ -167,7 +174,7 @@ def _in_parallel(work: "partial[_Result]", files: Sequence[Path], num_workers: i
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -190,31 +197,31 @@ def _convert(path: Path, *, partial_dir: Path, output_dir: Path, to_colour: bool
 
 
 def _compare(image: Image.Image, path: Path) -> str:
-    """Whether a file holds the same label in the same kind of image."""
+    """``same`` if a file contains the same label in the same kind of image, otherwise ``different``."""
     try:
-        there = open_label(path)
-    except UserError:  # half of a image, say
+        existing = open_label(path)
+    except UserError:  # e.g. a truncated image
         return "different"
-    same = there.mode == image.mode and there.size == image.size and there.tobytes() == image.tobytes()
-    return "same" if same and there.getpalette() == image.getpalette() else "different"
+    same = existing.mode == image.mode and existing.size == image.size and existing.tobytes() == image.tobytes()
+    return "same" if same and existing.getpalette() == image.getpalette() else "different"
 
 
 def _check(results: Sequence[_Result], output_dir: Path, overwrite: bool) -> None:
-    problems = [result.broken for result in results if result.broken]
+    problems = [result.error for result in results if result.error]
     pixels: Counter[str] = Counter()
     files: dict[str, list[str]] = {}
     for result in results:
         pixels.update(result.unknown)
         for value in result.unknown:
             files.setdefault(value, []).append(result.path.name)
-    for value, count in pixels.most_common(_SHOWN_VALUES):
-        problems.append(f"{value} is no class: {count} pixels in {_listed(files[value])}")
+    for value, number in pixels.most_common(_SHOWN_VALUES):
+        problems.append(f"{value} is not a class: {count(number, 'pixel')} in {_listed(files[value])}")
     if len(pixels) > _SHOWN_VALUES:
-        rest = sum(pixels.values()) - sum(count for _, count in pixels.most_common(_SHOWN_VALUES))
+        rest = sum(pixels.values()) - sum(number for _, number in pixels.most_common(_SHOWN_VALUES))
         problems.append(f"and {len(pixels) - _SHOWN_VALUES} more such values: {rest} pixels")
     different = [result.path.name for result in results if result.state == "different"]
     if different and not overwrite:
-        problems.append(f"{output_dir} holds other labels for {_listed(different)}: remove them or use --overwrite")
+        problems.append(f"{output_dir}: contains other labels for {_listed(different)}; remove them or use --overwrite")
     if problems:
         raise UserError(*problems, "nothing was written")
 
@@ -228,5 +235,4 @@ def _publish(partial_dir: Path, output_dir: Path) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = ", …" if len(names) > _SHOWN_FILES else ""
-    return f"{len(names)} file{'s' * (len(names) > 1)}: {', '.join(names[:_SHOWN_FILES])}{more}"
+    return f"{count(len(names), 'file')}: {first_names(names)}"

@@ -1,4 +1,4 @@
-"""From a VOC archive or folder to a data set that is known to be sound."""
+"""Unpacks, checks and converts a data set in VOC's layout."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +22,7 @@ from pspexp.data.voc import (
     read_split,
 )
 from pspexp.errors import UserError
-from pspexp.utils.text import first_names
+from pspexp.utils.text import count, first_names
 
 _SHOWN = 20
 
@@ -31,11 +31,11 @@ class Prepared(NamedTuple):
     """A data set that passed all checks.
 
     Attributes:
-        folder: it holds ``JPEGImages``.
+        folder: contains ``JPEGImages``.
         class_names: by label value.
         splits: sample names of each split.
-        pixels: int64 ``[256]`` by sample name: how often each label value occurs.
-        written: grey labels that were not there before.
+        pixels: sample name → number of pixels of each label value, int64 ``[256]``.
+        written: number of grey labels written.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Prepared(NamedTuple):
     written: int
 
     def rows(self) -> list[list[str]]:
-        """A table: class, then images and pixels for each split; last the ignored pixels and the sums."""
+        """One row per class: name, then images and pixels of each split; then ignored pixels and totals."""
         names = [*self.class_names, "ignored", "all"]
         columns = [self._columns(split) for split in self.splits]
         return [[name, *(cell for column in columns for cell in column[k])] for k, name in enumerate(names)]
@@ -66,12 +66,19 @@ def prepare(
     num_workers: int | None = None,
     show_progress: bool = False,
 ) -> list[Prepared]:
-    """Unpack an archive into ``output_dir`` (a folder stays where it is), check it, convert its labels.
+    """Unpack an archive, check the data sets in it, and convert their labels to grey ones.
 
-    What an earlier, interrupted call has done already is kept.
+    The results of an earlier, interrupted call are kept.
+
+    Args:
+        source: a tar, or an unpacked folder, which is used in place.
+        output_dir: where to unpack the tar.
+        overwrite: replace existing files with other contents.
+        num_workers: number of processes; None means one per core.
+        show_progress: show progress bars.
 
     Raises:
-        UserError: everything that is wrong with the archive, the tree, the splits or the labels.
+        UserError: lists everything that is wrong with the archive, the folders, the splits or the labels.
     """
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a VOC tar or an unpacked folder")
@@ -83,7 +90,7 @@ def prepare(
         parts = [path.parts[: path.parts.index(IMAGES)] for path in paths if IMAGES in path.parts[:-1]]
         trees = [output_dir.joinpath(*part) for part in sorted(set(parts))]
     if not trees:
-        raise UserError(f"{source}: no data set in it (looked for a folder {IMAGES})")
+        raise UserError(f"{source}: contains no data set (looked for a folder {IMAGES}); give a VOC tar or folder")
     return [_prepare_tree(tree, overwrite, num_workers, show_progress) for tree in trees]
 
 
@@ -102,7 +109,7 @@ def _prepare_tree(folder: Path, overwrite: bool, num_workers: int | None, show_p
 
 
 def _class_names(folder: Path) -> list[str]:
-    """Those of ``classes.txt``; else VOC's, but not for what is plainly another data set."""
+    """The class names in ``classes.txt``; without that file, VOC's if the folder's name says that it is VOC."""
     if (folder / "classes.txt").is_file():
         return read_class_names(str(folder))
     if folder.resolve().name.upper().startswith("VOC"):
@@ -111,7 +118,7 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _check_tree(folder: Path) -> dict[str, list[str]]:
-    """The splits; raises UserError unless each sample has a image and a label of the same size."""
+    """The splits; raises UserError unless each sample has an image and a label of the same size."""
     problems: list[str] = []
     splits: dict[str, list[str]] = {}
     for path in sorted(file for file in (folder / SPLITS).glob("*.txt") if file.name[0] != "."):
@@ -120,13 +127,13 @@ def _check_tree(folder: Path) -> dict[str, list[str]]:
         except UserError as error:
             problems += error.problems
     if not splits and not problems:
-        problems.append(f"{folder / SPLITS}: no split files (train.txt, val.txt) in it")
+        problems.append(f"{folder / SPLITS}: contains no split files (train.txt, val.txt); add them")
     images = files_by_name(folder / IMAGES, (".jpg", ".jpeg", ".png"))
     labels = files_by_name(folder / LABELS, (".png",))
     for split, names in splits.items():
-        found = [f"split {split}: {line}" for line in missing_files("images", names, images, folder / IMAGES)]
-        if split != "test" or any(name in labels for name in names):  # VOC 2012 keeps its test labels
-            found += [f"split {split}: {line}" for line in missing_files("labels", names, labels, folder / LABELS)]
+        found = [f"split {split}: {line}" for line in missing_files("image", names, images, folder / IMAGES)]
+        if split != "test" or any(name in labels for name in names):  # VOC 2012's test labels are not public
+            found += [f"split {split}: {line}" for line in missing_files("label", names, labels, folder / LABELS)]
         problems += found
     problems += _check_overlap(folder, splits)
     used = dict.fromkeys(name for names in splits.values() for name in names)
@@ -141,10 +148,13 @@ def _check_overlap(folder: Path, splits: dict[str, list[str]]) -> list[str]:
     problems = []
     if train & val:
         both = sorted(train & val)
-        problems.append(f"{folder / SPLITS}: {len(both)} samples are in train and in val: {first_names(both)}")
+        problems.append(
+            f"{folder / SPLITS}: {count(len(both), 'sample')} in both train and val: {first_names(both)}; "
+            "remove each from one of them"
+        )
     if {"train", "val", "trainval"} <= splits.keys() and set(splits["trainval"]) != train | val:
         odd = sorted(set(splits["trainval"]) ^ (train | val))
-        problems.append(f"{folder / SPLITS}: trainval is not train and val together: {first_names(odd)}")
+        problems.append(f"{folder / SPLITS}: trainval is not the union of train and val: {first_names(odd)}")
     return problems
 
 
@@ -159,5 +169,5 @@ def _check_sizes(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
             except BROKEN_IMAGE as error:
                 problems.append(f"{path}: not a readable image ({error})")
         if len(set(sizes)) == 2:
-            problems.append(f"{pair[1]}: {sizes[1]} pixels, but its image has {sizes[0]}")
+            problems.append(f"{pair[1]}: {sizes[1]} pixels, but its image has {sizes[0]}; make them equal")
     return problems[:_SHOWN] + ([f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])

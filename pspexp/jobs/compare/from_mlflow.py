@@ -39,7 +39,7 @@ def get(uri: str, run_id: str) -> RunSet:
     with reader(uri, f"compare.runs=runs:/{run_id}") as client:
         run = client.get_run(run_id)
         if run.info.lifecycle_stage == "deleted":
-            raise UserError(f"compare.runs=runs:/{run_id}: was deleted from MLflow; restore it there, or leave it out")
+            raise UserError(f"compare.runs=runs:/{run_id}: is deleted in MLflow; restore it there, or remove it here")
         if is_overview(run):
             sweep = run.data.tags.get("sweep")
             raise UserError(f"compare.runs=runs:/{run_id}: summarizes a sweep; set compare.sweep={sweep} instead")
@@ -91,7 +91,7 @@ def find_experiment(client: Any, uri: str, name: str) -> str:
         )
     if found.lifecycle_stage == "deleted":
         raise UserError(
-            f"compare.experiment={name}: was deleted from MLflow at {mask_logins(uri)}; restore it there, or name run "
+            f"compare.experiment={name}: is deleted in MLflow at {mask_logins(uri)}; restore it there, or name run "
             "folders in compare.runs"
         )
     return str(found.experiment_id)

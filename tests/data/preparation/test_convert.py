@@ -92,9 +92,9 @@ def test_everything_wrong_is_listed_and_nothing_is_written(labels: Path, tmp_pat
         with pytest.raises(UserError) as caught:
             convert_folder(labels, out, num_workers=2)
         text = str(caught.value)
-        assert "colour (1, 2, 3) is no class: 6 pixels in 2 files: odd.png, odd2.png" in text
-        assert f"colour {tuple(VOC_COLOURS[21].tolist())} is no class: 1 pixels in 1 file: odd.png" in text
-        assert "grey value 77 is no class: 4 pixels in 1 file: grey.png" in text
+        assert "colour (1, 2, 3) is not a class: 6 pixels in 2 files: odd.png, odd2.png" in text
+        assert f"colour {tuple(VOC_COLOURS[21].tolist())} is not a class: 1 pixel in 1 file: odd.png" in text
+        assert "grey value 77 is not a class: 4 pixels in 1 file: grey.png" in text
         assert "cut.png" in text
         (tmp_path / "there").mkdir(exist_ok=True)
     assert content(labels) == before
@@ -126,7 +126,7 @@ def test_other_labels_are_replaced_only_when_told(labels: Path, tmp_path: Path) 
     (out / "2.png").write_bytes(b"half a pict")
     (out / "mine.txt").write_text("kept")
     before = content(out)
-    with pytest.raises(UserError, match=r"holds other labels for 2 files: 1\.png, 2\.png.*--overwrite"):
+    with pytest.raises(UserError, match=r"contains other labels for 2 files: 1\.png, 2\.png.*--overwrite"):
         convert_folder(labels, out, num_workers=1)
     assert content(out) == before
     convert_folder(labels, out, num_workers=1, overwrite=True)
@@ -149,18 +149,18 @@ def test_folders_are_checked(labels: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="no such folder"):
         convert_folder(tmp_path / "absent", tmp_path / "out")
-    with pytest.raises(UserError, match="no PNG files"):
+    with pytest.raises(UserError, match="contains no PNG files"):
         convert_folder(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UserError, match="is a file"):
         convert_folder(labels, tmp_path / "file")
-    with pytest.raises(UserError, match="same folder"):
+    with pytest.raises(UserError, match="both input and output"):
         convert_folder(labels, labels / ".." / "in")
     assert not (tmp_path / "out").exists()
 
 
 def test_other_numbers_of_classes(tmp_path: Path) -> None:
     save(tmp_path / "in/a.png", np.array([[0, 30, 255]], np.uint8))
-    with pytest.raises(UserError, match="is no class"):
+    with pytest.raises(UserError, match="is not a class"):
         convert_folder(tmp_path / "in", tmp_path / "out", num_workers=1)
     convert_folder(tmp_path / "in", tmp_path / "out", num_workers=1, num_classes=31)
     assert read_label(tmp_path / "out/a.png").tolist() == [[0, 30, 255]]

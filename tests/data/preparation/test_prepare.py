@@ -96,7 +96,7 @@ def test_other_files_are_replaced_only_when_told(tmp_path: Path) -> None:
     note = out / "VOCdevkit/VOC2007/Annotations/a.xml"
     note.parent.mkdir(parents=True)
     note.write_text("<my work  />")
-    with pytest.raises(UserError, match=r"1 files differ.*Annotations/a\.xml.*--overwrite"):
+    with pytest.raises(UserError, match=r"1 existing file with other contents.*Annotations/a\.xml.*--overwrite"):
         prepare(archive, out, num_workers=1)
     assert note.read_text() == "<my work  />"
     prepare(archive, out, num_workers=1, overwrite=True)
@@ -117,12 +117,12 @@ HOSTILE: list[tuple[str, tarfile.TarInfo]] = [
     (r"'\.\.'", member("../evil")),
     (r"'\.\.'", member("VOCdevkit/../../evil")),
     ("backslash", member("VOCdevkit\\..\\..\\evil")),
-    ("leads out", member("VOCdevkit/link", tarfile.SYMTYPE, "../../evil")),
-    ("leads out", member("VOCdevkit/link", tarfile.SYMTYPE, "/etc/passwd")),
-    ("leads out", member("VOCdevkit/link", tarfile.LNKTYPE, "../evil")),
-    ("leads out", member("VOCdevkit/link", tarfile.LNKTYPE, "/etc/passwd")),
-    ("no file of this archive", member("VOCdevkit/link", tarfile.SYMTYPE, "..")),
-    ("no file of this archive", member("VOCdevkit/link", tarfile.SYMTYPE, "absent")),
+    ("outside the archive", member("VOCdevkit/link", tarfile.SYMTYPE, "../../evil")),
+    ("outside the archive", member("VOCdevkit/link", tarfile.SYMTYPE, "/etc/passwd")),
+    ("outside the archive", member("VOCdevkit/link", tarfile.LNKTYPE, "../evil")),
+    ("outside the archive", member("VOCdevkit/link", tarfile.LNKTYPE, "/etc/passwd")),
+    ("not a file in this archive", member("VOCdevkit/link", tarfile.SYMTYPE, "..")),
+    ("not a file in this archive", member("VOCdevkit/link", tarfile.SYMTYPE, "absent")),
     ("link to a link", member("VOCdevkit/link", tarfile.SYMTYPE, "link")),
     ("special file", member("VOCdevkit/null", tarfile.CHRTYPE)),
     ("special file", member("VOCdevkit/disk", tarfile.BLKTYPE)),
@@ -207,29 +207,32 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.tar").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     for name, match in {
-        "voc.zip": "not a tar",
-        "empty.tar": "not a tar",
+        "voc.zip": "damaged, or not a tar",
+        "empty.tar": "damaged, or not a tar",
         "absent.tar": "no such file",
-        "folder": "no data set in it",
+        "folder": "contains no data set",
     }.items():
         with pytest.raises(UserError, match=match):
             prepare(tmp_path / name, tmp_path / "out")
     with tarfile.open(tmp_path / "other.tar", "w") as tar:
         tar.addfile(member("readme"), io.BytesIO(b"good"))
-    with pytest.raises(UserError, match="no data set in it"):
+    with pytest.raises(UserError, match="contains no data set"):
         prepare(tmp_path / "other.tar", tmp_path / "out")
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no splits": (lambda t: [p.unlink() for p in (t / "ImageSets/Segmentation").iterdir()], "no split files"),
-    "empty split": (lambda t: (t / "ImageSets/Segmentation/val.txt").write_text("\n"), "names no samples"),
-    "overlap": (lambda t: (t / "ImageSets/Segmentation/val.txt").write_text("c\na"), "in train and in val: a"),
+    "empty split": (lambda t: (t / "ImageSets/Segmentation/val.txt").write_text("\n"), "is empty"),
+    "overlap": (
+        lambda t: (t / "ImageSets/Segmentation/val.txt").write_text("c\na"),
+        "1 sample in both train and val",
+    ),
     "trainval": (
         lambda t: (t / "ImageSets/Segmentation/trainval.txt").write_text("a\nb"),
-        "trainval is not train and val together: c",
+        "trainval is not the union of train and val: c",
     ),
-    "no image": (lambda t: (t / "JPEGImages/b.jpg").unlink(), "split train: .*1 images are missing: b"),
-    "no label": (lambda t: (t / "SegmentationClass/c.png").unlink(), "split val: .*1 labels are missing: c"),
+    "no image": (lambda t: (t / "JPEGImages/b.jpg").unlink(), "split train: .*1 image missing: b"),
+    "no label": (lambda t: (t / "SegmentationClass/c.png").unlink(), "split val: .*1 label missing: c"),
     "size": (
         lambda t: Image.new("RGB", (3, 2)).save(t / "JPEGImages/a.jpg"),
         r"a\.png: 4×2 pixels, but its image has 3×2",
@@ -237,7 +240,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken": (lambda t: (t / "JPEGImages/a.jpg").write_text("x"), r"a\.jpg: not a readable image"),
     "colour": (
         lambda t: Image.new("RGB", (4, 2), (9, 9, 9)).save(t / "SegmentationClass/a.png"),
-        r"colour \(9, 9, 9\) is no class: 8 pixels",
+        r"colour \(9, 9, 9\) is not a class: 8 pixels",
     ),
 }
 

@@ -112,10 +112,10 @@ def test_what_was_deleted_takes_no_part(uri: str, cli: Cli, tmp_path: Path, caps
     run = client.create_run(gone).info.run_id
     client.delete_run(run)
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", f"compare.runs=[runs:/{run}]") == 2
-    assert f"compare.runs=runs:/{run}: was deleted" in capsys.readouterr().err
+    assert f"compare.runs=runs:/{run}: is deleted" in capsys.readouterr().err
     client.delete_experiment(gone)
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", "compare.experiment=gone") == 2
-    assert "compare.experiment=gone: was deleted" in capsys.readouterr().err
+    assert "compare.experiment=gone: is deleted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

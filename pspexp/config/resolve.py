@@ -1,0 +1,108 @@
+"""Completes, resolves and checks what Hydra composed."""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pspexp.config import from_checkpoint, from_run, schema
+from pspexp.errors import UserError
+from pspexp.utils.text import one_line
+from pspexp.utils.trees import flatten
+
+PATH_KEYS = (
+    "dataset.root",
+    "checkpoint.path",
+    "checkpoint.resume",
+    "model.weights",
+    "model.backbone_weights",
+    "output_root",
+    "rerun",
+)
+NO_PATHS = ("auto", "timm")  # values of these keys that are not paths
+
+
+def resolve(
+    config: DictConfig, overrides: Sequence[str], *, files: bool = True, problems: Sequence[str] = ()
+) -> DictConfig:
+    """Complete, resolve and check what Hydra composed.
+
+    Args:
+        config: The job's part, with ``choices``.
+        overrides: Those it was composed from; they take precedence over the values of a checkpoint or earlier run.
+        files: Whether the files that it names must exist.
+        problems: Found earlier; raised together with the others.
+
+    Raises:
+        UserError: Lists every problem.
+    """
+    OmegaConf.set_struct(config, False)
+    expand_home(config)
+    # Types are checked last, when the configuration is complete; until then values may be anything.
+    try:
+        if isinstance(OmegaConf.select(config, "rerun"), str):
+            from_run.take_from_run(config, overrides)  # if this fails, nothing else can be checked
+        elif OmegaConf.select(config, "mode") == "test" and isinstance(
+            OmegaConf.select(config, "checkpoint.path"), str
+        ):
+            from_checkpoint.take_from_checkpoint(config, overrides)  # likewise
+        name_classes(config)
+        sources = interpolation_sources(config)
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise UserError(*problems, one_line(error)) from error
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from error
+    explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    plain: Any = OmegaConf.to_container(config)
+    schema.check(plain, files=files, sources=sources, explicit=explicit, known=problems)
+    make_absolute(config)
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def interpolation_sources(config: DictConfig) -> dict[str, str]:
+    """For each key that is an interpolation of another key, that key."""
+    values: Any = flatten(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+    found = {key: re.fullmatch(r"\$\{(\w[\w.]*)\}", value) for key, value in values.items() if isinstance(value, str)}
+    return {key: match[1] for key, match in found.items() if match}
+
+
+def expand_home(config: DictConfig) -> None:
+    """Expand ``~`` in paths, which the shell does not do after ``=``."""
+    for key in PATH_KEYS:
+        path = OmegaConf.select(config, key)
+        if isinstance(path, str) and path.startswith("~"):
+            OmegaConf.update(config, key, str(Path(path).expanduser()))
+
+
+def make_absolute(config: DictConfig) -> None:
+    """Make paths absolute, since a run may be tested, resumed or repeated from another folder."""
+    for key in set(PATH_KEYS) - {"output_root"}:  # belongs to the current folder
+        path = OmegaConf.select(config, key)
+        if isinstance(path, str) and path not in NO_PATHS and not path.startswith("runs:/"):
+            OmegaConf.update(config, key, str(Path(path).absolute()))
+
+
+def name_classes(config: DictConfig) -> None:
+    """Fill in class names and their number if they are null: from the data set's folder, and from the names.
+
+    A data set that reads its class names from its folder has a static method ``class_names_from(root)``.
+    """
+    dataset = OmegaConf.select(config, "dataset")
+    if not OmegaConf.is_dict(dataset):
+        return
+    root = dataset.get("root")
+    if dataset.get("class_names", ()) is None and isinstance(root, str) and Path(root).is_dir():
+        target = None
+        with suppress(Exception):  # a wrong target is reported by the schema
+            target = get_object(dataset._target_)
+        if read := getattr(target, "class_names_from", None):
+            dataset.class_names = read(root)
+    if dataset.get("num_classes", 0) is None and OmegaConf.is_list(dataset.get("class_names")):
+        dataset.num_classes = len(dataset.class_names)
