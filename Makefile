@@ -1,6 +1,6 @@
 # Development commands; `make help` lists them.
 PYTHON ?= python3
-# The oldest Python that torch 2.4 supports and that runs here: a version manager's shim may exist without its Python.
+# The oldest supported Python that runs here: a version manager's shim may exist without its Python.
 PYTHON_MIN ?= $(shell for one in python3.10 python3.11 python3; do $$one -c '' 2>/dev/null && echo $$one && break; done)
 VENV := .venv
 VENV_MIN := .venv-min
@@ -40,13 +40,13 @@ lint: $(VENV)/.installed-dev ## ruff: rules and formatting
 types: $(VENV)/.installed-dev ## mypy --strict on the package
 	$(VENV)/bin/mypy
 
-imports: $(VENV)/.installed-dev ## the import contract: layers, no circles
+imports: $(VENV)/.installed-dev ## the import contract: layers, no cycles
 	$(VENV)/bin/lint-imports
 
 pytest: $(VENV)/.installed-dev ## run the test suite
 	$(RUN) -m pytest -n 2 --dist loadfile
 
-test-cuda: $(VENV)/.installed-dev ## run the tests that need a CUDA GPU, which is hidden from all others
+test-cuda: $(VENV)/.installed-dev ## run the tests that need a CUDA GPU; GPUs are hidden from all others
 	$(RUN) -m pytest -m cuda
 
 format: $(VENV)/.installed-dev ## fix and format the code with ruff
@@ -74,7 +74,7 @@ test-wheel: $(VENV)/.installed-dev ## build a wheel, install it in a new environ
 test-browser: $(VENV)/.installed-browser ## check a sweep in MLflow's pages; needs Debian's chromium
 	$(RUN) -m pytest tests/browser
 
-screenshots: $(VENV)/.installed-browser ## the same, and update the README's screenshots
+screenshots: $(VENV)/.installed-browser ## run test-browser and update the README's screenshots
 	PSPEXP_SCREENSHOTS=docs/img $(RUN) -m pytest tests/browser
 
 # Ray's plugin needs an older cloudpickle than joblib does. This environment therefore adds its packages on top of those in

@@ -30,20 +30,20 @@ from pspexp.config.resolve import expand_home, resolve
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
 from pspexp.launchers.base import Launcher
 
-# What imports torch is imported in functions here: it takes seconds, and --help needs none of it.
+# Modules that import torch are imported inside functions: that takes seconds, and --help does not need them.
 
 log = logging.getLogger(__name__)
-traceback_log = logging.getLogger("pspexp.traceback")  # to the log file of a job only
+traceback_log = logging.getLogger("pspexp.traceback")  # written only to a job's log file
 
 # How long a process other than the main one waits before it reports a problem with the command. If all processes find
-# the same problem, the main one reports it, and the others are ended with it.
+# the same problem, the main process reports it, and the others are terminated with it.
 REPORT_DELAY_S = 5
 NOTHING_GIVEN = """Nothing to run; choose a configuration, e.g. pspexp experiment=quickstart
 pspexp --help lists all options."""
 
 
 def main() -> None:
-    """Run the command line; exits with the codes of the README."""
+    """Run the command line; exits with the codes listed in the README."""
     if not {"", str(Path.cwd())}.intersection(sys.path):
         sys.path.append(str(Path.cwd()))  # for the user's own targets, as with `python -m`
     try:
@@ -58,7 +58,7 @@ def main() -> None:
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except BrokenPipeError:  # `| head -1` has read enough
+    except BrokenPipeError:  # the reader has exited (`| head -1`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     if code:
@@ -111,7 +111,7 @@ def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
     if flags := [text for text in unknown if text.startswith("-")]:
         raise UserError(*composition.unknown_flags(flags, command))
     if arguments.config_path:
-        raise UserError("--config-path: cannot be replaced; add a folder of options with --config-dir")
+        raise UserError("--config-path: cannot be changed; add a folder of options with --config-dir")
     if arguments.config_dir and not Path(arguments.config_dir).is_dir():
         raise UserError(f"--config-dir={arguments.config_dir}: no such folder")
     if arguments.resolve and not (arguments.cfg or arguments.help):
@@ -141,12 +141,12 @@ def run_hydra(arguments: argparse.Namespace) -> int:
 
 
 def run_single(job: DictConfig, config: DictConfig, overrides: list[str], command: Sequence[str]) -> int:
-    """Run one job in Hydra's environment of a job; returns the exit code.
+    """Run one job through Hydra, which provides its folder and logging; returns the exit code.
 
     Args:
-        job: Its configuration, complete and checked.
-        config: As composed, node ``hydra`` included.
-        overrides: All of them.
+        job: The job's configuration, complete and checked.
+        config: The configuration as composed, node ``hydra`` included.
+        overrides: All overrides.
         command: The command line.
     """
     from pspexp.jobs import job_folder
@@ -192,7 +192,7 @@ def run_sweep(arguments: argparse.Namespace, config: DictConfig) -> int:
     """Begin a sweep or resume it; returns the exit code.
 
     Raises:
-        UserError: It cannot be run.
+        UserError: The sweep cannot be run.
     """
     from pspexp.jobs.job_folder import new_folder
     from pspexp.sweep.run_sweep import run_sweep
@@ -208,7 +208,7 @@ def run_sweep(arguments: argparse.Namespace, config: DictConfig) -> int:
     try:
         sweep = begin_or_resume(folder, arguments.overrides, config)
     except UserError:
-        with suppress(OSError):  # not empty: it was there before
+        with suppress(OSError):  # not empty: it existed before
             folder.rmdir()
         raise
     arguments.overrides.append(f"hydra.sweep.dir={quoted(folder)}")
@@ -224,7 +224,7 @@ def import_torch() -> None:
     """Import torch, which imports the device plugins that are installed.
 
     Raises:
-        UserError: One of them fails.
+        UserError: A plugin fails to import.
     """
     try:
         import torch  # noqa: F401
@@ -242,7 +242,7 @@ def built_launcher(config: DictConfig) -> Launcher:
     """The launcher of a job.
 
     Raises:
-        UserError: It cannot be used here.
+        UserError: The launcher cannot be used here.
     """
     from pspexp.config.build import build
 
@@ -254,8 +254,8 @@ def refuse_externally_launched_sweep(config: DictConfig) -> None:
     """Raise UserError if each of several processes would begin a sweep of its own."""
     if get_object(config.launcher._target_).externally_launched or config.launcher.get("nnodes", 1) != 1:
         raise UserError(
-            f"launcher={config.hydra.runtime.choices.launcher}: a sweep cannot be started in several places; "
-            "start it once, with launcher=ddp on one machine for several processes a job"
+            f"launcher={config.hydra.runtime.choices.launcher}: a sweep cannot be started by several processes; "
+            "start it once, with launcher=ddp on one machine for several processes per job"
         )
 
 
@@ -289,7 +289,7 @@ def end_of_job(error: Exception, code: int, settings: HydraConf) -> None:
         traceback_log.error("job %s failed", settings.job.num, exc_info=error)
         if settings.sweeper._target_.endswith(".BasicSweeper"):
             return  # it compares nothing, and the overview reports the failure
-    # For the sweeper. Of this type of error, Hydra prints only the message.
+    # For the sweeper; of this type of error, Hydra prints only the message.
     raise CompactHydraException(f"job {settings.job.num}: {summarize(error)}")
 
 

@@ -11,8 +11,8 @@ class UserError(ValueError):
     """The user's input is wrong; the command line turns it into exit code 2 without a traceback.
 
     Args:
-        problems: all problems found, one line each, naming key or file, value, limit and fix.
-        shared: whether every process of the job raises the same error, so that only process 0 needs to report it.
+        problems: All problems found, one line each, naming key or file, value, limit and fix.
+        shared: Whether every process of the job raises the same error, so that only the main process has to report it.
     """
 
     def __init__(self, *problems: str, shared: bool = False) -> None:
@@ -27,16 +27,16 @@ class ArgumentError(UserError):
     """A configurable class or function refuses an argument.
 
     Args:
-        problems: ``name=value: must be …; fix``, with the bare name of the argument. `pspexp.config.build.build` puts
-            the key of the configuration node in front (``loss.`` and so on).
+        problems: ``name=value: must be …; fix``, with the bare name of the argument. `pspexp.config.build.build`
+            prefixes the key of the configuration node (``loss.`` and so on).
     """
 
 
 def setting(key: str, *value: object) -> str:
     """The key of a setting, as ``optimizer.lr``, or with a value, as ``optimizer.lr=0.1``.
 
-    The one way in which code that does not know the configuration refers to it in a message. A test looks up every
-    key that is named through this function.
+    Code that does not know the configuration names its keys in messages only through this function. A test checks that
+    every such key exists.
     """
     return f"{key}={as_yaml(value[0])}" if value else key
 
@@ -60,7 +60,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error: a stop was requested
     """A signal ended the job, after everything that could be saved was saved.
 
     Args:
-        signal_number: number of the signal; the exit code of the command is 128 plus this number.
+        signal_number: Number of the signal; the exit code of the command is 128 plus this number.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -73,7 +73,7 @@ class JobFailed(Exception):  # noqa: N818 - names what happened
 
 
 def summarize(error: BaseException) -> str:
-    """One line about an error: its type and the first line of its message, or the exception of a traceback in it."""
+    """An error in one line: its type and the first line of its message, or the exception of a traceback in that."""
     lines = str(error).strip().splitlines()
     if isinstance(error, UserError):
         return lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")

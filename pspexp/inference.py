@@ -1,4 +1,4 @@
-"""Inference on whole images: how images are shaped for the network in evaluation."""
+"""Inference on whole images: how evaluation resizes, crops and pads images for the network."""
 
 from typing import Annotated, Protocol
 
@@ -27,7 +27,7 @@ class CenterCrop:
     The label is transformed in the same way, so pixels outside the square are not scored.
 
     Args:
-        crop_size: side of the square in pixels.
+        crop_size: Side of the square in pixels.
     """
 
     @checked
@@ -64,8 +64,8 @@ class Whole:
     otherwise. The logits of the padding are cropped.
 
     Args:
-        stride: output stride of the network.
-        align_corners: whether the network upsamples its logits with aligned corners.
+        stride: Output stride of the network.
+        align_corners: Whether the network upsamples its logits with aligned corners.
     """
 
     @checked

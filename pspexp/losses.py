@@ -5,8 +5,8 @@ A loss does not divide: a training step divides once, by the total weight of all
 Each loss keeps one tensor of the size of the logits for its backward pass (the log-probabilities); everything
 else is one value per pixel. `SegmentationLoss.chunked` keeps neither. None of them waits for the device.
 
-Class ids are checked where labels are read. One that slips through raises ``IndexError`` on the CPU and a
-device-side assertion on CUDA; it is never trained on.
+Class ids are checked where labels are read. An invalid one that is missed there raises ``IndexError`` on the CPU and
+a device-side assertion on CUDA; it is never trained on.
 """
 
 import math
@@ -40,9 +40,9 @@ def loss_sum(loss: Callable[..., Any], outputs: Mapping[str, Tensor], target: Te
     """The result of ``loss(outputs, target)`` before division.
 
     Args:
-        loss: returns ``(loss sum, weight sum)``, as every `SegmentationLoss` does, or the mean over the batch as one
-            scalar; that counts as if every pixel of the batch had weight 1.
-        outputs: logits ``[N, C, H, W]`` by name.
+        loss: Function that returns ``(loss sum, weight sum)``, as every `SegmentationLoss` does, or the mean over the
+            batch as one scalar, which counts as if every pixel of the batch had weight 1.
+        outputs: Logits ``[N, C, H, W]`` by name.
         target: int64 ``[N, H, W]``.
     """
     result = loss(outputs, target)
@@ -62,15 +62,15 @@ class SegmentationLoss(nn.Module):
     """``main_weight * main + aux_weight * auxiliary``, or the main loss alone without an auxiliary output.
 
     Args:
-        num_classes: number of channels of the logits.
-        ignore_index: label of the pixels that do not count.
-        class_weights: one weight for each class, or None for equal ones. As in torch, a mean is divided by
+        num_classes: Number of channels of the logits.
+        ignore_index: Label of ignored pixels.
+        class_weights: One weight for each class, or None for equal ones. As in torch, a mean is divided by
             the weights of the pixels in it.
-        main_weight: factor of the loss on ``outputs["out"]``.
-        aux_weight: factor of the loss on ``outputs["aux"]``.
+        main_weight: Factor of the loss on ``outputs["out"]``.
+        aux_weight: Factor of the loss on ``outputs["aux"]``.
 
     Raises:
-        ArgumentError: the number of class weights is not ``num_classes``, or all are 0.
+        ArgumentError: The number of class weights is not ``num_classes``, or all are 0.
     """
 
     pixels_are_independent: ClassVar[bool] = False  # True: `pixel_losses` need not see the whole batch
@@ -96,7 +96,7 @@ class SegmentationLoss(nn.Module):
         self.ignore_index = ignore_index
         self.main_weight = main_weight
         self.aux_weight = aux_weight
-        # A buffer follows the module to its device; not persistent, as configuration is no training state.
+        # A buffer follows the module to its device; not persistent, since it is configuration, not training state.
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -104,7 +104,7 @@ class SegmentationLoss(nn.Module):
         """Training loss of a batch, before division.
 
         Args:
-            outputs: logits ``[N, C, H, W]`` under ``"out"`` and, with an auxiliary head, ``"aux"``.
+            outputs: Logits ``[N, C, H, W]`` under ``"out"`` and, with an auxiliary head, ``"aux"``.
             target: int64 ``[N, H, W]``, class ids or ``ignore_index``.
 
         Returns:
@@ -117,14 +117,14 @@ class SegmentationLoss(nn.Module):
     ) -> LossSum:
         """`forward` from low-resolution logits, which are upsampled a few images at a time.
 
-        There are never more upsampled logits than `MAX_CHUNK_LOGITS` or one image has, nor anything else of that
-        size: the gradient with respect to the small ones is taken at once and kept instead. It cannot be
-        differentiated twice.
+        At most `MAX_CHUNK_LOGITS` upsampled logits, or those of one image if it has more, exist at a time. Nothing of
+        that size is kept for the backward pass: the gradient with respect to the low-resolution logits is computed at
+        once and kept instead. The result cannot be differentiated twice.
 
         Args:
-            outputs: logits ``[N, C, h, w]``.
+            outputs: Logits ``[N, C, h, w]``.
             target: int64 ``[N, H, W]``.
-            upsample: maps the logits and labels of some images to logits of the labels' size.
+            upsample: Function that maps the logits and labels of some images to logits of the labels' size.
         """
 
         def sums(logits: Tensor, labels: Tensor) -> LossSum:
@@ -138,21 +138,21 @@ class SegmentationLoss(nn.Module):
         if "aux" not in outputs:
             return main
         aux = output_sum(outputs["aux"])
-        # Each output is a mean over its own pixels (OHEM chooses them by output): bring both to one divisor.
+        # Each output has a mean over its own pixels (OHEM chooses them per output): bring both to one divisor.
         ratio = main.weight / torch.where(aux.weight > 0, aux.weight, torch.ones_like(aux.weight))
         return LossSum(self.main_weight * main.loss + self.aux_weight * aux.loss * ratio, main.weight)
 
     def output_sum(self, logits: Tensor, target: Tensor) -> LossSum:
         """Sums over the pixels of one output: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``."""
         assert logits.shape[1] == self.num_classes, f"{logits.shape[1]} channels for {self.num_classes} classes"
-        # Half precision cannot add up a million pixels.
+        # In half precision, a sum over a million pixels is inaccurate or overflows.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses, weights = self.pixel_losses(logits, target)
         return LossSum(losses.sum(), weights.sum())
 
     @abstractmethod
     def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted loss and weight of each pixel, both ``[N, H, W]``; weight 0 where it does not count."""
+        """Weighted loss and weight of each pixel, both ``[N, H, W]``; weight 0 for pixels that do not count."""
 
     def pixel_weights(self, target: Tensor, dtype: torch.dtype) -> Tensor:
         """Class weight of each pixel's label (1 without class weights), 0 where ignored: ``[N, H, W]``."""
@@ -205,8 +205,8 @@ class CrossEntropy(SegmentationLoss):
     """Cross-entropy, as ``torch.nn.functional.cross_entropy`` with ``reduction="mean"``.
 
     Args:
-        num_classes: see `SegmentationLoss`, as for the arguments that are not listed here.
-        label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2016, sec. 7).
+        num_classes: See `SegmentationLoss`, also for the arguments that are not listed here.
+        label_smoothing: Share of the target that is spread over all classes (Szegedy et al., 2016, sec. 7).
     """
 
     pixels_are_independent = True
@@ -233,7 +233,7 @@ class CrossEntropy(SegmentationLoss):
             weight=None if self.class_weights is None else self.class_weights.to(logits.device, logits.dtype),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
-            reduction="none",  # torch's own sum adds in no fixed order on CUDA
+            reduction="none",  # the order of torch's own sum varies on CUDA
         )
         return losses, self.pixel_weights(target, logits.dtype)
 
@@ -245,8 +245,8 @@ class Focal(SegmentationLoss):
     ``class_weights``.
 
     Args:
-        num_classes: see `SegmentationLoss`, as for the arguments that are not listed here.
-        gamma: how strongly easy pixels are down-weighted; 0 is cross-entropy.
+        num_classes: See `SegmentationLoss`, also for the arguments that are not listed here.
+        gamma: Exponent that down-weights easy pixels; 0 is cross-entropy.
     """
 
     pixels_are_independent = True
@@ -268,7 +268,7 @@ class Focal(SegmentationLoss):
     def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """See `SegmentationLoss.pixel_losses`."""
         entropies = self.cross_entropies(logits, target)
-        # 1 - p without cancellation near p = 1; kept from 0, where the power has no gradient for gamma < 1.
+        # 1 - p without cancellation near p = 1; kept above 0, where the power has no finite gradient for gamma < 1.
         miss = (-torch.expm1(-entropies)).clamp(min=torch.finfo(logits.dtype).tiny)
         weights = self.pixel_weights(target, logits.dtype)
         return weights * miss.pow(self.gamma) * entropies, weights
@@ -283,9 +283,9 @@ class OHEM(SegmentationLoss):
     one image, and the mean is over the pixels that were kept, so the loss does not shrink with their number.
 
     Args:
-        num_classes: see `SegmentationLoss`, as for the arguments that are not listed here.
-        threshold: probability up to which a pixel is hard; 1 keeps every pixel.
-        min_kept: minimum number of pixels of a batch to keep.
+        num_classes: See `SegmentationLoss`, also for the arguments that are not listed here.
+        threshold: Probability up to which a pixel is hard; 1 keeps every pixel.
+        min_kept: Minimum number of pixels of a batch to keep.
     """
 
     @checked
@@ -314,6 +314,6 @@ class OHEM(SegmentationLoss):
         kept = min(self.min_kept, hardness.numel())
         if kept:
             limit = hardness.topk(kept, sorted=False).values.amin().clamp(max=limit)
-        # "Not below" instead of "at least": a NaN is kept, and so is seen in the loss.
+        # "Not below" instead of "at least": a NaN is kept, so it shows in the loss.
         weights = weights * ~(hardness < limit).view_as(weights)
         return weights * entropies, weights

@@ -18,16 +18,16 @@ class Report:
     """Metrics of one evaluation, as fractions from 0 to 1; NaN where undefined.
 
     Attributes:
-        class_names: names in the order of class ids.
-        confusion: number of pixels, rows = ground truth, columns = prediction.
-        overall_acc: correct pixels / all pixels.
-        mean_acc: mean of `accuracy` over the classes with ground truth.
-        freqw_acc: frequency-weighted IoU, the mean of `iou` weighted by ground-truth pixels (Long et al., 2015). An
-            IoU in spite of the key, which is the reference implementation's.
-        mean_iou: mean of `iou` over the classes in ground truth or prediction.
+        class_names: Names in the order of class ids.
+        confusion: Number of pixels, rows = ground truth, columns = prediction.
+        overall_acc: Correct pixels / all pixels.
+        mean_acc: Mean of `accuracy` over the classes with ground truth.
+        freqw_acc: Frequency-weighted IoU, the mean of `iou` weighted by ground-truth pixels (Long et al., 2015). An
+            IoU despite its name, which is the reference's.
+        mean_iou: Mean of `iou` over the classes in ground truth or prediction.
         iou: IoU of each class; NaN if in neither ground truth nor prediction, 0 if only predicted.
-        accuracy: fraction of each class's ground-truth pixels that are correct; NaN without ground truth.
-        pixels: number of ground-truth pixels of each class.
+        accuracy: Fraction of each class's ground-truth pixels that are correct; NaN without ground truth.
+        pixels: Number of ground-truth pixels of each class.
     """
 
     class_names: tuple[str, ...]
@@ -64,8 +64,8 @@ class ConfusionMatrix:
     """Number of pixels by true and predicted class, int64, on the device of the predictions.
 
     Args:
-        num_classes: number of classes; their ids are 0 to ``num_classes - 1``.
-        ignore_index: label of the pixels to ignore.
+        num_classes: Number of classes; their ids are 0 to ``num_classes - 1``.
+        ignore_index: Label of the pixels to ignore.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
@@ -84,8 +84,8 @@ class ConfusionMatrix:
         """Add a batch, without host–device synchronisation.
 
         Args:
-            prediction: class ids ``[N, H, W]`` of any integer type.
-            target: class ids or ``ignore_index``, of the same shape and device and any integer type.
+            prediction: Class ids ``[N, H, W]`` of any integer type.
+            target: Class ids or ``ignore_index``, of the same shape and device and any integer type.
         """
         assert prediction.shape == target.shape, f"{tuple(prediction.shape)} and {tuple(target.shape)}"
         assert not prediction.is_floating_point(), "class ids are integers, not scores"

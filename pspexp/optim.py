@@ -32,12 +32,12 @@ def parameter_groups(
     """Trainable parameters in up to four groups: backbone and head, each with and without weight decay.
 
     Args:
-        model: unwrapped model. Parameters whose name starts with ``backbone.`` belong to the backbone, all others to
+        model: Unwrapped model. Parameters whose name starts with ``backbone.`` belong to the backbone, all others to
             the head.
-        lr: learning rate of the backbone.
-        weight_decay: weight decay of convolutions and other weights with more than one dimension.
-        head_lr_factor: learning rate of the head as a multiple of ``lr``.
-        decay_norm_and_bias: apply weight decay to one-dimensional parameters (norms, biases), too.
+        lr: Learning rate of the backbone.
+        weight_decay: Weight decay of convolutions and other weights with more than one dimension.
+        head_lr_factor: Learning rate of the head as a multiple of ``lr``.
+        decay_norm_and_bias: Whether to apply weight decay to one-dimensional parameters (norms, biases), too.
 
     Returns:
         Non-empty groups with the keys ``name``, ``params``, ``lr`` and ``weight_decay``.
@@ -145,7 +145,7 @@ def use_fused(optimizer_class: Any, model: nn.Module) -> bool | None:
 
 @cache
 def fused_works(optimizer_class: Any, device: str) -> bool:
-    """Whether a fused step runs and honours ``found_inf``: torch also lists devices for which one of them fails."""
+    """Whether a fused step runs and honours ``found_inf``. On some devices that torch lists, one of them fails."""
     try:
         weight = torch.ones(1, device=device, requires_grad=True)
         weight.grad = torch.ones_like(weight)
@@ -165,7 +165,7 @@ def cosine(
     warmup_steps: Steps = 0,
     final_factor: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.01,
 ) -> LambdaLR:
-    """Half a cosine from 1 down to ``final_factor`` (Loshchilov and Hutter, 2017, eq. 5); see ``with_warmup``."""
+    """Cosine decay from 1 down to ``final_factor`` (Loshchilov and Hutter, 2017, eq. 5); see ``with_warmup``."""
     return with_warmup(
         optimizer,
         total_steps,
@@ -207,15 +207,15 @@ def with_warmup(
     """A linear warm-up, then ``decay``; ``.step()`` must be called after each optimizer step.
 
     Args:
-        optimizer: optimizer with the full learning rates.
-        total_steps: number of optimizer steps of the training.
-        warmup_steps: number of warm-up steps. Step s (from 0) runs at ``(s + 1) / (warmup_steps + 1)`` of the full
+        optimizer: Optimizer with the full learning rates.
+        total_steps: Number of optimizer steps in the training.
+        warmup_steps: Number of warm-up steps. Step s (from 0) runs at ``(s + 1) / (warmup_steps + 1)`` of the full
             learning rate: never at 0, and the step after the warm-up is the first at the full rate.
-        decay: factor of the learning rate as a function of the progress after the warm-up: 0 at its first step, 1 at
+        decay: Factor of the learning rate as a function of the progress after the warm-up: 0 at its first step, 1 at
             the end of the training and beyond.
 
     Raises:
-        ArgumentError: the warm-up is not shorter than the training.
+        ArgumentError: The warm-up is not shorter than the training.
     """
     assert total_steps >= 1, total_steps
     if warmup_steps >= total_steps:

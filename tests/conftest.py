@@ -1,4 +1,4 @@
-"""What several rooms' tests share."""
+"""Fixtures and helpers shared by all tests."""
 
 import json
 import os
@@ -16,35 +16,36 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide CUDA's cards, unless ``-m cuda`` asks for the tests that need one.
+    """Hide CUDA devices, unless the tests that need one are selected with ``-m cuda``.
 
-    The others are about the CPU's numbers and about machines without cards, wherever they run; and the stand-in would
-    become, beside CUDA, what torch takes for the machine's accelerator.
+    All other tests expect the CPU's results and a machine without GPUs. And they load the stand-in, which torch would
+    then take for the machine's accelerator although there is CUDA.
     """
     if config.option.markexpr.startswith("cuda"):
         return
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # Torch counts the devices of all kinds at its first backward pass: the stand-in must be there before.
+    # Torch counts the devices of all types at its first backward pass, so the stand-in must be loaded before.
     sys.path.append(str(Path(__file__).parent / "stand_in"))
     with suppress(ImportError):
         import torch_sdaa  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a card where there is none to be seen."""
+    """Skip tests that need a CUDA device if none is visible."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA card and pytest -m cuda"))
 
 
-# The smallest configuration that goes through every room: two steps an epoch, a few seconds a run.
+# The smallest configuration that exercises the whole package: two steps per epoch, a few seconds per run.
 TINY = (
     "dataset=shapes",
     "dataset.num_train=5",
     "dataset.num_val=3",
     "dataset.image_size=48",
     "model=pspnet18",
+    "model._target_=tests.small_network.pspnet",
     "model.pyramid_channels=4",
     "model.head_channels=8",
     "model.aux_channels=4",
@@ -57,11 +58,12 @@ TINY = (
     "trainer.log_every=1",
     "tracking=none",
 )
+PSPNET18 = tuple(override for override in TINY if not override.startswith("model._target_"))  # with the real network
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> Iterator[None]:
-    """Two threads at most, one where pytest runs several processes: they would wait for each other."""
+    """Use at most two threads, and one under pytest-xdist, to avoid oversubscription."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, before))
     yield
@@ -70,7 +72,7 @@ def _two_threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_checkpoints_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Checkpoints of a test go when it ends: all together they are over twenty GB. Its folder stays, see setup.cfg."""
+    """Delete a test's checkpoints when it ends: together they take over 20 GB. Its folder stays, see setup.cfg."""
     folder: Path | None = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     yield
     for file in folder.rglob("*.pt") if folder else ():
@@ -79,32 +81,32 @@ def _no_checkpoints_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def default_signals() -> None:
-    """``preexec_fn`` of commands that receive signals: they would inherit those that a background suite ignores."""
+    """``preexec_fn`` for commands that receive signals: they would inherit signals ignored by a background test run."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
 
-def type_in(home: Path, *commands: tuple[str, ...]) -> None:
-    """Types command lines in this process, one after another, with ``home`` as the working folder: for fixtures."""
+def run_commands(home: Path, *commands: tuple[str, ...]) -> None:
+    """Run command lines in this process, one after another, with ``home`` as the working directory: for fixtures."""
     from pspexp import cli as main
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        for words in commands:
-            patch.setattr("sys.argv", ["/bin/pspexp", *words])
+        for overrides in commands:
+            patch.setattr("sys.argv", ["/bin/pspexp", *overrides])
             main.main()
 
 
 def last(run: Path) -> dict[str, Any]:
-    """What a run has saved to go on from, without the times in it."""
+    """Return the run's last checkpoint without its timer."""
     saved: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     saved["training"].pop("timer")
     return saved
 
 
 def losses(run: Path) -> list[float]:
-    """The losses in a run's records."""
+    """Return the losses in a run's records."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line[key] for line in lines for key in ("train/loss", "val/loss") if key in line]
 
@@ -114,7 +116,7 @@ Cli = Callable[..., int]
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
-    """Types a command line in this process, in an empty folder; returns its exit code."""
+    """Run a command line in this process, in an empty folder; returns its exit code."""
     import logging
 
     from pspexp import cli as main
@@ -123,16 +125,16 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
-    def type_in(*words: str) -> int:
-        monkeypatch.setattr("sys.argv", ["pspexp", *words])
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["pspexp", *arguments])
         try:
             main.main()
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else int(end.code is not None)
         return 0
 
-    yield type_in
-    for handler in [one for one in root.handlers if one not in handlers]:
+    yield run
+    for handler in [added for added in root.handlers if added not in handlers]:
         root.removeHandler(handler)
         handler.close()
     root.handlers[:] = handlers
@@ -141,7 +143,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    """A folder in the VOC layout: six grey images, labels of three classes."""
+    """A data set in the VOC layout: six grey images with labels of three classes."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Shaping of images for evaluation."""
+"""Image preprocessing and inference for evaluation."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from pspexp.inference import CenterCrop, Whole
 
 
 def gradient_image(width: int, height: int) -> tuple[Image.Image, Image.Image]:
-    """Red grows to the right, green downwards; the label's left half is 0, its right half 3."""
+    """Red increases to the right, green downwards; the left half of the label is 0, the right half 3."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     image = np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8)
     label = np.where(np.arange(width) < width // 2, 0, 3).astype(np.uint8)[None].repeat(height, 0)
@@ -19,7 +19,7 @@ def gradient_image(width: int, height: int) -> tuple[Image.Image, Image.Image]:
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (48, 64), (33, 33), (500, 375), (20, 90)])
-def test_center_crop_is_resize_then_crop(width: int, height: int) -> None:
+def test_center_crop_equals_resize_then_crop(width: int, height: int) -> None:
     image, label = gradient_image(width, height)
     shaped, shaped_label = CenterCrop(33).prepare(image, label)
     assert shaped.size == shaped_label.size == (33, 33)
@@ -33,7 +33,7 @@ def test_center_crop_is_resize_then_crop(width: int, height: int) -> None:
 
 
 class SizeChecked(nn.Module):
-    """Returns the values of its input; fails for sizes other than ``k * 8 + remainder``."""
+    """Returns its input; fails for sizes other than ``k * 8 + remainder``."""
 
     def __init__(self, remainder: int) -> None:
         super().__init__()

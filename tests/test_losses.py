@@ -1,4 +1,4 @@
-"""Losses against plain numpy formulas in float64, and their gradients against finite differences."""
+"""Losses compared with NumPy formulas in float64, and their gradients with finite differences."""
 
 import inspect
 import math
@@ -34,7 +34,7 @@ each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
 def batch(seed: int, ignored: float = 0.3, size: int = 5) -> tuple[Tensor, Tensor]:
-    """Logits ``[2, 4, size, size]`` in float64 and a target with a share of ignored pixels."""
+    """Return logits ``[2, 4, size, size]`` in float64 and a target with a fraction of ignored pixels."""
     rng = np.random.default_rng(seed)
     logits = torch.from_numpy(2 * rng.standard_normal((2, CLASSES, size, size)))
     target = rng.integers(0, CLASSES, (2, size, size))
@@ -43,12 +43,12 @@ def batch(seed: int, ignored: float = 0.3, size: int = 5) -> tuple[Tensor, Tenso
 
 
 def mean(loss: torch.nn.Module, logits: Tensor, target: Tensor) -> Tensor:
-    """The loss of one output."""
+    """Return the loss of one output."""
     return mean_loss(loss, {"out": logits}, target)
 
 
 def formula(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> float:
-    """The loss from its definition, pixel by pixel."""
+    """Compute the loss from its definition, pixel by pixel."""
     x = logits.double().numpy().transpose(0, 2, 3, 1).reshape(-1, CLASSES)
     y = target.numpy().ravel()
     x, y = x[y != 255], y[y != 255]
@@ -71,14 +71,14 @@ def formula(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> float:
 
 @pytest.mark.parametrize("seed", range(5))
 @each_loss
-def test_loss_is_its_formula(loss: SegmentationLoss, seed: int) -> None:
+def test_loss_matches_its_formula(loss: SegmentationLoss, seed: int) -> None:
     logits, target = batch(seed, ignored=[0.0, 0.1, 0.3, 0.7, 0.96][seed])
     assert mean(loss, logits, target).item() == pytest.approx(formula(loss, logits, target), rel=1e-12)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_is_torchs_mean(weights: list[float] | None, smoothing: float) -> None:
+def test_cross_entropy_equals_torch(weights: list[float] | None, smoothing: float) -> None:
     logits, target = batch(0)
     expected = F.cross_entropy(
         logits,
@@ -92,13 +92,13 @@ def test_cross_entropy_is_torchs_mean(weights: list[float] | None, smoothing: fl
 
 
 @each_loss
-def test_gradient_is_the_difference_quotient(loss: SegmentationLoss) -> None:
+def test_gradient_matches_finite_differences(loss: SegmentationLoss) -> None:
     logits, target = batch(1, size=2)
     assert torch.autograd.gradcheck(lambda x: mean(loss, x, target), (logits.requires_grad_(),))
 
 
 @each_loss
-def test_ignored_pixels_have_no_part(loss: SegmentationLoss) -> None:
+def test_ignored_pixels_do_not_contribute(loss: SegmentationLoss) -> None:
     logits, target = batch(2)
     changed = logits + 100 * (target == 255)[:, None] * torch.randn_like(logits)
     logits.requires_grad_()
@@ -111,7 +111,7 @@ def test_ignored_pixels_have_no_part(loss: SegmentationLoss) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @each_loss
-def test_a_crop_without_labels_is_harmless(loss: SegmentationLoss, dtype: torch.dtype) -> None:
+def test_crop_without_labels_has_zero_loss_and_gradient(loss: SegmentationLoss, dtype: torch.dtype) -> None:
     logits = torch.randn(2, CLASSES, 3, 3, dtype=dtype, requires_grad=True)
     value = mean_loss(loss, {"out": logits, "aux": logits}, torch.full((2, 3, 3), 255))
     value.backward()
@@ -120,7 +120,7 @@ def test_a_crop_without_labels_is_harmless(loss: SegmentationLoss, dtype: torch.
     assert logits.grad.abs().max() == 0
 
 
-def test_classes_of_weight_zero_alone_are_harmless() -> None:
+def test_only_classes_of_weight_zero_give_zero_loss() -> None:
     logits = torch.randn(1, 2, 3, 3, requires_grad=True)
     value = mean(CrossEntropy(2, class_weights=[1.0, 0.0]), logits, torch.ones(1, 3, 3, dtype=torch.int64))
     value.backward()
@@ -130,7 +130,7 @@ def test_classes_of_weight_zero_alone_are_harmless() -> None:
 
 
 @each_loss
-def test_outputs_are_weighted(loss: SegmentationLoss) -> None:
+def test_outputs_are_weighted_if_there_are_two(loss: SegmentationLoss) -> None:
     (out, target), (aux, _) = batch(0), batch(1)
     main, auxiliary = mean(loss, out, target), mean(loss, aux, target)
     both = mean_loss(loss, {"out": out, "aux": aux}, target)
@@ -149,7 +149,7 @@ def test_half_precision_is_computed_in_float32(loss: SegmentationLoss, dtype: to
 
 @pytest.mark.parametrize("wrong", [CLASSES, 254, -1])
 @each_loss
-def test_a_class_id_out_of_range_is_not_trained_on(loss: SegmentationLoss, wrong: int) -> None:
+def test_class_id_out_of_range_is_refused(loss: SegmentationLoss, wrong: int) -> None:
     logits, target = batch(0)
     target[1, 2, 3] = wrong
     with pytest.raises(IndexError):
@@ -158,7 +158,7 @@ def test_a_class_id_out_of_range_is_not_trained_on(loss: SegmentationLoss, wrong
 
 @each_loss
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_seen_in_the_loss(loss: SegmentationLoss, bad: float) -> None:
+def test_non_finite_logits_make_the_loss_non_finite(loss: SegmentationLoss, bad: float) -> None:
     logits, target = batch(0, ignored=0.0)
     logits[0, :, 1, 1] = bad
     assert not math.isfinite(mean(loss, logits, target).item())
@@ -168,7 +168,7 @@ def test_logits_that_are_not_finite_are_seen_in_the_loss(loss: SegmentationLoss,
 def test_extreme_logits_have_finite_gradients(loss: SegmentationLoss) -> None:
     target = torch.tensor([[[0, 1]]])
     logits = torch.full((1, CLASSES, 1, 2), -500.0)
-    logits[:, 0] = 500.0  # certain: right at the first pixel, wrong at the second
+    logits[:, 0] = 500.0  # confident: correct for the first pixel, wrong for the second
     logits.requires_grad_()
     value = mean(loss, logits, target)
     value.backward()
@@ -178,7 +178,7 @@ def test_extreme_logits_have_finite_gradients(loss: SegmentationLoss) -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_focal_falls_from_cross_entropy_as_gamma_grows(gamma: float) -> None:
+def test_focal_is_below_cross_entropy_for_positive_gamma(gamma: float) -> None:
     logits, target = batch(0)
     entropy = mean(CrossEntropy(CLASSES), logits, target)
     focal = mean(Focal(CLASSES, gamma=gamma), logits, target)
@@ -189,13 +189,13 @@ def test_focal_falls_from_cross_entropy_as_gamma_grows(gamma: float) -> None:
 
 
 def gradient_mask(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> Tensor:
-    """The pixels ``[N, H, W]`` that the loss learns from."""
+    """Return a mask ``[N, H, W]`` of the pixels with a gradient."""
     logits = logits.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(mean(loss, logits, target), logits)
     return gradient.abs().amax(1) > 0
 
 
-def test_ohem_keeps_what_is_under_the_threshold() -> None:
+def test_ohem_keeps_pixels_under_the_threshold() -> None:
     logits, target = batch(4)
     p = logits.softmax(1).gather(1, target.where(target != 255, 0)[:, None])[:, 0]
     kept = gradient_mask(OHEM(CLASSES, threshold=0.4, min_kept=0), logits, target)
@@ -203,7 +203,7 @@ def test_ohem_keeps_what_is_under_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("min_kept", [1, 10, 10_000])
-def test_ohem_keeps_the_hardest_where_too_few_are_under_the_threshold(min_kept: int) -> None:
+def test_ohem_keeps_the_hardest_pixels_if_too_few_qualify(min_kept: int) -> None:
     logits, target = batch(4)
     valid = target != 255
     kept = gradient_mask(OHEM(CLASSES, threshold=1e-9, min_kept=min_kept), logits, target)
@@ -213,7 +213,7 @@ def test_ohem_keeps_the_hardest_where_too_few_are_under_the_threshold(min_kept: 
 
 
 @pytest.mark.parametrize("min_kept", [0, 5, 10_000])
-def test_ohem_at_threshold_one_is_cross_entropy(min_kept: int) -> None:
+def test_ohem_with_threshold_one_equals_cross_entropy(min_kept: int) -> None:
     logits, target = batch(5)
     ohem = OHEM(CLASSES, threshold=1.0, min_kept=min_kept, class_weights=WEIGHTS)
     expected = mean(CrossEntropy(CLASSES, class_weights=WEIGHTS), logits, target)
@@ -221,7 +221,7 @@ def test_ohem_at_threshold_one_is_cross_entropy(min_kept: int) -> None:
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(CLASSES), Focal(CLASSES), OHEM(CLASSES)], ids=repr)
-def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward_pass(loss: SegmentationLoss) -> None:
+def test_backward_keeps_only_one_tensor_of_logits_size(loss: SegmentationLoss) -> None:
     logits = torch.randn(2, CLASSES, 33, 33, requires_grad=True)
     target = torch.zeros(2, 33, 33, dtype=torch.int64)
     kept: set[int] = set()
@@ -237,12 +237,12 @@ def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward_pass(loss
 
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if can_chunk(loss)])
-@pytest.mark.parametrize("at_once", [1, 2 * CLASSES * 81, 2**25])
+@pytest.mark.parametrize("max_chunk", [1, 2 * CLASSES * 81, 2**25])
 @pytest.mark.parametrize("ignored", [0.3, 1.0])
-def test_chunked_it_is_the_same_loss(
-    loss: SegmentationLoss, ignored: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+def test_chunked_loss_equals_the_whole_loss(
+    loss: SegmentationLoss, ignored: float, max_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", at_once)
+    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", max_chunk)
     generator = torch.Generator().manual_seed(0)
     low_resolution = torch.randn(3, CLASSES, 4, 4, dtype=torch.float64, generator=generator).requires_grad_()
     target = torch.randint(0, CLASSES, (3, 9, 9), generator=generator)
@@ -260,7 +260,7 @@ def test_chunked_it_is_the_same_loss(
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
 
 
-def test_with_an_auxiliary_output_each_is_a_mean_over_its_own_pixels() -> None:
+def test_each_output_is_averaged_over_its_own_pixels() -> None:
     (out, target), (aux, _) = batch(0), batch(1)
     loss = OHEM(CLASSES, threshold=0.2, min_kept=3)
     kept = [loss({"out": logits}, target).weight for logits in (out, aux)]
@@ -268,26 +268,26 @@ def test_with_an_auxiliary_output_each_is_a_mean_over_its_own_pixels() -> None:
     assert loss({"out": out, "aux": aux}, target).weight == kept[0]
 
 
-def test_only_the_two_outputs_are_scored() -> None:
+def test_other_outputs_are_not_part_of_the_loss() -> None:
     logits, target = batch(0)
     loss = CrossEntropy(CLASSES)
     outputs = {"out": logits, "features": torch.randn(2, 64, 5, 5)}
     assert loss(outputs, target) == loss({"out": logits}, target)
 
 
-def test_what_can_be_chunked() -> None:
-    class Own(CrossEntropy):
+def test_which_losses_can_be_chunked() -> None:
+    class Custom(CrossEntropy):
         def output_sum(self, logits: Tensor, target: Tensor) -> LossSum:
             return LossSum(logits.sum(), torch.ones(()))
 
     assert can_chunk(CrossEntropy(CLASSES))
     assert can_chunk(Focal(CLASSES))
     assert not can_chunk(OHEM(CLASSES))
-    assert not can_chunk(Own(CLASSES))
+    assert not can_chunk(Custom(CLASSES))
     assert not can_chunk(torch.nn.CrossEntropyLoss())
 
 
-def test_chunked_nothing_large_is_kept_for_the_backward_pass() -> None:
+def test_chunked_loss_keeps_only_low_resolution_tensors() -> None:
     saved: list[weakref.ref[Tensor]] = []
     low_resolution = torch.randn(3, CLASSES, 4, 4, requires_grad=True)
     target = torch.zeros(3, 33, 33, dtype=torch.int64)
@@ -303,22 +303,22 @@ def test_chunked_nothing_large_is_kept_for_the_backward_pass() -> None:
 
 
 @each_loss
-def test_nothing_is_read_back_from_the_device(loss: SegmentationLoss) -> None:
-    # Tensors without values: whatever would read one raises.
+def test_loss_does_not_read_values_from_the_device(loss: SegmentationLoss) -> None:
+    # Meta tensors have no values: reading one raises.
     logits = torch.zeros(2, CLASSES, 5, 5, device="meta", requires_grad=True)
     target = torch.zeros(2, 5, 5, dtype=torch.int64, device="meta")
     mean_loss(loss, {"out": logits, "aux": logits}, target).backward()
     assert logits.grad is not None
 
 
-def test_class_weights_follow_the_module_and_stay_out_of_checkpoints() -> None:
+def test_class_weights_move_with_the_module_but_are_not_saved() -> None:
     loss = CrossEntropy(CLASSES, class_weights=WEIGHTS)
     assert loss.state_dict() == {}
     assert loss.to("meta").class_weights.device.type == "meta"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
-    ("build", "said"),
+    ("build", "messages"),
     [
         (lambda: CrossEntropy(3, class_weights=[1.0, 2.0]), ["class_weights: 2 values for num_classes=3"]),
         (lambda: CrossEntropy(2, class_weights=[1.0, -1.0]), ["class_weights.1=-1.0: must be greater than or equal"]),
@@ -331,11 +331,11 @@ def test_class_weights_follow_the_module_and_stay_out_of_checkpoints() -> None:
         (lambda: OHEM(2, class_weights=[]), ["class_weights: 0 values"]),
     ],
 )
-def test_wrong_arguments_are_named_all_at_once(build: Callable[[], object], said: list[str]) -> None:
+def test_invalid_arguments_are_reported_together(build: Callable[[], object], messages: list[str]) -> None:
     with pytest.raises(ArgumentError) as caught:
         build()
-    assert len(caught.value.problems) == len(said)
-    assert all(problem.startswith(part) for problem, part in zip(caught.value.problems, said, strict=True))
+    assert len(caught.value.problems) == len(messages)
+    assert all(problem.startswith(message) for problem, message in zip(caught.value.problems, messages, strict=True))
 
 
 @pytest.mark.parametrize(("name", "target"), [("cross_entropy", CrossEntropy), ("focal", Focal), ("ohem", OHEM)])

@@ -1,4 +1,4 @@
-"""Metrics compared with scikit-learn, torchmetrics and hand-made cases; absent classes as defined in this project."""
+"""Metrics compared with scikit-learn, torchmetrics and hand-made cases, including absent classes."""
 
 import math
 import warnings
@@ -52,7 +52,7 @@ def test_agrees_with_scikit_learn(seed: int, classes: int, truth: int, both: int
     recall = sklearn_metrics.recall_score(y, x, labels=ids, average=None, zero_division=np.nan)
     assert ours.accuracy == pytest.approx(recall, nan_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about classes that are only predicted; they are left out, as here
+        warnings.simplefilter("ignore")  # about classes that are only predicted; it omits them, too
         assert ours.mean_acc == pytest.approx(sklearn_metrics.balanced_accuracy_score(y, x))
     weighted = sklearn_metrics.jaccard_score(y, x, average="weighted", zero_division=0)
     assert ours.freqw_acc == pytest.approx(weighted)
@@ -69,15 +69,15 @@ def test_agrees_with_torchmetrics(seed: int, classes: int, truth: int, both: int
     overall = torchmetrics_functional.multiclass_accuracy(prediction, target, average="micro", **options)
     assert ours.overall_acc == pytest.approx(overall.item(), rel=1e-6)
     iou = torchmetrics_functional.multiclass_jaccard_index(prediction, target, average=None, **options)
-    # torchmetrics gives 0 to a class in neither; ours is undefined there.
+    # torchmetrics gives 0 for a class in neither; ours is undefined.
     assert np.nan_to_num(ours.iou) == pytest.approx(iou.numpy(), rel=1e-6)
     mean_acc = torchmetrics_functional.multiclass_accuracy(prediction, target, average="macro", **options).item()
-    # torchmetrics counts a class that is predicted only as 0 in the mean; ours leaves it out.
+    # torchmetrics counts a class that is only predicted as 0 in the mean; ours omits it.
     present = classes - truth - both
     assert ours.mean_acc * present / (classes - both) == pytest.approx(mean_acc, rel=1e-6)
 
 
-def test_a_class_that_is_only_predicted_counts_for_iou_but_not_for_accuracy() -> None:
+def test_class_without_ground_truth_counts_for_iou_not_accuracy() -> None:
     prediction, target = torch.tensor([[[0, 0, 1, 2]]]), torch.tensor([[[0, 0, 1, 1]]])
     ours = report(prediction, target, 4)
     assert ours.iou == pytest.approx((1.0, 0.5, 0.0, math.nan), nan_ok=True)
@@ -90,7 +90,7 @@ def test_a_class_that_is_only_predicted_counts_for_iou_but_not_for_accuracy() ->
     assert ours.confusion[1] == (0, 1, 1, 0)  # rows are ground truth
 
 
-def test_metrics_without_pixels_are_undefined_and_left_out() -> None:
+def test_metrics_without_pixels_are_undefined_and_omitted() -> None:
     prediction, target = torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), 255)
     for ours in (report(prediction, target, 2), ConfusionMatrix(2).report(["c0", "c1"])):
         headline = (ours.overall_acc, ours.mean_acc, ours.freqw_acc, ours.mean_iou, *ours.iou, *ours.accuracy)
@@ -100,7 +100,7 @@ def test_metrics_without_pixels_are_undefined_and_left_out() -> None:
 
 
 @pytest.mark.parametrize("dtypes", [(torch.uint8, torch.uint8), (torch.int64, torch.uint8), (torch.int32, torch.int64)])
-def test_all_integer_types_give_the_same_counts(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+def test_all_integer_dtypes_give_the_same_counts(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     prediction, target = labels(0, 21)
     assert report(prediction.to(dtypes[0]), target.to(dtypes[1]), 21) == report(prediction, target, 21)
 
@@ -167,7 +167,7 @@ def test_update_refuses_scores_and_mismatched_shapes() -> None:
 
 def test_update_does_not_read_values() -> None:
     matrix = ConfusionMatrix(21)
-    # Tensors without values: reading one raises.
+    # Meta tensors have no values: reading one raises.
     ids = torch.zeros(2, 5, 5, dtype=torch.int64, device="meta")
     matrix.update(ids, ids.to(torch.uint8))
     assert matrix.matrix.device.type == "meta"

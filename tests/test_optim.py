@@ -1,4 +1,4 @@
-"""Parameter groups, updates compared with the papers' formulas, and schedules step by step."""
+"""Parameter groups, updates compared with the published formulas, and schedules step by step."""
 
 import inspect
 import io
@@ -65,7 +65,7 @@ def test_norms_and_biases_can_be_excluded_from_weight_decay(build: Callable[...,
     assert len(together) == len(set(map(id, together)))
 
 
-def test_empty_groups_are_left_out() -> None:
+def test_empty_groups_are_omitted() -> None:
     groups = optim.adam(nn.Linear(2, 2), lr=1.0).param_groups
     assert [group["name"] for group in groups] == ["head"]
 
@@ -77,7 +77,7 @@ def one_weight(value: float) -> nn.Module:
 
 
 def trace(optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
-    """Values of the only weight w for the loss w³ / 3, whose gradient is w²."""
+    """Return the values of the only weight w for the loss w³ / 3, whose gradient is w²."""
     weight = optimizer.param_groups[0]["params"][0]
     values = []
     for _ in range(steps):
@@ -136,7 +136,7 @@ def test_nesterov_needs_momentum() -> None:
         optim.sgd(nn.Linear(1, 1), lr=0.1, momentum=0.0, nesterov=True)
 
 
-# Reference schedules, written independently of the package: factor of the learning rate at step s of n.
+# Reference schedules, independent of the package: learning-rate factor at step s of n.
 def cosine(s: int, n: int) -> float:
     return 0.01 + 0.99 * math.cos(math.pi * s / n / 2) ** 2 if s < n else 0.01
 
@@ -159,7 +159,7 @@ def make_optimizer(lr: float = 0.3) -> torch.optim.Optimizer:
 
 
 def rates(optimizer: torch.optim.Optimizer, schedule: LambdaLR, steps: int) -> list[list[float]]:
-    """The learning rates [backbone, head] of each of the next steps."""
+    """Return the learning rates [backbone, head] for each of the next steps."""
     values = []
     for _ in range(steps):
         values.append([group["lr"] for group in optimizer.param_groups])
@@ -181,7 +181,7 @@ def test_schedule_step_by_step(expected: Callable[[int, int], float], total: int
 
 
 @pytest.mark.parametrize("build", SCHEDULES.values())
-def test_warmup_rises_to_the_full_rate_and_never_starts_at_zero(build: Callable[..., LambdaLR]) -> None:
+def test_warmup_starts_above_zero_and_reaches_the_full_rate(build: Callable[..., LambdaLR]) -> None:
     optimizer = make_optimizer(lr=1.0)
     first = [backbone for backbone, _ in rates(optimizer, build(optimizer, 100, warmup_steps=4), 5)]
     assert first == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -194,7 +194,7 @@ def test_step_boundaries_are_exact(parts: int) -> None:
     assert [backbone for backbone, _ in seen] == [0.5 ** (s // 2) for s in range(2 * parts)]
 
 
-def test_arguments_change_the_shape() -> None:
+def test_arguments_change_the_schedule() -> None:
     def end(build: Callable[..., LambdaLR], at: int, **arguments: float) -> float:
         optimizer = make_optimizer(lr=1.0)
         return rates(optimizer, build(optimizer, 10, **arguments), at + 1)[at][0]
@@ -245,13 +245,13 @@ def test_invalid_schedule_arguments_are_reported_together(
 
 
 @pytest.mark.parametrize("build", SCHEDULES.values())
-def test_warmup_is_shorter_than_the_training(build: Callable[..., LambdaLR]) -> None:
+def test_warmup_must_be_shorter_than_the_training(build: Callable[..., LambdaLR]) -> None:
     with pytest.raises(ArgumentError, match=r"^warmup_steps=10: must be from 0 to 9, fewer than the 10 steps of"):
         build(make_optimizer(), 10, warmup_steps=10)
 
 
-# `lr` has no default in the signatures: the YAML files own it. `model`, `optimizer` and `total_steps` are supplied at
-# run time.
+# `lr` has no default in the signatures: it is set in the YAML files only. `model`, `optimizer` and
+# `total_steps` are supplied at run time.
 @pytest.mark.parametrize(
     ("group", "name", "target", "owned"),
     [
@@ -280,7 +280,7 @@ class Late(nn.Module):
 
 
 @pytest.mark.parametrize("build", OPTIMIZERS.values())
-def test_a_parameter_may_get_its_first_gradient_in_a_later_step(build: Callable[..., torch.optim.Optimizer]) -> None:
+def test_parameter_may_get_its_first_gradient_in_a_later_step(build: Callable[..., torch.optim.Optimizer]) -> None:
     model = Late()
     optimizer = build(model, lr=0.1)
     before = model.second.weight.detach().clone()
@@ -292,7 +292,7 @@ def test_a_parameter_may_get_its_first_gradient_in_a_later_step(build: Callable[
 
 
 @pytest.mark.parametrize("build", OPTIMIZERS.values())
-def test_a_skipped_first_step_has_no_effect(build: Callable[..., torch.optim.Optimizer]) -> None:
+def test_skipped_first_step_has_no_effect(build: Callable[..., torch.optim.Optimizer]) -> None:
     models = [Late(), Late()]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [build(model, lr=0.1) for model in models]
@@ -317,7 +317,7 @@ ANY_OPTIMIZER: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("saved_layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("build", ANY_OPTIMIZER.values(), ids=ANY_OPTIMIZER)
-def test_a_state_can_be_loaded_with_another_memory_format(
+def test_state_can_be_loaded_in_another_memory_format(
     build: Callable[..., torch.optim.Optimizer], saved_layout: torch.memory_format
 ) -> None:
     layouts = {torch.contiguous_format: torch.channels_last, torch.channels_last: torch.contiguous_format}
@@ -334,15 +334,13 @@ def test_a_state_can_be_loaded_with_another_memory_format(
 
     step(models[0], first, gradients[0])
     models[1].load_state_dict(models[0].state_dict())
-    optim.load_optimizer_state(
-        second, deepcopy(first.state_dict())
-    )  # without the copy they would share their step counters
+    optim.load_optimizer_state(second, deepcopy(first.state_dict()))  # copied, because they would share step counters
     for model, optimizer in zip(models, (first, second), strict=True):
         step(model, optimizer, gradients[1])
     torch.testing.assert_close(models[1].weight, models[0].weight)  # kernels differ in rounding
 
 
-def test_a_state_saved_without_fused_kernels_can_be_loaded_with_them() -> None:
+def test_state_saved_without_fused_kernels_loads_with_them() -> None:
     model = nn.Linear(2, 2)
     plain = torch.optim.Adam(model.parameters(), lr=0.1)
     model(torch.ones(1, 2)).sum().backward()

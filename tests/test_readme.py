@@ -30,7 +30,7 @@ def test_command_composes(command: str) -> None:
         raise
 
 
-def test_there_are_commands() -> None:
+def test_the_documentation_has_commands() -> None:
     assert len(COMMANDS) >= 7
 
 
@@ -41,8 +41,8 @@ def test_every_documented_key_exists() -> None:
     assert len(documented) > 10
     hooks_and_tracking = re.findall(r"`\+?((?:hooks|tracking)\.[a-z_.]+[a-z])=[^`]*`", README)
     assert "hooks.early_stopping.patience" in hooks_and_tracking
-    own = {"hooks.mine._target_"}  # added by the user
-    assert [key for key in documented + hooks_and_tracking if key not in keys | own] == []
+    custom = {"hooks.mine._target_"}  # added by the user
+    assert [key for key in documented + hooks_and_tracking if key not in keys | custom] == []
 
 
 def test_every_documented_python_name_exists() -> None:

@@ -1,4 +1,4 @@
-"""Small trainings for tests: one helper builds the components, one the trainer."""
+"""Small training runs for tests: helpers that build the components and the trainer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ MEAN, STD = [0.5, 0.5, 0.5], [0.2, 0.2, 0.2]
 
 
 class Net(nn.Module):
-    """Has what a resume can forget: batch statistics and dropout."""
+    """Has state that a resume could lose: batch-norm statistics and dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def make_components(
     epochs: int = 3,
     num_workers: int = 0,
 ) -> TrainingComponents:
-    """The components of a training on drawn shapes, 16×16 crops."""
+    """Build the components of a training run on generated shapes with 16×16 crops."""
     torch.manual_seed(7)
     device = Device("cpu")
     world = world or World(ProcessInfo(), device)
@@ -98,7 +98,7 @@ def make_components(
 def evaluate(
     components: TrainingComponents, model: nn.Module, on_batch_end: Callable[[], None] = lambda: None
 ) -> Evaluation:
-    """The model on the validation split."""
+    """Evaluate the model on the validation split."""
     loader = eval_loader(
         components.validation,
         lambda image, label: (image, label),
@@ -110,9 +110,9 @@ def evaluate(
         world_size=components.world.size,
     )
     batches = (batch for batches_by_size in loader for batch in batches_by_size)
-    alone = components.world.size == 1  # several processes have different numbers of batches
+    single_process = components.world.size == 1  # the number of batches may differ between processes
     return Evaluator(components)(
-        model, batches, components.validation.names, lambda _: on_batch_end() if alone else None
+        model, batches, components.validation.names, lambda _: on_batch_end() if single_process else None
     )
 
 
@@ -141,8 +141,8 @@ class ResumingTrainer(Trainer):
         return super().fit(checkpoint.read(file, training=True) if file.is_file() else checkpoint_content)
 
 
-class NumbersOnly(LocalTracker):
-    """Draws nothing: figures take most of the time of such short runs."""
+class WithoutFigures(LocalTracker):
+    """Skips figures, which take most of the time of such short runs."""
 
     def report(self, split: str, report: Report) -> None:
         pass
@@ -154,15 +154,15 @@ class NumbersOnly(LocalTracker):
 def make_trainer(
     run: Path, components: TrainingComponents, *, stop_after: int | None = None, hooks: Any = None, **config: Any
 ) -> ResumingTrainer:
-    """A trainer that records into the folder ``run``.
+    """Build a trainer that records into the folder ``run``.
 
     Args:
-        stop_after: step after which a signal asks to stop.
-        hooks: by name.
-        config: of the trainer.
+        stop_after: step after which a stop signal arrives.
+        hooks: hooks by name.
+        config: fields of `TrainerConfig`.
     """
     main = components.world.is_main_process
-    tracker = Tracker(NumbersOnly(run)) if main else SilentTracker(run)
+    tracker = Tracker(WithoutFigures(run)) if main else SilentTracker(run)
     resumes = (run / "checkpoints" / "last.pt").is_file()
     tracker.start(name="t", config={}, config_text="", overrides=[], tags={}, resume=resumes)
     trainer = ResumingTrainer(

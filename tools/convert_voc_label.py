@@ -18,11 +18,11 @@ def main() -> int:
     parser.add_argument("--input_dir", type=Path, required=True, help="folder of label PNGs")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the converted PNGs")
     parser.add_argument("--to-color", action="store_true", help="convert index PNGs to palette PNGs with VOC's colours")
-    parser.add_argument("--num_classes", type=int, default=21, help="classes, background included (default 21)")
+    parser.add_argument("--num_classes", type=int, default=21, help="number of classes with background (default 21)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files that contain other labels")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly exit removes unfinished files
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a normal exit removes unfinished files
     try:
         done = convert_folder(
             args.input_dir,
@@ -39,7 +39,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; run the command again", file=sys.stderr)
         return 130
-    print(f"{args.output_dir}: {done.written} labels written, {done.kept} existed already")
+    print(f"{args.output_dir}: {done.written} labels written, {done.kept} already existed")
     return 0
 
 

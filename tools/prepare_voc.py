@@ -1,4 +1,4 @@
-"""Prepare a data set in VOC's layout: unpack a tar safely (or use an unpacked folder), check folders and splits,
+"""Prepare a data set in the VOC layout: unpack a tar safely (or use an unpacked folder), check folders and splits,
 convert the labels to SegmentationClassGray, and print how often each class occurs.
 
 It can be interrupted and run again. Wrong input exits with code 2 and lists every problem.
@@ -20,10 +20,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="VOC tar (VOCtrainval_06-Nov-2007.tar), or an unpacked folder")
     parser.add_argument("--output_dir", type=Path, default=Path("data"), help="where to unpack a tar (default data)")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files with other contents")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files that have other contents")
+    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly exit removes unfinished files
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a normal exit removes unfinished files
     try:
         done = prepare(
             args.source,
@@ -52,7 +52,7 @@ def show(data: Prepared) -> None:
     for row in data.rows():
         table.add_row(*row)
     console = Console()
-    # Where there is no terminal, rows are not folded.
+    # Without a terminal, rows are not wrapped.
     Console(width=None if console.is_terminal else 40 + 30 * len(data.splits)).print(table)
     print(f"{data.folder}: ready, {data.written} labels converted, {len(data.pixels) - data.written} kept")
 

@@ -32,8 +32,8 @@ def build(node: DictConfig | dict[str, Any], **arguments: Any) -> Any:
     """The object described by a node with ``_target_``, built from plain Python values.
 
     Args:
-        node: Of the configuration.
-        arguments: Replace those in the node.
+        node: Node of the configuration.
+        arguments: Arguments that replace those in the node.
 
     Raises:
         UserError: The target refuses its arguments; the problems name the keys of the configuration.
@@ -50,10 +50,10 @@ def build(node: DictConfig | dict[str, Any], **arguments: Any) -> Any:
 
 @contextmanager
 def named(key: str) -> Iterator[None]:
-    """Prefix the problems with a target's arguments with the key of its node.
+    """Put the key of a target's node in front of the problems with its arguments.
 
     Raises:
-        UserError: In place of an ArgumentError, or another ValueError than a UserError.
+        UserError: Replaces an ArgumentError, and any ValueError that is not a UserError.
     """
     try:
         yield
@@ -108,7 +108,7 @@ def build_components(config: DictConfig, device: Device, world: World) -> Compon
     """Build what a test needs, except for the model's weights, which are in its checkpoint.
 
     Raises:
-        UserError: lists everything that cannot be built, in any process.
+        UserError: Lists everything that cannot be built, in any process.
     """
     collector = ErrorCollector()
     components = collect_components(config, collector, device, world, start_weights=False)
@@ -119,13 +119,14 @@ def build_components(config: DictConfig, device: Device, world: World) -> Compon
 def build_training(
     config: DictConfig, device: Device, world: World, *, start_weights: bool
 ) -> tuple[TrainingComponents, dict[str, Hook]]:
-    """Build what a training needs: its components, and its hooks by name.
+    """Build what training needs: its components, and its hooks by name.
 
     Args:
-        start_weights: load the weights that the model is configured to start from; False if a saved state follows.
+        start_weights: Whether to load the weights that the model is configured to start from; False if a saved state
+            is loaded later.
 
     Raises:
-        UserError: lists everything that cannot be built, in any process.
+        UserError: Lists everything that cannot be built, in any process.
     """
     collector = ErrorCollector()
     # The main process sends its weights to the others.
@@ -155,7 +156,7 @@ def build_hooks(node: DictConfig) -> dict[str, Hook]:
     """The hooks of the node ``hooks`` by name, in its order, except for those set to null.
 
     Raises:
-        UserError: one cannot be built, or is not a `pspexp.engine.hooks.Hook`.
+        UserError: A hook cannot be built, or is not a `pspexp.engine.hooks.Hook`.
     """
     hooks = {name: hook for name, hook in build(node).items() if hook is not None}
     if wrong := [
@@ -170,7 +171,7 @@ def build_hooks(node: DictConfig) -> dict[str, Hook]:
 def collect_components(
     config: DictConfig, collector: ErrorCollector, device: Device, world: World, start_weights: bool
 ) -> dict[str, Any]:
-    """The fields of :class:`Components`, None where something failed."""
+    """The fields of `Components`, None where something failed."""
     # Not loaded: the files may no longer exist.
     unused = {} if start_weights else {key: None for key in ("weights", "backbone_weights") if key in config.model}
     precision = collector(lambda: build(config.precision))

@@ -43,7 +43,7 @@ from pspexp.config.resolve import resolve
 from pspexp.errors import UserError
 from pspexp.utils.text import one_line
 
-# Keys on whose values any other may depend.
+# Keys on whose values any other key may depend.
 DECIDE_OTHERS = {"checkpoint.path", "experiment", "mode", "rerun", "sweep"}
 
 
@@ -58,13 +58,13 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose and check a configuration, as ``python -m pspexp <overrides>`` does.
 
     Args:
-        overrides: Such as ``optimizer=sgd`` and ``optimizer.lr=0.01``.
+        overrides: Overrides such as ``optimizer=sgd`` and ``optimizer.lr=0.01``.
 
     Returns:
         The resolved configuration.
 
     Raises:
-        UserError: with every problem that was found.
+        UserError: Lists every problem that was found.
     """
     overrides = [*overrides, *saved_choices(overrides)]
     return resolve(without_hydra(compose_checked(overrides)), overrides)
@@ -92,14 +92,14 @@ def with_choices(config: DictConfig, choices: Any) -> DictConfig:
 def compose_checked(
     overrides: Sequence[str], *, sweep: bool = False, folders: Sequence[str] = (), name: str = "config"
 ) -> DictConfig:
-    """Hydra's composition, node ``hydra`` included, of overrides each of which was checked.
+    """Check each override; returns Hydra's composition of them, node ``hydra`` included.
 
     Args:
-        overrides: Those of the command line.
-        sweep: Allow several values, as an overlay with ``hydra.mode=MULTIRUN`` does. The first of those, overridden or
-            in ``hydra.sweeper.params``, is used here; what varies is checked job by job.
+        overrides: The overrides of the command line.
+        sweep: Whether to allow several values, as a configuration with ``hydra.mode=MULTIRUN`` does. The first of them,
+            overridden or in ``hydra.sweeper.params``, is used here; what varies is checked job by job.
         folders: The user's own YAML folders, besides those in ``hydra.searchpath``.
-        name: The primary configuration.
+        name: Name of the primary configuration.
 
     Raises:
         UserError: Lists every override that cannot be applied, and what is wrong with every job of a sweep.
@@ -124,7 +124,7 @@ def compose_checked(
         except UserError as error:
             problems += common_to_all(error.problems, varied(config, parsed))
     elif problems:
-        # Checked in any case if nothing is wrong so far; here to list everything at once.
+        # Without problems so far, the caller does this; here it serves to list everything at once.
         resolve(without_hydra(config), used, problems=problems)
     if problems:
         raise UserError(*dict.fromkeys(problems))
@@ -187,7 +187,7 @@ def composed(
 def compose_valid(
     overrides: Sequence[Override], before: Sequence[str], problems: list[str], loader: ConfigLoader, name: str
 ) -> tuple[DictConfig, list[str]]:
-    """The composition of ``before`` and the valid ones of ``overrides``, with first values, and all of these."""
+    """The composition of ``before`` and the valid ones of ``overrides``, with first values, and a list of both."""
     groups = [one for one in overrides if is_group(one, loader)]
     if not any(option_problems(one, loader) if one in groups else needs_check(one) for one in overrides):
         valid = [*before, *map(first_value, overrides)]
@@ -217,11 +217,11 @@ def valid_overrides(
 
     Args:
         overrides: All overrides.
-        groups: Those of them that choose an option of a group.
-        before: Applied first.
-        problems: Lines about the others are added to it.
-        loader: Knows the options.
-        name: The primary configuration.
+        groups: The overrides that choose an option of a group.
+        before: Overrides that are applied first.
+        problems: List to which the lines about the others are added.
+        loader: Hydra's loader, which knows the options.
+        name: Name of the primary configuration.
     """
     valid, absent = [], []
     for one in groups:

@@ -1,4 +1,4 @@
-"""What a configuration takes from what was saved: a test from its checkpoint, a rerun (`from_run`) from its run."""
+"""What a configuration takes over: ``mode=test`` from its checkpoint, a rerun from the run that it repeats."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +15,7 @@ from pspexp.utils.text import one_line
 
 Plain = dict[str, Any]
 
-# What mode=test takes from the checkpoint unless it is overridden explicitly. The loss, too: val/loss depends on it.
+# What mode=test takes from the checkpoint unless it is overridden explicitly. The loss, too: test/loss depends on it.
 FROM_CHECKPOINT = (
     "model",
     "dataset",
@@ -26,7 +26,7 @@ FROM_CHECKPOINT = (
     "channels_last",
     "loader.eval_batch_size",
 )
-# The saved configuration is resolved; these keys follow an explicit override of the key that gave their value.
+# The saved configuration is resolved; these keys follow an explicit override of the key that they interpolated.
 FOLLOWS = {
     "inference.crop_size": "crop_size",
     "inference.stride": "model.output_stride",
@@ -42,8 +42,8 @@ def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
     what was saved are reported when the configuration is taken from it.
 
     Args:
-        overrides: Those of the command line.
-        folders: Searched for the options; those that do not exist are skipped.
+        overrides: Overrides of the command line.
+        folders: Folders that are searched for the options; options that do not exist are skipped.
     """
     given = text_values(overrides)
     where = given.get("output_root") or "outputs", given.get("tracking.tracking_uri")
@@ -78,7 +78,7 @@ def text_values(overrides: Sequence[str]) -> dict[str, str | None]:
 
 
 def default_groups(places: Sequence[Path]) -> set[str]:
-    """The groups in the defaults list, without those of whole recipes."""
+    """The groups in the defaults list, without `OPTIONAL_GROUPS` and `ADDED_GROUPS`."""
     files = [file for place in places if (file := place / "config.yaml").is_file()]
     defaults = [entry for file in files for entry in OmegaConf.select(OmegaConf.load(file), "defaults") or []]
     groups = {str(group) for entry in defaults if OmegaConf.is_dict(entry) for group in entry}
@@ -91,13 +91,13 @@ def home(path: str) -> str:
 
 
 def explicit_keys(overrides: Sequence[str], saved_choices: Mapping[str, Any]) -> set[str]:
-    """The overridden keys, without those of `choices`."""
+    """The overridden keys, without those that come from `choices`."""
     same = {f"{group}={option}" for group, option in saved_choices.items()}
     return {text.lstrip("+~").partition("=")[0] for text in overrides if text not in same}
 
 
 def checkpoint_choices(path: str, output_root: str, tracking_uri: str | None) -> Plain:
-    """The options that a checkpoint was made with; none for a foreign one."""
+    """The options that a checkpoint was made with; none for another project's checkpoint."""
     from pspexp.engine import checkpoint  # imports torch, which takes seconds
     from pspexp.tracking import runs
 
@@ -115,7 +115,7 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.output_root, uri))
     content = checkpoint.read(Path(config.checkpoint.path), foreign=True)
     if not checkpoint.is_own_format(content):
-        return  # described by the command line
+        return  # the command line describes the model
     saved = OmegaConf.create(content["config"])
     explicit = explicit_keys(overrides, saved.choices)
     for key in FROM_CHECKPOINT:
@@ -128,7 +128,7 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
         if config.choices is not None and key in config.choices:
             config.choices[key] = saved.choices[key]
     for key in ("model.weights", "model.backbone_weights"):
-        if has_key(config, key):  # what it once started from may be gone
+        if has_key(config, key):  # the files that it started from may no longer exist
             OmegaConf.update(config, key, None)
     for key, source in FOLLOWS.items():
         if has_key(config, key) and has_key(config, source) and key not in explicit:
@@ -139,7 +139,7 @@ def read_config(run: str, output_root: str, tracking_uri: str | None) -> Plain:
     """The configuration that a run folder, or ``runs:/<MLflow run id>``, records.
 
     Raises:
-        UserError: there is none.
+        UserError: No configuration can be read there.
     """
     from pspexp.tracking import runs
 

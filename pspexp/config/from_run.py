@@ -13,7 +13,7 @@ from pspexp.config.from_checkpoint import Plain, explicit_keys, read_config
 from pspexp.config.overrides import ADDED_GROUPS
 from pspexp.errors import UserError
 
-# What a rerun does not take: where records go, how it was started, and the sweep that the run was part of.
+# What a rerun does not take over: where records go, how it was started, and the sweep that the run was part of.
 NOT_REPEATED = (
     "mode",
     "rerun",
@@ -33,7 +33,7 @@ def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
     """Replace everything by the record of the run ``config.rerun``, except for explicit overrides and `NOT_REPEATED`.
 
     Raises:
-        UserError: no such run, or one of another mode.
+        UserError: There is no such run, or it has another mode.
     """
     from pspexp.tracking import runs
 
@@ -46,7 +46,7 @@ def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
         problems.append(f"mode={config.mode}: rerun={run} is a run of mode={saved['mode']}; set mode={saved['mode']}")
     explicit = explicit_keys(overrides, saved["choices"])
     if "experiment" in explicit:
-        problems.append(f"experiment={config.choices.experiment}: rerun={run} is a whole recipe, too; remove one")
+        problems.append(f"experiment={config.choices.experiment}: rerun={run} also sets everything; remove one of them")
     if problems:
         raise UserError(*problems)
     today: Any = OmegaConf.to_container(config, resolve=False)
@@ -82,7 +82,7 @@ class Repeated:
 
         Args:
             today: The node in today's composition, with interpolations.
-            then: The run's.
+            then: The node in the run's configuration.
             path: Dotted key of the node.
         """
         values = {
@@ -103,14 +103,14 @@ class Repeated:
             return ABSENT
         if isinstance(then, dict):
             return self(today if isinstance(today, dict) else {}, then, key)
-        if isinstance(then, list) and isinstance(today, list):  # dataset.mean.0=0.5 gives one value of several
+        if isinstance(then, list) and isinstance(today, list):  # dataset.mean.0=0.5 sets one value of several
             overridden = {index for index in range(len(today)) if self.given(f"{key}.{index}")}
             return [today[index] if index in overridden else value for index, value in enumerate(then)]
         return today if isinstance(today, str) and self.gives(key, today, then) else then
 
     @staticmethod
     def left_alone(key: str) -> bool:
-        """Whether a key belongs to what is not repeated."""
+        """Whether a key, or one above it, is in `NOT_REPEATED`."""
         return any(key == one or key.startswith(f"{one}.") for one in NOT_REPEATED)
 
     def given(self, key: str) -> bool:
@@ -145,9 +145,9 @@ def config_changes(
     """How the configuration of a rerun differs from that of the run it repeats.
 
     Args:
-        then: The repeated run's, flat: dotted key to value.
-        now: The rerun's, flat.
-        overrides: Those it was composed from.
+        then: The repeated run's configuration, flat: dotted key to value.
+        now: The rerun's configuration, flat.
+        overrides: The overrides that the rerun was composed from.
 
     Returns:
         Lines about unexpected differences, and lines about those that follow from overrides.

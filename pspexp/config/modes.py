@@ -1,4 +1,4 @@
-"""The values of ``mode``: what each runs and leaves behind. A new mode is a file in `pspexp.jobs` and a line here."""
+"""The values of ``mode``: what each of them runs and writes. A new mode is a file in `pspexp.jobs` and a line here."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ class Mode:
     """A mode of the command.
 
     Attributes:
-        function: Dotted path, imported on use.
-        is_run: Runs in the processes of the launcher and keeps records: ``function(job, device, world, stop_signal)``.
-            Otherwise ``function(config, folder)`` is called in this process.
-        needs_folder: Writes files to a folder of its own.
+        function: Dotted path of the function, imported on use.
+        is_run: Whether ``function(job, device, world, stop_signal)`` runs in the processes of the launcher and keeps
+            records. Otherwise ``function(config, folder)`` is called in this process.
+        needs_folder: Whether the mode writes files to a folder of its own.
     """
 
     function: str

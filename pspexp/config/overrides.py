@@ -89,7 +89,7 @@ def is_group(override: Override, loader: ConfigLoader) -> bool:
 
 
 def option_problems(override: Override, loader: ConfigLoader) -> list[str]:
-    """Why the group has no such option: one line a value."""
+    """Why the group has no such option: one line per value."""
     group, options = override.key_or_group, loader.get_group_options(override.key_or_group)
     if override.is_delete():
         return []
@@ -136,7 +136,7 @@ def key_problem(override: Override, config: DictConfig) -> str | None:
     """Why the override's key cannot be set, or None. ``+key`` may add a target's argument, but no key at the root."""
     key = override.key_or_group
     if isinstance(override.value(), Glob):
-        return f"{override.input_line}: glob selects options of a group; give values"
+        return f"{override.input_line}: a glob can only select options of a group; give values"
     if override.is_add() or override.is_force_add():
         known = key.partition(".")[0] in config and (key in config or "." in key)
         known = known and (not key.startswith("hydra.") or OmegaConf.select(config, key.rpartition(".")[0]) is not None)
@@ -144,7 +144,7 @@ def key_problem(override: Override, config: DictConfig) -> str | None:
         known = has_key(config, key)
     if known:
         return None
-    if key.startswith("hydra.sweeper.params."):  # whose keys hold dots
+    if key.startswith("hydra.sweeper.params."):  # whose keys contain dots
         swept = key.removeprefix("hydra.sweeper.params.")
         return f"{key}: cannot be set like this; write {swept}=<values>, which replaces the values of the sweep"
     for node in [one for one in OPEN_NODES if key.startswith(f"{one}.")]:

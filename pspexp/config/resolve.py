@@ -33,10 +33,10 @@ def resolve(
     """Complete, resolve and check what Hydra composed.
 
     Args:
-        config: The job's part, with ``choices``.
-        overrides: Those it was composed from; they take precedence over the values of a checkpoint or earlier run.
+        config: The job's part of the configuration, with ``choices``.
+        overrides: The overrides it was composed from; they take precedence over a checkpoint or earlier run.
         files: Whether the files that it names must exist.
-        problems: Found earlier; raised together with the others.
+        problems: Problems found earlier; raised together with the others.
 
     Raises:
         UserError: Lists every problem.

@@ -1,4 +1,4 @@
-"""What keeps a saved training state from being resumed with another configuration."""
+"""Differences in the configuration that rule out resuming a saved training state."""
 
 import math
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: 
 
     Args:
         saved: The content of a ``last.pt``.
-        config: The current one, as plain values.
+        config: The current configuration, as plain values.
         world_size: Current number of processes.
     """
     then, now = flatten(saved["config"]), flatten(config)
@@ -70,13 +70,13 @@ def world_size_conflicts(
     if not may_change:
         yield (
             f"launcher: {count(size, 'process')} now, but {count(saved_size, 'process')} in the saved run, "
-            "so sums would be taken in another order and each process would draw other random numbers; resume with as "
-            "many, or set checkpoint.allow_world_size_change=true"
+            "so sums would be taken in another order and each process would draw other random numbers; resume with "
+            f"{count(saved_size, 'process')}, or set checkpoint.allow_world_size_change=true"
         )
         return
     before, after = (math.prod(flat[key] for key in SHARED_OUT) for flat in (then, now))
     if before * saved_size != after * size:
         yield (
             f"loader.batch_size × trainer.accumulate × processes = {after} × {size}: the saved run takes "
-            f"{before} × {saved_size} images a step; choose a batch size or accumulation with the same product"
+            f"{before} × {saved_size} images per step; choose a batch size or accumulation with the same product"
         )

@@ -85,7 +85,7 @@ class CompareConfig:
 
 @dataclass
 class Config:
-    """The root; the nodes of the groups are checked against the signatures of their targets."""
+    """The root node; the nodes of the groups are checked against the signatures of their targets."""
 
     __pydantic_config__ = PLAIN_NODE
     mode: ModeName
@@ -130,7 +130,7 @@ def check(
     """Check a composed and resolved configuration.
 
     Args:
-        config: To check.
+        config: The configuration to check.
         files: Whether the files that it names have to exist.
         sources: For each key whose value is an interpolation, the key that the value comes from.
         explicit: Overridden keys. Missing files are reported beside other problems for these only.
@@ -160,9 +160,9 @@ def check(
 
 
 def without_followers(found: Problems, missing: Problems, sources: Mapping[str, str]) -> Problems:
-    """``found`` without the problems that follow from another: of a value taken from a key that has a problem itself.
+    """``found`` without problems that follow from another: those of values interpolated from a key with a problem.
 
-    If nothing else is wrong there, one of the problems is kept and names the source of the value.
+    If that key has no problem of its own, one of the problems is kept and names the key.
     """
     kept = {key: line for key, line in found.items() if key not in sources}
     for key, line in found.items():
@@ -179,7 +179,7 @@ def without_followers(found: Problems, missing: Problems, sources: Mapping[str, 
 
 
 def is_known(config: Plain, key: str) -> bool:
-    """Whether a dotted key is one that the schema, or the target of its node, takes; true where that cannot be told."""
+    """Whether a dotted key is one that the schema, or the target of its node, takes; true if that is unknown."""
     *parents, name = key.split(".")
     node: Any = config
     for part in parents:
@@ -205,22 +205,22 @@ def crop_fits_stride(config: Plain) -> Iterator[str]:
 def batch_is_normalisable(config: Plain) -> Iterator[str]:
     if config["mode"] == "train" and config["loader"]["batch_size"] < 2:
         yield (
-            "loader.batch_size=1: training needs at least 2, since batch normalisation of the image-wide "
-            "pooled features has nothing to average over one image; try loader.batch_size=2"
+            "loader.batch_size=1: training needs at least 2, since batch normalisation of the globally "
+            "pooled features needs more than one value per channel; try loader.batch_size=2"
         )
 
 
 def classes_agree(config: Plain) -> Iterator[str]:
     dataset, count = config["dataset"], config["dataset"].get("num_classes")
-    if count is None:  # the names are read from the folder of the data set, once it is there
+    if count is None:  # the names are read from the folder of the data set, once it exists
         return
     names = dataset.get("class_names")
     if names is not None and len(names) != count:
         yield f"dataset.num_classes={count}: but dataset.class_names has {len(names)} names; make them agree"
     if config["model"].get("num_classes", count) != count:
         yield (
-            f"model.num_classes={config['model']['num_classes']}: but the dataset has {count} classes; "
-            "choose the dataset the model was trained on, or start from its weights with model.weights"
+            f"model.num_classes={config['model']['num_classes']}: but the data set has {count} classes; "
+            "choose the data set the model was trained on, or start from its weights with model.weights"
         )
     weights = config["loss"].get("class_weights")
     if weights is not None and len(weights) != count:
@@ -271,7 +271,7 @@ def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
         if not isinstance(path, str) or (key == "checkpoint.path" and path.startswith("runs:/")) or Path(path).exists():
             continue
         hint = "; did you mean 'timm', which downloads ImageNet weights?" if key == "model.backbone_weights" else ""
-        yield key, f"{key}={path}: no such file or folder (looked in {Path(path).absolute()}){hint}"
+        yield key, f"{key}={path}: no such file or folder (looked for {Path(path).absolute()}){hint}"
 
 
 RULES: list[Callable[[Plain], Iterator[str]]] = [

@@ -14,7 +14,7 @@ from pspexp.utils.arguments import requirement
 Plain = dict[str, Any]
 NAMED_NODES = ("hooks",)  # groups of named nodes, each with a _target_ or null
 SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-# Arguments supplied at run time, to the partial that the node builds; they never stand in YAML.
+# Arguments supplied at run time, to the partial that the node builds; they never appear in YAML.
 RUNTIME_ARGS = {"optimizer": {"model"}, "scheduler": {"optimizer", "total_steps"}}
 
 
@@ -25,7 +25,7 @@ def type_problems(annotation: Any, value: Any, key: str) -> Iterator[tuple[str, 
     except ValidationError as error:
         seen = set()
         for problem in error.errors():
-            # A union reports each of its members below the key's own place: keep one line a key.
+            # A union reports a problem for each of its members, below the key itself: keep one line per key.
             place = existing_part(value, problem["loc"])
             name = ".".join(str(part) for part in [*([key] if key else []), *place])
             if name not in seen:
@@ -34,7 +34,7 @@ def type_problems(annotation: Any, value: Any, key: str) -> Iterator[tuple[str, 
 
 
 def existing_part(value: Any, place: tuple[int | str, ...]) -> list[int | str]:
-    """The part of a pydantic location that is a path into ``value``; then a missing key, but no union members."""
+    """The part of a pydantic location that is a path into ``value``, including a missing key, without union members."""
     found: list[int | str] = []
     for part in place:
         if isinstance(value, Mapping):
@@ -119,11 +119,11 @@ def signature_model(target: Callable[..., Any], supplied: Iterable[str], built: 
     """
     function = target.__init__ if inspect.isclass(target) else target
     hints: dict[str, Any] = {}
-    with suppress(NameError, TypeError):  # types imported for the type checker only: unchecked
+    with suppress(NameError, TypeError):  # types imported for type checking only: not checked here
         hints = get_type_hints(function, include_extras=True)
     try:
         parameters = inspect.signature(target).parameters
-    except ValueError:  # of a class in C: any arguments
+    except ValueError:  # a class written in C: accept any arguments
         parameters = inspect.signature(lambda **_: None).parameters
     fields: dict[str, Any] = {}
     extra: Literal["forbid", "allow"] = "forbid"

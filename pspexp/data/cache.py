@@ -27,11 +27,11 @@ class SampleCache:
     workers when they start, but cannot be pickled otherwise.
 
     Args:
-        limit_mib: size of the block in MiB; 0 disables the cache.
-        context: how the workers are started.
+        limit_mib: Size of the block in MiB; 0 disables the cache.
+        context: Multiprocessing context in which the workers are started.
 
     Raises:
-        UserError: the machine cannot provide that much memory.
+        UserError: The machine cannot provide that much memory.
     """
 
     def __init__(self, limit_mib: int, context: BaseContext) -> None:
@@ -58,7 +58,7 @@ class SampleCache:
     def get(self, entry: int) -> Sample | None:
         """A copy of the sample whose table entry is at offset ``entry``; None if it is not cached."""
         data = self._bytes
-        with self._lock:  # without it, another core could see the entry before the pixels, although written later
+        with self._lock:  # without it, another core could see the entry before the pixels, although it is written later
             start, width, height = _ENTRY.unpack_from(data, entry)
         if start <= 0:
             return None

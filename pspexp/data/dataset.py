@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +39,9 @@ class DatasetInfo:
     """What the rest of the package needs to know about a data set besides its samples.
 
     Attributes:
-        class_names: one name for each class id.
-        ignore_index: label of pixels that are neither trained on nor scored.
-        mean, std: of the red, green and blue channel, as fractions of 255.
+        class_names: One name for each class id.
+        ignore_index: Label of pixels that are neither trained on nor scored.
+        mean, std: Mean and standard deviation of the red, green and blue channel, as fractions of 255.
         palette: uint8 ``[C, 3]``, the RGB colour of each class.
     """
 
@@ -53,8 +53,17 @@ class DatasetInfo:
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return len(self.class_names)
+
+
+class EvaluatedSample(NamedTuple):
+    """One evaluated image: uint8 ``image [H, W, 3]``, ``label [H, W]`` and ``prediction [H, W]``."""
+
+    name: str
+    image: npt.NDArray[np.uint8]
+    label: npt.NDArray[np.uint8]
+    prediction: npt.NDArray[np.uint8]
 
 
 class SegmentationDataset(Protocol):
@@ -66,7 +75,7 @@ class SegmentationDataset(Protocol):
         """The samples of a role.
 
         Raises:
-            UserError: lists all missing files.
+            UserError: Lists all missing files.
         """
         ...
 

@@ -68,7 +68,7 @@ def read_image(path: Path) -> Image.Image:
     """Read an image as RGB.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     image = _load(path, "image")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -78,7 +78,7 @@ def open_label(path: Path) -> Image.Image:
     """Read a label file as it is.
 
     Raises:
-        UserError: it cannot be read, or is not a palette, 8-bit grey or RGB image.
+        UserError: The file cannot be read, or is not a palette, 8-bit grey or RGB image.
     """
     image = _load(path, "label image")
     if image.mode == "RGBA":
@@ -103,7 +103,7 @@ def read_label(path: Path) -> Labels:
         uint8 ``[H, W]``, with values as in the file; 255 is void.
 
     Raises:
-        UserError: the file cannot be read, or its meaning is ambiguous.
+        UserError: The file cannot be read, or its meaning is ambiguous.
     """
     image = open_label(path)
     pixels = np.asarray(image)
@@ -148,5 +148,5 @@ def _check_palette(path: Path, image: Image.Image, pixels: Labels) -> None:
         first = wrong[0]
         raise UserError(
             f"{path}: palette and indices disagree: index {used[first]} has the colour of VOC's class "
-            f"{by_colour[first]}; convert the labels with tools/convert_voc_label.py, which goes by colour"
+            f"{by_colour[first]}; convert the labels with tools/convert_voc_label.py, which uses the colours"
         )

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8 ``[N, 3, H, W]``.
         labels: uint8 ``[N, H, W]``.
-        indices: index of each sample in its split.
+        indices: Index of each sample in its split.
     """
 
     images: Tensor
@@ -42,15 +42,15 @@ class TrainLoader:
     step, which depend only on ``batch_size * accumulate * world_size``.
 
     Args:
-        batch_size: samples per micro-batch.
-        accumulate: micro-batches per optimizer step, in each process.
-        seed: not negative.
-        pin_memory: put batches into page-locked memory (for CUDA).
-        rank: of this process among those that share the data.
-        world_size: number of these processes.
+        batch_size: Samples per micro-batch.
+        accumulate: Micro-batches per optimizer step, in each process.
+        seed: Seed of the order and the augmentation; not negative.
+        pin_memory: Whether to put batches into page-locked memory (for CUDA).
+        rank: Rank of this process among those that share the data.
+        world_size: Number of these processes.
 
     Raises:
-        UserError: the split is too small for one step.
+        UserError: The split is too small for one step.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ def steps_per_epoch(num_images: int, batch_size: int, accumulate: int, world_siz
     """The number of optimizer steps in an epoch.
 
     Raises:
-        UserError: there are too few images for one step.
+        UserError: There are too few images for one step.
     """
     steps = num_images // (batch_size * accumulate * world_size)
     if steps == 0:
@@ -159,7 +159,7 @@ def eval_loader(
     with number ``rank``; no sample is repeated to even out their numbers.
 
     Args:
-        prepare: transforms image and label before they become tensors.
+        prepare: Function that transforms image and label before they become tensors.
     """
     count = len(split) if max_images is None else min(max_images, len(split))
     loader: DataLoader[Any] = DataLoader(

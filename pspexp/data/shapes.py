@@ -63,18 +63,18 @@ class ShapesDataset:
     """Textured shapes on a shaded background, which is a class of its own: five classes, in VOC's colours.
 
     Args:
-        num_classes: 5.
-        class_names: one per class, such as `SHAPES_CLASSES`.
-        ignore_index: label of the one-pixel boundary of every shape.
-        train_split: set to train on.
-        val_split: set to validate on.
-        test_split: set to test on.
-        mean: of the RGB channels, as fractions of 255.
-        std: likewise.
-        num_train: number of images in the set ``train``.
-        num_val: number of images in the set ``val``.
-        image_size: width and height in pixels.
-        seed: determines the images.
+        num_classes: Number of classes; must be 5.
+        class_names: One name per class, such as `SHAPES_CLASSES`.
+        ignore_index: Label of the one-pixel boundary of every shape.
+        train_split: Set to train on.
+        val_split: Set to validate on.
+        test_split: Set to test on.
+        mean: Mean of the RGB channels, as fractions of 255.
+        std: Standard deviation of the RGB channels, likewise.
+        num_train: Number of images in the set ``train``.
+        num_val: Number of images in the set ``val``.
+        image_size: Width and height in pixels.
+        seed: Seed that determines the images.
     """
 
     @checked
@@ -100,7 +100,7 @@ class ShapesDataset:
         self._lengths = {"train": num_train, "val": num_val}
         self._image_size, self._seed = image_size, seed
         if num_classes != len(SHAPES_CLASSES):
-            raise ArgumentError(f"num_classes={num_classes}: must be {len(SHAPES_CLASSES)}, which the images have")
+            raise ArgumentError(f"num_classes={num_classes}: must be {len(SHAPES_CLASSES)}, as in the images")
 
     def open(self, role: Role) -> ShapesSplit:
         """The images of a role, drawn on access."""

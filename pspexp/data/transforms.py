@@ -101,13 +101,14 @@ class ScaleCropFlip:
     frequent as 0.5 to 1. A scaled image smaller than the crop is centred in it.
 
     Args:
-        crop_size: side of the result in pixels.
-        scale_min: smallest factor of width and height.
-        scale_max: largest factor.
-        flip_probability: of a horizontal flip.
-        mean: colour of the padding, RGB, as fractions of 255.
-        ignore_index: label of the padding.
-        color_jitter: brightness, contrast and saturation are each multiplied by a factor from 1 - this to 1 + this.
+        crop_size: Side of the result in pixels.
+        scale_min: Smallest factor of width and height.
+        scale_max: Largest factor of width and height.
+        flip_probability: Probability of a horizontal flip.
+        mean: Colour of the padding, RGB, as fractions of 255.
+        ignore_index: Label of the padding.
+        color_jitter: Largest relative change j: brightness, contrast and saturation are each multiplied by a factor
+            from 1 - j to 1 + j.
     """
 
     @checked
@@ -143,11 +144,11 @@ class SemsegAugment:
     Its blur is OpenCV's 5×5 kernel, which has a sigma of 1.1. Rotations are about the image's centre.
 
     Args:
-        crop_size: as in `ScaleCropFlip`, like the arguments that are not listed here.
-        rotate_degrees: largest angle in either direction; the distribution is uniform.
-        rotate_probability: of a rotation.
-        blur_probability: of a blur.
-        blur_sigma: in pixels of the result.
+        crop_size: See `ScaleCropFlip`, also for the arguments that are not listed here.
+        rotate_degrees: Largest angle in either direction; the distribution is uniform.
+        rotate_probability: Probability of a rotation.
+        blur_probability: Probability of a blur.
+        blur_sigma: Standard deviation of the blur in pixels of the result.
     """
 
     @checked
@@ -192,9 +193,9 @@ class NoAugment:
     """The centre of the image, unscaled, cropped or padded to the crop size.
 
     Args:
-        crop_size: side of the result in pixels.
-        mean: colour of the padding, RGB, as fractions of 255.
-        ignore_index: label of the padding.
+        crop_size: Side of the result in pixels.
+        mean: Colour of the padding, RGB, as fractions of 255.
+        ignore_index: Label of the padding.
     """
 
     def __init__(self, crop_size: int, mean: Sequence[float], ignore_index: int) -> None:
@@ -217,9 +218,9 @@ def normalize(
 
     Args:
         images: uint8 ``[N, 3, H, W]``.
-        mean: RGB, as fractions of 255.
-        std: likewise.
-        dtype: of the result, which is computed in float32 or better.
+        mean: Mean of the RGB channels, as fractions of 255.
+        std: Standard deviation of the RGB channels, likewise.
+        dtype: Type of the result, which is computed in float32 or better.
     """
     scaled = images.to(torch.promote_types(dtype, torch.float32))
     # Python numbers: tensors would be copied to the device, with a synchronisation, for every batch.

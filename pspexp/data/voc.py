@@ -20,10 +20,10 @@ class VocSplit:
     """The samples listed in a split file, in its order.
 
     Args:
-        names: of the samples.
-        images: their image files.
-        labels: their label files.
-        values: class id or ignore index of each of the 256 label values; 256 for those without one.
+        names: Names of the samples.
+        images: Their image files.
+        labels: Their label files.
+        values: Class id or ignore index of each of the 256 label values; 256 for those without one.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class VocDataset:
     """A folder in VOC's layout. Labels in ``SegmentationClassGray`` take precedence over ``SegmentationClass``.
 
     Args:
-        root: the folder that contains ``subfolder``, the one above it (``root/VOCdevkit/VOC2007``), or ``subfolder``
+        root: The folder that contains ``subfolder``, the one above it (``root/VOCdevkit/VOC2007``), or ``subfolder``
             itself.
-        num_classes: None counts the class names.
-        class_names: None reads ``classes.txt`` in ``root``; otherwise nothing is read before `open`.
-        ignore_index: label of void pixels, which have this value or 255 in the files.
-        train_split: name of the file in ``ImageSets/Segmentation`` to train on.
-        val_split: name of the file to validate on.
-        test_split: name of the file to test on.
-        mean: of the RGB channels, as fractions of 255.
-        std: likewise.
-        subfolder: name of the data set's own folder, such as ``VOC2007``; None if ``root`` is that folder.
-        ignore_background: as in the reference's protocol, label 0 is ignored and label k is class k - 1.
+        num_classes: Number of classes; None counts the class names.
+        class_names: Class names; None reads ``classes.txt`` in ``root``. Otherwise nothing is read before `open`.
+        ignore_index: Label of void pixels, which have this value or 255 in the files.
+        train_split: Name of the file in ``ImageSets/Segmentation`` to train on.
+        val_split: Name of the file to validate on.
+        test_split: Name of the file to test on.
+        mean: Mean of the RGB channels, as fractions of 255.
+        std: Standard deviation of the RGB channels, likewise.
+        subfolder: Name of the data set's own folder, such as ``VOC2007``; None if ``root`` is that folder.
+        ignore_background: Whether label 0 is ignored and label k is class k - 1, as in the reference's protocol.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ def read_class_names(root: str) -> list[str]:
     """The names in ``root/classes.txt``, one per line.
 
     Raises:
-        UserError: the file is missing or empty.
+        UserError: The file is missing or empty.
     """
     path = Path(root).expanduser() / "classes.txt"
     try:
@@ -161,7 +161,7 @@ def find_tree(root: str, subfolder: str | None) -> Path:
     """The folder that contains ``JPEGImages``.
 
     Raises:
-        UserError: there is none; names the places that were tried.
+        UserError: There is no such folder; lists the places that were tried.
     """
     base = Path(root).expanduser()
     places = [base]
@@ -182,7 +182,7 @@ def read_split(folder: Path, split: str, key: str) -> list[str]:
     """The sample names of ``ImageSets/Segmentation/<split>.txt``.
 
     Raises:
-        UserError: there is no such file, it is empty, or a name occurs twice; names ``key``.
+        UserError: There is no such file, it is empty, or a name occurs twice; the message names ``key``.
     """
     path = folder / SPLITS / f"{split}.txt"
     try:

@@ -87,7 +87,7 @@ def _start_worker(worker_id: int) -> None:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block the parent's signals until the end; processes started in the meantime inherit the mask."""
+    """Block the parent's signals in this block; processes started in it inherit the mask."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -15,8 +15,8 @@ class CheckpointDir:
     """``checkpoints/`` of a run: ``last.pt`` to resume from, ``best.pt`` to evaluate.
 
     Args:
-        folder: is created with the first save.
-        config: the resolved configuration as plain values; part of each file.
+        folder: The folder; created by the first save.
+        config: The resolved configuration as plain values; part of each file.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
@@ -24,13 +24,13 @@ class CheckpointDir:
         self.config = config
 
     def save(self, name: str, content: dict[str, Any]) -> None:
-        """Write ``name`` (``best.pt`` or ``last.pt``) whole, or leave the old one."""
+        """Write ``name`` (``best.pt`` or ``last.pt``) completely, or leave the old file."""
         with atomic_write(self.folder / name) as file:
             torch.save({"format": FORMAT, "config": self.config, **content}, file)
 
 
 def is_own_format(content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's content is of this project and format."""
+    """Whether a checkpoint's content has this project's current format."""
     return content.get("format") == FORMAT
 
 
@@ -49,12 +49,12 @@ def read(path: Path, *, training: bool = False, foreign: bool = False) -> dict[s
     """Read a checkpoint onto the CPU.
 
     Args:
-        path: the file.
-        training: require what is needed to resume training.
-        foreign: accept other projects' checkpoints.
+        path: The file.
+        training: Whether the content must include a training state, from which to resume.
+        foreign: Whether to accept other projects' checkpoints.
 
     Raises:
-        UserError: not a checkpoint of this project and format, or without a training state.
+        UserError: The file is not a checkpoint of this project and format, or has no training state.
     """
     content = load_checkpoint_file(path)
     if not is_own_format(content) and not foreign:

@@ -1,4 +1,4 @@
-"""What a job is made of, once the configuration has been built."""
+"""The objects that a job consists of, built from the configuration."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Components:
 
 @dataclass(frozen=True)
 class TrainingComponents(Components):
-    """What a training needs besides."""
+    """What training needs in addition."""
 
     training: Split
     validation: Split

@@ -20,11 +20,11 @@ from pspexp.utils.arguments import checked
 from pspexp.utils.text import count, first_line
 
 HOST = "cpu"  # has no cards; its tensors use gloo
-AUTO_ORDER = ("cuda", "mps")  # what ``auto`` tries before the host
+AUTO_ORDER = ("cuda", "mps")  # what ``auto`` tries before the CPU
 
 
 def unavailable_reason(type: str) -> str | None:
-    """Torch's reason, in one line, for not creating tensors on a device type; None if it does."""
+    """Why torch cannot create tensors on a device type, in one line; None if it can."""
     try:
         torch.zeros(1, device=type)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -36,14 +36,14 @@ def visible_cards(type: str, plugin: str | None = None, variable: str | None = N
     """The environment variable that restricts a process to some of a machine's cards, and the cards visible here.
 
     Args:
-        type, plugin: see `Device`.
-        variable: name of the variable; None means ``<TYPE>_VISIBLE_DEVICES``.
+        type, plugin: See `Device`.
+        variable: Name of the variable; None means ``<TYPE>_VISIBLE_DEVICES``.
 
     Returns:
         The name and the cards, as they are written in the variable; both empty for a device without cards.
 
     Raises:
-        UserError: the plugin cannot be imported.
+        UserError: The plugin cannot be imported.
     """
     import_plugin(type, plugin)
     for kind in AUTO_ORDER if type == "auto" else (type,):
@@ -61,20 +61,20 @@ class Device:
 
     Args:
         type: torch device type, or ``auto`` for the first available of CUDA, MPS and CPU.
-        plugin: module that registers the device type with torch when it is imported, such as ``torch_npu``.
-        index: number of the card; None means ``local_rank``.
-        local_rank: number of this process on its machine.
-        dist_backend: name of the process-group backend; None means the one registered by torch or the plugin.
-        amp_dtypes: mixed-precision formats that the device supports, best first; None means detected by trying.
-        autocast: dotted name of a replacement for ``torch.autocast``, called with ``dtype=``.
-        grad_scaler: dotted name of a replacement for ``torch.amp.GradScaler``, called without arguments.
-        sync_batch_norm: dotted name of a replacement for ``torch.nn.SyncBatchNorm``.
-        visible_devices: environment variable that restricts a process to some of the cards, for the parallel jobs of
+        plugin: Module that registers the device type with torch when it is imported, such as ``torch_npu``.
+        index: Number of the card; None means ``local_rank``.
+        local_rank: Number of this process on its machine.
+        dist_backend: Name of the process-group backend; None means the one registered by torch or the plugin.
+        amp_dtypes: Mixed-precision formats that the device supports, best first; None detects them by trying.
+        autocast: Dotted name of a replacement for ``torch.autocast``, called with ``dtype=``.
+        grad_scaler: Dotted name of a replacement for ``torch.amp.GradScaler``, called without arguments.
+        sync_batch_norm: Dotted name of a replacement for ``torch.nn.SyncBatchNorm``.
+        visible_devices: Environment variable that restricts a process to some of the cards, for the parallel jobs of
             a sweep (see `visible_cards`). Read by the sweep, not here: it must be set before a process starts.
 
     Raises:
-        UserError: the device cannot be used on this machine; names the reason.
-        ArgumentError: an argument does not fit the device.
+        UserError: The device cannot be used on this machine; the message names the reason.
+        ArgumentError: An argument does not fit the device.
     """
 
     @checked
@@ -105,7 +105,7 @@ class Device:
             raise ArgumentError(f"index={index}: {setting('device', type)} has no cards to choose from; remove it")
         if hasattr(self._module, "set_device") and type != HOST:
             self.torch = torch.device(type, self._choose_card(index, local_rank))
-            self._module.set_device(self.torch)  # first of all: streams and process groups belong to a card
+            self._module.set_device(self.torch)  # before anything else: streams and process groups belong to a card
         self._autocast = import_name("autocast", autocast)
         self._grad_scaler = import_name("grad_scaler", grad_scaler)
         self.sync_batch_norm: Any = import_name("sync_batch_norm", sync_batch_norm) or nn.SyncBatchNorm
@@ -141,7 +141,7 @@ class Device:
         """The process-group backends, as in ``cpu:gloo,cuda:nccl``, for ``init_process_group``.
 
         Raises:
-            UserError: none is known for this device.
+            UserError: No backend is known for this device.
         """
         known = torch.distributed.Backend.default_device_backend_map
         backend = self.dist_backend or known.get(self.type)
@@ -187,7 +187,7 @@ class Device:
         return torch.autocast(self.type, dtype=dtype)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
-        """Loss scaler for fp16. Torch's disables itself where it is not supported."""
+        """Gradient scaler for fp16. Torch's disables itself where it is not supported."""
         scaler: torch.amp.GradScaler = self._grad_scaler() if self._grad_scaler else torch.amp.GradScaler(self.type)
         return scaler
 
@@ -207,7 +207,7 @@ def import_plugin(type: str, plugin: str | None) -> None:
     """Import the module that registers a device type with torch.
 
     Raises:
-        UserError: the module is not installed or fails to import.
+        UserError: The module is not installed or fails to import.
     """
     if plugin is None:
         return
@@ -226,7 +226,7 @@ def import_name(argument: str, name: str | None) -> Any:
     """The object with a dotted name, or None if there is no name.
 
     Raises:
-        ArgumentError: the object cannot be imported.
+        ArgumentError: The object cannot be imported.
     """
     if name is None:
         return None

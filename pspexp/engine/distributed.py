@@ -33,11 +33,11 @@ class ProcessInfo:
     """A process's rank in its job, known before the process group is initialised.
 
     Attributes:
-        rank: number of the process, from 0.
-        world_size: number of processes.
-        local_rank: number of the process on its machine, from 0.
-        make_store: returns the store through which the processes find each other.
-        restart_count: how often the job has been restarted after a failure.
+        rank: Number of the process, from 0.
+        world_size: Number of processes.
+        local_rank: Number of the process on its machine, from 0.
+        make_store: Function that returns the store through which the processes find each other.
+        restart_count: Number of times the job has been restarted after a failure.
     """
 
     rank: int = 0
@@ -51,11 +51,11 @@ class World:
     """The process group of a job. All processes must make the same collective calls in the same order.
 
     Args:
-        process: rank of this process.
-        device: device of this process. Tensors on it use its own backend, all others gloo.
+        process: Rank of this process.
+        device: Device of this process. Tensors on it use its own backend, all others gloo.
 
     Raises:
-        UserError: the device has no process-group backend.
+        UserError: The device has no process-group backend.
     """
 
     def __init__(self, process: ProcessInfo, device: Device) -> None:
@@ -71,7 +71,7 @@ class World:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes the records."""
+        """Whether this is process 0, the main process, which writes the records."""
         return self.rank == 0
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class World:
 
     @outside_inference_mode
     def broadcast_from_main(self, make: Callable[[], T]) -> T:
-        """The result of ``make``, or the UserError it raises; only process 0 calls it."""
+        """The result of ``make``, or the UserError it raises; only the main process calls it."""
         if self.size == 1:
             return make()
         message: list[Any] = [None, ()]
@@ -156,13 +156,13 @@ class World:
         return tensor
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Overwrite the buffers (running statistics) of every process by those of process 0."""
+        """Overwrite the buffers (running statistics) of every process with those of the main process."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
-        """``model`` with gradients averaged over the processes, starting from the weights of process 0."""
+        """``model`` with gradients averaged over the processes, starting from the weights of the main process."""
         if self.size == 1:
             return model
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -205,13 +205,13 @@ def process_info_from_torchrun() -> ProcessInfo:
     """This process's rank, from the environment that torch's elastic agent (``torchrun``) sets.
 
     Raises:
-        KeyError: a variable is missing.
-        ValueError: a variable is not a number.
+        KeyError: A variable is missing.
+        ValueError: A variable is not a number.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     rank, world_size, local_rank, local_world_size, port = (int(os.environ[name]) for name in names)
     host, restart_count = os.environ["MASTER_ADDR"], int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    # Hosted by the agent or by process 0.
+    # The store is hosted by the agent or by process 0.
     hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
     several_machines = world_size > local_world_size
 
@@ -221,7 +221,7 @@ def process_info_from_torchrun() -> ProcessInfo:
             if hosts_store
             else TCPStore(host, port, is_master=False)
         )
-        # Separate from what the processes of an earlier attempt have left there.
+        # Keys are separate from those that an earlier attempt left there.
         return PrefixStore(f"pspexp/{restart_count}", store)
 
     return ProcessInfo(rank, world_size, local_rank, make_store, restart_count)
@@ -231,13 +231,13 @@ def create_store(host: str, port: int, *, several_machines: bool = False) -> TCP
     """A store hosted by this process.
 
     Args:
-        host: address of this machine, reachable from the other processes.
-        port: 0 chooses a free one. The store listens on it at once, so that no other process can take it.
-        several_machines: listen on all addresses of this machine instead of that of ``host`` alone, since a machine
-            often resolves its own name to the loopback address.
+        host: Address of this machine, reachable from the other processes.
+        port: Port to listen on; 0 chooses a free one. The store opens it at once, so that no other process can take it.
+        several_machines: Whether to listen on all addresses of this machine instead of that of ``host`` alone, since a
+            machine often resolves its own name to the loopback address.
 
     Raises:
-        UserError: the port cannot be used.
+        UserError: The port cannot be used.
     """
     try:
         server = socket.create_server(("" if several_machines else host, port))
@@ -262,13 +262,13 @@ def rendezvous_store(
     """A store hosted by process 0 on a free port, which it publishes in ``file``.
 
     Args:
-        file: path of this job alone, in a folder that all processes share.
-        is_main_process: whether this is process 0.
-        address: fixed host and port; no file is used then.
-        several_machines: see `create_store`.
+        file: Path that only this job uses, in a folder that all processes share.
+        is_main_process: Whether this is process 0.
+        address: Fixed host and port; the file is not used then.
+        several_machines: See `create_store`.
 
     Raises:
-        UserError: process 0 did not publish its address in time.
+        UserError: Process 0 did not publish its address in time.
     """
     if address is not None:
         if is_main_process:

@@ -1,4 +1,4 @@
-"""The one evaluator: validation during training, ``mode=test``, and whatever else asks how good a model is."""
+"""The evaluator, for validation during training, ``mode=test`` and any other evaluation of a model."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pspexp.data.dataset import EvaluatedSample
 from pspexp.data.loader import Batch
 from pspexp.data.transforms import normalize
 from pspexp.engine.components import Components
 from pspexp.losses import mean_loss
 from pspexp.metrics import ConfusionMatrix, Report
 from pspexp.models.folding import fold_batch_norms
-from pspexp.tracking.figures import EvaluatedSample
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation: the report, the mean loss over images, and a few images to look at."""
+    """The result of an evaluation: the report, the mean loss over images, and a few samples to display."""
 
     report: Report
     loss: float
@@ -31,11 +31,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model on images that all processes share; each of them gets the whole result.
+    """Evaluates a model on images that are distributed over all processes; each process gets the whole result.
 
     Args:
-        components: of the job; not their model, which is given to each call.
-        num_samples: images, evenly spread over the split, that are kept to be looked at.
+        components: Components of the job; the model in them is not used, since each call is given one.
+        num_samples: Number of images, evenly spread over the split, that are kept for display.
     """
 
     components: Components
@@ -51,10 +51,10 @@ class Evaluator:
         """Evaluate ``model``, which stays in the mode (training or evaluation) it was in.
 
         Args:
-            model: maps normalised images to ``{"out": logits}``.
-            batches: this process's share of the images; those of one batch have one size.
-            names: of all images, by the index that the batches give.
-            on_batch_end: called with the number of images in the batch.
+            model: Network that maps normalised images to ``{"out": logits}``.
+            batches: This process's share of the images; all images of a batch have the same size.
+            names: Names of all images, by the index that the batches give.
+            on_batch_end: Callback that is given the number of images in each batch.
         """
         was_training = model.training
         model.eval()
@@ -69,8 +69,8 @@ class Evaluator:
     ) -> Evaluation:
         parts, info = self.components, self.components.dataset.info
         matrix = ConfusionMatrix(info.num_classes, info.ignore_index)
-        # By image: their mean must not depend on the batch size or on which process evaluated which. Kept on the
-        # device: reading after each batch would make the device wait for the host.
+        # By image: their mean must not depend on the batch size or on which process evaluated which image. Kept on the
+        # device: reading them after each batch would make the device wait for the host.
         losses = torch.zeros(len(names), device=parts.device.torch)
         shown = set(np.linspace(0, len(names) - 1, min(self.num_samples, len(names))).astype(int).tolist())
         samples: dict[int, EvaluatedSample] = {}

@@ -1,4 +1,4 @@
-"""Hooks: what can be added to the training loop without changing it.
+"""Hooks: additions to the training loop that do not change its code.
 
 A hook is a node of the configuration group ``hooks``; its key is its name. Hooks are called in the order of the
 configuration, in every process. The state of each is saved in ``last.pt`` and restored on resume.
@@ -9,7 +9,6 @@ import math
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
-from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from pspexp.engine.checkpoint import to_cpu
@@ -27,10 +26,10 @@ class TrainingLoop(Protocol):
     """What a hook may use of `pspexp.engine.trainer.Trainer`.
 
     Attributes:
-        components: model, loss, optimizer, data and so on.
-        model: what is trained.
-        evaluated_model: what is validated, ``model`` unless a hook replaces it.
-        state: the progress.
+        components: Model, loss, optimizer, data and so on.
+        model: The model that is trained.
+        evaluated_model: The model that is validated; ``model`` unless a hook replaces it.
+        state: The progress of training.
     """
 
     components: TrainingComponents
@@ -71,7 +70,7 @@ class Hook:
         """After each validation, with its values as in ``val/mean_iou``; the same in every process."""
 
     def on_save(self, trainer: TrainingLoop, checkpoint: dict[str, Any]) -> None:
-        """Before ``best.pt`` or ``last.pt`` is written with ``checkpoint``; it may be added to."""
+        """Before ``best.pt`` or ``last.pt`` is written with ``checkpoint``, to which entries may be added."""
 
     def on_fit_end(self, trainer: TrainingLoop) -> None:
         """After the last step, validation and save; not after an error or a stop by a signal."""
@@ -88,17 +87,19 @@ class WeightAveraging(Hook):
     """Validate and keep an exponential moving average of the weights, which warms up as in timm's ``ModelEmaV3``.
 
     Args:
-        decay: of the average per step; None switches it off.
+        decay: Decay of the average per step; None disables averaging.
     """
 
     @checked
     def __init__(self, decay: Annotated[float, Field(gt=0, lt=1)] | None) -> None:
         self.decay = decay
-        self.average: ModelEmaV3 | None = None
+        self.average: Any = None  # a ModelEmaV3
 
     def on_fit_start(self, trainer: TrainingLoop) -> None:
         """Start from the current weights."""
         if self.decay is not None:
+            from timm.utils.model_ema import ModelEmaV3  # slow to import
+
             self.average = ModelEmaV3(trainer.model, decay=self.decay, use_warmup=True)
             trainer.evaluated_model = self.average.module
 
@@ -108,7 +109,7 @@ class WeightAveraging(Hook):
             self.average.module.load_state_dict(checkpoint["ema"])
 
     def on_step_end(self, trainer: TrainingLoop) -> None:
-        """Average in the new weights."""
+        """Update the average with the new weights."""
         if self.average is not None:
             self.average.update(trainer.model, step=trainer.state.step - 1)
 
@@ -122,7 +123,7 @@ class PeriodicSave(Hook):
     """Save ``last.pt`` between validations, which save it anyway.
 
     Args:
-        every_steps: optimizer steps between saves; None switches it off.
+        every_steps: Number of optimizer steps between saves; None disables them.
     """
 
     @checked
@@ -150,20 +151,20 @@ class DataWaitWarning(Hook):
         self.warned = True
         log.warning(
             "data loading takes %.0f %% of the training time: train/data_time is %.3f s, train/step_time %.3f s per "
-            "step. More %s help if cores are idle, %s if the data fits into memory",
+            "step. Raise %s if cores are idle, or %s if the data fits into memory",
             100 * data_s / (data_s + step_s), data_s, step_s, setting("loader.num_workers"),
             setting("loader.cache_mib"),
         )  # fmt: skip
 
 
 class EarlyStopping(Hook):
-    """Stop when a validation metric has not improved for some validations.
+    """Stop when a metric has not improved for several validations.
 
     Args:
-        metric: name as in ``val/mean_iou``.
-        mode: whether ``max`` or ``min`` is better.
-        patience: validations without an improvement after which to stop; None switches it off.
-        min_delta: a smaller change is no improvement.
+        metric: Name of the metric, such as ``val/mean_iou``.
+        mode: ``max`` if larger values are better, ``min`` if smaller ones are.
+        patience: Number of validations without an improvement after which to stop; None disables stopping.
+        min_delta: Change that an improvement must exceed.
     """
 
     @checked
@@ -212,7 +213,7 @@ class EarlyStopping(Hook):
             trainer.stop(f"{self.metric} has not improved on {best} for {self.patience} validations")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value and how long ago it was."""
+        """The best value, and the number of validations since."""
         return {"best": self.best, "validations_without_improvement": self.validations_without_improvement}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

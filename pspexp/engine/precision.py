@@ -21,8 +21,8 @@ class Precision:
     Args:
         name: ``fp32``; ``tf32`` (float32 with products rounded to TF32 where the hardware supports it, NVIDIA since
             Ampere); ``bf16`` and ``fp16`` (autocast; fp16 with a gradient scaler); or ``auto``, the fastest format
-            of the device: the first of its ``amp_dtypes``; else bf16 if torch reports native support, fp16 if it
-            reports none; else fp32, as on CPUs, where it depends on the network whether bf16 is faster.
+            of the device: the first of its ``amp_dtypes``; without these, bf16 if torch reports native support, fp16
+            if it reports none; otherwise fp32, as on CPUs, where it depends on the network whether bf16 is faster.
     """
 
     @checked
@@ -41,7 +41,7 @@ class Precision:
         """The format used on ``device``: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
 
         Raises:
-            UserError: the device does not support it.
+            UserError: The device does not support the format.
         """
         if self.name == "auto":
             return next((name for name in preferred_dtypes(device) if unsupported_reason(name, device) is None), "fp32")

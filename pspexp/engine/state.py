@@ -1,19 +1,19 @@
-"""How far a training is, and where its time goes."""
+"""The progress of training, and where its time goes."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class TrainState:
-    """The progress of a training. Everything else about the loop follows from it.
+    """The progress of training. Everything else about the loop follows from it.
 
     Attributes:
-        step: finished optimizer steps.
-        validated_step: step at which the weights were last validated.
-        best, last: metrics of the best and of the last validation, by name.
-        losses: of the steps since the last log record, as far as they have been read from the device.
-        overflows: steps that fp16 skipped because their scaled gradients were not finite.
-        consecutive_overflows: those since the last step that was not skipped.
+        step: Number of finished optimizer steps.
+        validated_step: Step at which the weights were last validated.
+        best, last: Metrics of the best and of the last validation, by name.
+        losses: Losses of the steps since the last log record, as far as they have been read from the device.
+        overflows: Number of steps that fp16 skipped because their scaled gradients were not finite.
+        consecutive_overflows: Number of such steps since the last one that was not skipped.
     """
 
     step: int = 0
@@ -26,7 +26,7 @@ class TrainState:
 
 
 class StepTimer:
-    """Seconds spent in steps and on waiting for data, in all and since the last log record."""
+    """Seconds spent on steps and on waiting for data, in total and since the last log record."""
 
     def __init__(self) -> None:
         self.total_s, self.total_images = 0.0, 0
@@ -46,7 +46,7 @@ class StepTimer:
         self.total_images += images
 
     def add_wait(self, seconds: float) -> None:
-        """Count time in which the device worked off its queue."""
+        """Count time spent waiting for the device to finish its queued work."""
         self.step_s += seconds
         self.total_s += seconds
 

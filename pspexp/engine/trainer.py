@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, saving. It gets built objects and knows nothing of configuration."""
+"""The training loop: steps, validation, saving. It is given built objects and does not know the configuration."""
 
 import logging
 import math
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss or its gradient is NaN or infinite; raised before the weights are touched."""
+    """The loss or its gradient is NaN or infinite; raised before the weights are changed."""
 
 
 class Trainer:
@@ -46,14 +46,16 @@ class Trainer:
     their weights.
 
     Args:
-        components: model, loss, optimizer, data and so on.
-        config: how long to train, and how a step is made.
-        validate: evaluates a model; its callback is called after each batch, as often in each process, and may raise.
-        tracker: records metrics.
-        checkpoints: where to save.
-        hooks: by name, in the order in which they are called.
-        stop_signal: number of the signal that asked to stop, or None; polled after every step.
-        seed: of dropout; each step has its own stream in each process, so a resumed run draws what the
+        components: Model, loss, optimizer, data and so on.
+        config: How long to train, and what a step consists of.
+        validate: Function that evaluates a model. It calls its callback after each batch, equally often in each
+            process; the callback may raise.
+        tracker: Records the metrics.
+        checkpoints: The folder to save to.
+        hooks: Hooks by name, in the order in which they are called.
+        stop_signal: Function that returns the number of the signal that requested a stop, or None; polled before
+            each step and after each batch of a validation.
+        seed: Seed of dropout. Each step has its own random stream in each process, so a resumed run draws what the
             uninterrupted one would.
     """
 
@@ -74,7 +76,7 @@ class Trainer:
         self.world, self.device, self.loader = components.world, components.device, components.loader
         self.validate, self.tracker, self.checkpoints = validate, tracker, checkpoints
         self.hooks, self.stop_signal = hooks, stop_signal
-        self.evaluated_model = self.model  # the weights that validation and best.pt are about
+        self.evaluated_model = self.model  # the model that is validated, and whose results decide about best.pt
         self.network = self.world.wrap_ddp(self.model)
         self.total_steps = config.epochs * self.loader.steps_per_epoch
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
@@ -88,7 +90,7 @@ class Trainer:
         self.state, self.timer = TrainState(), StepTimer()
         self.stop_reason: str | None = None
         self.save_requested = False
-        # Steps, from 1, and what they found, on the device: loss and weight of each batch, then the gradient norm.
+        # Steps, from 1, and their values on the device: loss and weight of each batch, then the gradient norm.
         self.unread: list[tuple[int, Tensor]] = []
         self.queued: deque[Callable[[], None]] = deque()
         # Becomes and stays 1 once a loss or gradient is not finite.
@@ -98,11 +100,11 @@ class Trainer:
         """Train to the end.
 
         Args:
-            checkpoint: content of a ``last.pt`` to resume from; records younger than it are cut.
+            checkpoint: Content of a ``last.pt`` to resume from; later records are removed.
 
         Raises:
-            NonFiniteLossError: names the step and its images; nothing has been saved since.
-            Interrupted: a signal asked to stop; ``last.pt`` has been saved.
+            NonFiniteLossError: Names the step and its images; nothing has been saved since.
+            Interrupted: A signal requested a stop; ``last.pt`` has been saved.
         """
         self._call_hooks("on_fit_start")
         if checkpoint is not None:
@@ -118,7 +120,7 @@ class Trainer:
                 silent=not world.is_main_process,
             ) as progress,
         ):
-            if self._validation_is_due():  # it was interrupted
+            if self._validation_is_due():  # the last validation was interrupted
                 self._validate()
             while state.step < self.last_step and self.stop_reason is None:
                 self._stop_if_asked()
@@ -159,11 +161,11 @@ class Trainer:
         group = [next(batches) for _ in range(self.config.accumulate)]
         loaded = time.perf_counter()
         self.model.train()
-        # Addressed, not streamed: for dropout.
+        # For dropout: its random numbers depend on the step and process only, not on those drawn before.
         torch.manual_seed(self.seed + self.state.step + RANK_SEED_STRIDE * self.world.rank)
         self.optimizer.zero_grad(set_to_none=True)
-        # The total weight is known after the last batch only. Until then a power of two of that size stands in for it:
-        # it rounds nothing, and keeps fp16 gradients in range.
+        # The total weight is not known before the last batch. Until then, a power of two of similar size replaces it:
+        # dividing by it rounds nothing, and keeps fp16 gradients in range.
         provisional = 2 ** (group[0].labels.numel() * len(group)).bit_length()
         sums = []
         for number, batch in enumerate(group, 1):
@@ -201,9 +203,9 @@ class Trainer:
         return loss_sum(loss, outputs, labels)
 
     def _update(self, values: Tensor) -> None:
-        """Change the weights unless one of ``values``, losses and gradient norm, is not finite, or ever was.
+        """Change the weights unless one of ``values``, losses and gradient norm, is not finite, or has ever been.
 
-        With fp16 an infinite gradient is no fault: the scaler skips the step and lowers its scale.
+        With fp16 an infinite gradient is no error: the scaler skips the step and lowers its scale.
         """
         finite = (values if self.scaler is None else values[:-1]).isfinite().all()
         self.found_nonfinite = torch.maximum(self.found_nonfinite, (~finite).to(self.found_nonfinite.dtype))
@@ -225,10 +227,10 @@ class Trainer:
             self.timer.add_wait(time.perf_counter() - start)
 
     def _read_losses(self) -> None:
-        """Wait for the device and check what the last steps found, in all processes.
+        """Wait for the device and check the losses and gradient norms of the last steps, in all processes.
 
         Raises:
-            NonFiniteLossError: names the first step at which it was not finite; the weights are those before it.
+            NonFiniteLossError: Names the first step with a value that is not finite; the weights are those before it.
         """
         unread, self.unread = self.unread, []
         found = self.world.all_gather_cpu(torch.stack([values for _, values in unread]))
@@ -255,8 +257,8 @@ class Trainer:
         names = ", ".join(self.components.training.names[index] for batch in bad for _, index in batch)
         precision = setting("precision", "fp32" if self.scaler is None else "bf16 or fp32")
         raise NonFiniteLossError(
-            f"step {step}: the loss is {loss}, the gradient norm {norm} (images {names}); the weights were not "
-            f"touched. Lower {setting('optimizer.lr')}, set {precision}, or check these images"
+            f"step {step}: the loss is {loss}, the gradient norm {norm} (images {names}); the weights are "
+            f"unchanged. Lower {setting('optimizer.lr')}, set {precision}, or check these images"
         )
 
     def _log_if_due(self, progress: Progress) -> None:
@@ -294,7 +296,7 @@ class Trainer:
             state.best["best/mean_iou"] = state.best.get("val/mean_iou", 0.0)
         state.validated_step = state.step
         extra = {"val/loss": evaluation.loss} | {key: state.best[key] for key in ("best/mean_iou", "best/epoch")}
-        # The record goes first: a save without its record could not be told from a complete one on resume.
+        # Recorded before saving: on resume, a checkpoint without its record could not be told from a complete one.
         self.tracker.report("val", evaluation.report, step=state.step, epoch=epoch, extra=extra)
         self._call_hooks("on_validation_end", metrics)
         if improved:
@@ -344,7 +346,7 @@ class Trainer:
             self.scaler.load_state_dict(training["scaler"])
         self.state = TrainState(**training["state"])
         vars(self.timer).update(training["timer"])
-        # The state may have come from elsewhere without its best.
+        # The state may come from another folder, without its best.pt.
         if not self.world.broadcast_from_main((self.checkpoints.folder / "best.pt").is_file):
             self.state.best, self.state.validated_step = {}, 0
         self.tracker.rewind(self.state.step, keep_evaluation=self.state.validated_step == self.state.step)

@@ -1,4 +1,4 @@
-"""The numbers of the training loop: the node ``trainer`` of the configuration."""
+"""The settings of the training loop: the node ``trainer`` of the configuration."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,18 +10,18 @@ PositiveInt = Annotated[StrictInt, Field(gt=0)]
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long to train, and how a step is made.
+    """How long to train, and what a step consists of.
 
     Attributes:
-        epochs: length of the training; the horizon of the learning-rate schedule.
-        max_steps: number of steps after which to stop earlier.
-        validate_every: epochs between validations. The end of the training is always validated.
-        log_every: steps between records.
-        grad_clip: maximum gradient norm.
-        accumulate: batches per step and process.
-        ema: decay of the moving average of the weights; read by `pspexp.engine.hooks.WeightAveraging`.
-        compile: compile network and loss with ``torch.compile``: True, or its mode. Validation is not compiled: its
-            images come in many sizes.
+        epochs: Length of the training; the horizon of the learning-rate schedule.
+        max_steps: Number of steps after which training stops early.
+        validate_every: Number of epochs between validations. The end of the training is always validated.
+        log_every: Number of steps between log records.
+        grad_clip: Maximum gradient norm.
+        accumulate: Number of batches per step and process.
+        ema: Decay of the moving average of the weights; read by `pspexp.engine.hooks.WeightAveraging`.
+        compile: Whether to compile network and loss with ``torch.compile``, or its mode. Validation is not compiled,
+            since its images come in many sizes.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

@@ -1,4 +1,4 @@
-"""``mode=check``: report on the environment and build everything a training needs, without training."""
+"""``mode=check``: report on the environment and build everything that training needs, without training."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", 
 
 
 def check(config: DictConfig, _folder: Path) -> None:
-    """Print versions, devices and the configuration, then build everything a training needs.
+    """Print versions, devices and the configuration, then build everything that training needs.
 
     Raises:
         UserError: something cannot be built.
@@ -37,7 +37,7 @@ def check(config: DictConfig, _folder: Path) -> None:
     components, _ = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=start_weights)
     if launcher.world_size > 1:
         components.device.backends()
-        steps_per_epoch(  # for its error
+        steps_per_epoch(  # called for its error
             len(components.training), config.loader.batch_size, config.trainer.accumulate, launcher.world_size
         )
     console.print("The configuration is valid and everything in it can be built.")
@@ -45,7 +45,7 @@ def check(config: DictConfig, _folder: Path) -> None:
 
 def environment(config: DictConfig) -> Table:
     """Versions, memory, available devices, and the precisions that the configured device supports."""
-    table = Table("item", "here", title="Environment", title_justify="left")
+    table = Table("item", "value", title="Environment", title_justify="left")
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
     plugin = config.device.get("plugin")
     for package in (*PACKAGES, *([plugin] if plugin else [])):
@@ -56,7 +56,7 @@ def environment(config: DictConfig) -> Table:
     table.add_row(f"configured: device={config.choices.device}", describe_configured_device(config))
     table.add_row("process-group backends", ", ".join(process_group_backends()))
     table.add_row("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
-    table.add_row("free disk", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB")
+    table.add_row("free disk space", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB")
     return table
 
 
@@ -69,7 +69,7 @@ def version(package: str) -> str:
 
 
 def describe_cards(device: Device) -> str:
-    """The number of cards of a device's type, and the device itself."""
+    """The number of cards of a device's type, if it has any, and the device itself."""
     module: Any = getattr(torch, device.type)
     num_cards = module.device_count() if hasattr(module, "device_count") and device.type != HOST else 0
     return f"{num_cards} × {device.describe()}" if num_cards else device.describe()

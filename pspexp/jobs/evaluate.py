@@ -27,9 +27,9 @@ def evaluate(
     """Evaluate ``model`` on ``split`` with a progress bar, and draw samples.
 
     Args:
-        model: evaluated in place of the model in ``components``; may be its moving average.
+        model: evaluated instead of the model in ``components``, of which it may be the moving average.
         role: ``val`` or ``test``.
-        on_batch_end: called after each batch of the loader, as often in every process.
+        on_batch_end: called after each batch of the loader, equally often in every process.
     """
     world = components.world
     names = split.names[: config.loader.max_eval_images]
@@ -49,7 +49,7 @@ def evaluate(
         for batches_by_size in loader:
             yield from batches_by_size
             on_batch_end()
-        for _ in range(rounds - len(loader)):  # another process has one image more
+        for _ in range(rounds - len(loader)):  # another process has one more image
             on_batch_end()
 
     with Progress(len(names), role, unit="image", silent=not world.is_main_process) as progress:
@@ -57,7 +57,7 @@ def evaluate(
             model,
             batches(),
             names,
-            # The others are as far, give or take one image.
+            # The other processes have evaluated as many, give or take one.
             on_batch_end=lambda num_images: progress.add(num_images * world.size),
         )
     tracker.samples(role, evaluation.samples, components.dataset.info)
@@ -65,7 +65,7 @@ def evaluate(
 
 
 def describe(config: DictConfig, components: Components, num_images: int, folder: Path) -> str:
-    """One line for people about the run that begins."""
+    """One log line about the run that begins."""
     processes = f" × {components.world.size} processes" if components.world.size > 1 else ""
     return (
         f"{config.mode} {config.choices.model} on {config.choices.dataset} ({num_images} images), "

@@ -29,7 +29,7 @@ class Job(Request):
     """A request that can be sent to the processes that carry it out."""
 
     def __call__(self, process: ProcessInfo, stop_signal: StopSignal) -> float | None:
-        """Run the job in one process; returns what a sweeper compares.
+        """Run the job in one process; returns the value that a sweeper optimises.
 
         Raises:
             UserError: The input is wrong.
@@ -39,11 +39,11 @@ class Job(Request):
         same_configuration(self.config, device, world)
         folder = world.broadcast_from_main(lambda: self.folder)
         job = replace(self, folder=folder, is_restart=self.is_restart or process.restart_count > 0)
-        # The launcher may have been replaced by another while this process still saves.
+        # The processes of a killed launcher may still be saving when the next one starts.
         with runs.run_dir_lock(folder, runs.WRITER_LOCK, wait=True) if world.is_main_process else nullcontext():
             try:
                 result: float | None = get_object(MODES[job.config.mode].function)(job, device, world, stop_signal)
-            except Interrupted:  # all were, at one step; no process may end before process 0 has saved
+            except Interrupted:  # at the same step in all processes; none may end before process 0 has saved
                 world.close()
                 raise
             world.close()
@@ -73,12 +73,12 @@ def same_configuration(config: DictConfig, device: Device, world: World) -> None
 
 
 def launch(config: DictConfig, folder: Path, overrides: list[str], command: Sequence[str] = ()) -> float | None:
-    """Do the job that ``config.mode`` names; returns what a sweeper compares.
+    """Run the job that ``config.mode`` names; returns the value that a sweeper optimises.
 
     Args:
         config: Complete and checked.
         folder: The run folder.
-        overrides: The job's own.
+        overrides: The job's overrides.
         command: The command line, program included, if this process was started by it.
     """
     if needs_no_processes(config, folder):
@@ -92,7 +92,7 @@ def launch(config: DictConfig, folder: Path, overrides: list[str], command: Sequ
 
 
 def needs_no_processes(config: DictConfig, folder: Path) -> bool:
-    """Do the job if its mode is no run; returns whether it was done."""
+    """Whether the mode is not a run; if so, the job is done here."""
     mode = MODES[config.mode]
     if not mode.is_run:
         get_object(mode.function)(config, folder)

@@ -23,7 +23,7 @@ def choose_folder(config: DictConfig, launcher: Launcher | None) -> Path:
 def resumed_folder(config: DictConfig, launcher: Launcher) -> Path | None:
     """The run folder in which ``checkpoint.resume`` continues, or None for a new one.
 
-    A run whose processes were restarted by whatever had started them is always resumed.
+    A run whose processes were restarted externally is always resumed.
     """
     resume = config.checkpoint.resume or ("auto" if launcher.is_restart else None)
     if config.mode != "train" or resume is None:
@@ -44,7 +44,7 @@ def resumed_folder(config: DictConfig, launcher: Launcher) -> Path | None:
             # A rerun is resumed in its own folder, not in that of the run it repeats.
             own = state["config"].get("rerun") == now["rerun"]
             return own and not resume_conflicts(state, now, launcher.world_size)
-        except UserError:  # unreadable, or of another format: not this run
+        except UserError:  # unreadable, or in another format: not this run
             return False
 
     return runs.latest_unfinished(parent_folder(config), same)
@@ -59,7 +59,7 @@ def parent_folder(config: DictConfig) -> Path:
 
 
 def new_folder(stem: Path) -> Path:
-    """Create ``stem``, or ``stem-2`` and so on; no other process gets the same."""
+    """Create ``stem``, or ``stem-2`` and so on; no other process gets the same folder."""
     folder, number = stem, 1
     while True:
         try:
@@ -69,13 +69,13 @@ def new_folder(stem: Path) -> Path:
             number += 1
             folder = stem.with_name(f"{stem.name}-{number}")
         except OSError as error:
-            raise UserError(f"output_root: no folder can be made at {folder} ({error})") from error
+            raise UserError(f"output_root: cannot create {folder} ({error}); choose another folder") from error
 
 
 def remove_unused(folder: Path, output_root: Path) -> None:
     """Remove the folder of a run that was refused before it had any records, with its logs and locks.
 
-    Folders in ``output_root`` that are empty then go as well.
+    Folders in ``output_root`` that become empty are removed, too.
     """
     files = list(folder.iterdir()) if folder.is_dir() else []
     if not files or any(file.name not in LEFTOVERS for file in files):

@@ -35,8 +35,8 @@ class Request:
         folder: The run folder; that of the main process counts if processes were launched externally.
         overrides: The command line's overrides.
         command: The whole command, without secrets.
-        is_restart: An earlier attempt was ended or has failed; continue from what it has saved, and its records.
-        tags: For the loggers, besides those of every run.
+        is_restart: An earlier attempt was stopped or failed; continue from its checkpoint and its records.
+        tags: Further tags for the loggers.
     """
 
     config: DictConfig
@@ -85,7 +85,7 @@ def start_tracker(job: Request, components: Components, splits: dict[str, Split]
     )
     log_differences(job, record)
     tracker = open_tracker(job, components.device.type, resume=resume or job.is_restart, record=record)
-    if job.is_restart and not resume:  # the first attempt has not saved anything
+    if job.is_restart and not resume:  # the earlier attempt has not saved anything
         tracker.rewind(0, keep_evaluation=False)
     return tracker
 
@@ -121,7 +121,7 @@ def log_differences(job: Request, record: dict[str, Any]) -> None:
 
     try:
         then: Any = OmegaConf.to_container(OmegaConf.load(find("config.yaml")))
-    except (UserError, OSError) as error:  # it was read before, and this run does not need it any more
+    except (UserError, OSError) as error:  # it could be read before; this run no longer needs it
         log.warning("rerun: differences are unknown: %s", error)
         return
     earlier, unknown = provenance_diff.read_records(find)
@@ -149,7 +149,7 @@ def open_tracker(job: Request, device_type: str, *, resume: bool, record: dict[s
     tracker = Tracker(LocalTracker(job.folder), loggers)
     tracker.start(
         name=config.run_name or job.folder.name,
-        # As a parameter, the name would be one more that differs in every comparison.
+        # As a parameter, the name would differ in every comparison.
         config={key: value for key, value in shown.items() if key != "run_name"},
         config_text=OmegaConf.to_yaml(OmegaConf.create(shown)),
         overrides=mask_overrides(job.overrides),
@@ -197,7 +197,7 @@ def recorded(tracker: Tracker, results: Callable[[], dict[str, Any]]) -> Iterato
     """Close the records with the status of how the block ends.
 
     Args:
-        tracker: Of the run.
+        tracker: The run's tracker.
         results: Returns the arguments of `Tracker.finish`, whatever the status.
     """
     status: Status = "FAILED"

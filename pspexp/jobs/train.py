@@ -79,16 +79,16 @@ def saved_state(job: Request, world: World) -> dict[str, Any] | None:
     """The content of the ``last.pt`` to resume from, or None for a fresh start.
 
     Raises:
-        UserError: ``checkpoint.resume`` names no training state, or one of a run that was configured differently.
+        UserError: ``checkpoint.resume`` names no training state, or one of a run with a conflicting configuration.
     """
     config, folder, own = job.config, job.folder, training_state_file(job.folder)
-    # After a restart: from what this job has saved, if it has.
+    # After a restart: from this job's own checkpoint, if there is one.
     resume = "auto" if job.is_restart and own.is_file() else config.checkpoint.resume
     if resume is None or (resume == "auto" and not own.is_file()):
         return None
     path = own if resume == "auto" else runs.find_checkpoint(resume, "last.pt")
     if own.is_file() and path.resolve() != own.resolve():
-        raise UserError(f"hydra.run.dir={folder}: contains another run than checkpoint.resume={resume}; remove it")
+        raise UserError(f"hydra.run.dir={folder}: is not the run of checkpoint.resume={resume}; omit hydra.run.dir")
     saved = checkpoint.read(path, training=True)
     if conflicts := resume_conflicts(saved, public(config), world.size):
         raise UserError(*conflicts)
@@ -103,7 +103,7 @@ def summary(trainer: Trainer) -> dict[str, Any]:
 
 
 def describe_epoch(components: TrainingComponents) -> str:
-    """One line for people about the steps of an epoch, and the images that do not fill the last one."""
+    """One log line about the steps of an epoch, and the images that do not fill the last one."""
     loader, num_images = components.loader, len(components.training)
     rest = num_images % loader.images_per_step
     note = f"; the last {rest} of {num_images} images (a different {rest} each epoch) are dropped" if rest else ""

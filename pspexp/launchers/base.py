@@ -37,7 +37,7 @@ class Launcher(Protocol):
     is_main_process: bool  # this process, or one that it starts, writes the records
     externally_launched: bool  # the processes are started by something else
     world_size: int
-    is_restart: bool  # the job had begun before and its processes were restarted
+    is_restart: bool  # the job had begun before, and its processes were restarted
 
     def __call__(self, work: Work) -> float | None:
         """Run ``work`` and return its result."""
@@ -63,7 +63,7 @@ def catch_stop_signals(*, repeatedly: bool = False) -> Iterator[StopSignal]:
 
     Args:
         repeatedly: also record further signals, because the parent may forward one that all its processes
-            have already received. By default a second signal acts at once, without waiting for the step to end.
+            have already received. By default a second signal acts at once, before the step has ended.
     """
     received: list[int] = []
     handlers = {number: signal.getsignal(number) for number in stop_signals() & {signal.SIGINT, signal.SIGTERM}}

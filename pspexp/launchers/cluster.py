@@ -57,7 +57,7 @@ class Slurm:
 
     Raises:
         UserError: this process is not a SLURM task.
-        ArgumentError: the address cannot be used.
+        ArgumentError: the address is wrong or incomplete.
     """
 
     externally_launched = True
@@ -72,7 +72,7 @@ class Slurm:
         values = {name: os.environ.get(name, "") for name in names}
         if wrong := [f"{name}={value}" for name, value in values.items() if not value.isdigit()]:
             raise UserError(
-                f"{setting('launcher', 'slurm')}: {', '.join(wrong)} in the environment, where srun sets numbers; "
+                f"{setting('launcher', 'slurm')}: {', '.join(wrong)} in the environment: must be numbers, set by srun; "
                 "start with 'srun … python -m pspexp …' inside a SLURM job (docs/cluster.md), or use "
                 f"{setting('launcher', 'ddp')}"
             )

@@ -64,7 +64,7 @@ class Elastic:
         if node_rank >= nnodes:
             problems.append(f"node_rank={node_rank}: must be from 0 to {nnodes - 1} (nnodes - 1)")
         if nnodes > 1 and master_port is None:
-            problems.append("master_port=null: must be the same on all nodes; choose a free port, e.g. 29505")
+            problems.append("master_port=null: must be the same on all machines; choose a free port, e.g. 29505")
         if problems:
             raise ArgumentError(*problems)
         self.nproc_per_node, self.nnodes, self.node_rank = nproc_per_node, nnodes, node_rank
@@ -126,14 +126,14 @@ class Elastic:
 
 
 def reset_foreign_start_method() -> None:
-    """Undo a multiprocessing start method that new processes do not know: joblib's workers set one of joblib's own."""
+    """Undo a multiprocessing start method that new processes do not know: joblib's workers set joblib's own."""
     known = multiprocessing.get_all_start_methods()
     if multiprocessing.get_start_method(allow_none=True) not in (None, *known):
         multiprocessing.set_start_method(None, force=True)
 
 
 def job_error(error: ChildFailedError, first_failed_pid: int | None, reports: Path) -> Exception:
-    """The error that made a job fail, when one failed process may have made others fail."""
+    """The error that made a job fail: that of the process which failed first, or all problems with the input."""
     if problems := reported_problems(reports):
         return UserError(*problems)
     by_pid = {failure.pid: (rank, failure) for rank, failure in error.failures.items()}
@@ -174,7 +174,7 @@ def run_worker(
     configure_logging(log_config, process.rank)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // nproc_per_node))
-    if os.getppid() != parent:  # it died before this process asked the kernel for a signal in that case
+    if os.getppid() != parent:  # it died before this process asked the kernel to signal its death
         os._exit(1)
     with catch_worker_signals(parent) as stop_signal:
         try:

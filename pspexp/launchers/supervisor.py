@@ -97,7 +97,7 @@ class ProcessSupervisor:
             first = min(new, key=lambda worker: (failed[worker] == -signal.SIGTERM, failed[worker]))
             self.first_failed_pid = first.pid
             if self._restarts_left and self.stopped_by is None:
-                log.error("process %s ended with exit code %s; restarting all processes", first.pid, failed[first])
+                log.error("pid %s ended with exit code %s; restarting all processes", first.pid, failed[first])
             self._restarts_left = max(self._restarts_left - 1, 0)
             self._kill_deadlines |= dict.fromkeys(alive | failed.keys(), time.monotonic() + GRACE_PERIOD_S)
         for worker in alive & self._kill_deadlines.keys():

@@ -3,13 +3,13 @@
 import logging
 from typing import Any, Literal, get_args
 
-import timm
 from torch import Tensor, nn
 
 from pspexp.errors import ArgumentError
 from pspexp.utils.text import first_line
 
-# The letter is the stem. None: 7×7; c: 3×3s of 32-32-64 (mmsegmentation's ResNetV1c); s: 64-64-128 (semseg).
+# A final letter names the stem. None: one 7×7 convolution; c: 3×3 convolutions with 32, 32 and 64 channels
+# (mmsegmentation's ResNetV1c); s: the same with 64, 64 and 128 channels (semseg).
 Backbone = Literal[
     "resnet18",
     "resnet34",
@@ -38,13 +38,15 @@ def build_backbone(
 
     Args:
         name: timm's name of the network.
-        output_stride: stages beyond it are dilated instead of strided.
-        contract_dilation: the first block of a dilated stage keeps the dilation of the previous stage
+        output_stride: Output stride; stages beyond it are dilated instead of strided.
+        contract_dilation: Whether the first block of a dilated stage keeps the dilation of the previous stage
             (mmsegmentation's ``contract_dilation``); False dilates all blocks of a stage alike (semseg).
 
     Returns:
         The module, which maps ``[N, 3, H, W]`` to a list of two feature maps, and their numbers of channels.
     """
+    import timm  # takes seconds, and a wrong command needs none of it
+
     net: Any = timm.create_model(name, features_only=True, out_indices=(3, 4), output_stride=output_stride)
     if not contract_dilation:
         for stage in (net.layer3, net.layer4):
@@ -68,14 +70,16 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
     """timm's ImageNet state dict of this backbone (downloaded once, then from timm's cache).
 
     Raises:
-        ArgumentError: it cannot be fetched.
+        ArgumentError: The state dict cannot be downloaded.
     """
-    log.info("fetching ImageNet weights of %s from timm", name)
+    import timm
+
+    log.info("loading ImageNet weights of %s from timm", name)
     try:
         state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub's clients raise errors of many unrelated classes
         raise ArgumentError(
-            f"backbone_weights=timm: must be available, but the ImageNet weights of {name} could not be fetched "
+            f"backbone_weights=timm: the ImageNet weights of {name} could not be downloaded "
             f"({first_line(error)}); give the path of a file with backbone weights, or null for random ones"
         ) from error
     return state

@@ -24,16 +24,16 @@ def fold_batch_norms(model: nn.Module, images: Tensor) -> nn.Module:
     The copy is used only if it gives the same logits for a fixed random image. ``model`` is neither run nor changed.
 
     Args:
-        model: a network in evaluation mode that returns ``{"out": logits}``.
-        images: the first batch of the evaluation, ``[N, 3, H, W]``. On accelerators folding gains for one image at a
-            time and loses for many (docs/benchmarks.md), where it is not done.
+        model: A network in evaluation mode that returns ``{"out": logits}``.
+        images: The first batch of the evaluation, ``[N, 3, H, W]``. On accelerators, folding is faster for one image at
+            a time and slower for several (docs/benchmarks.md), for which it is skipped.
     """
     if len(images) > 1 and images.device.type != "cpu":
         return model
     probe = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0)).to(images)
     try:
         return _folded_copy(model, probe) or model
-    except Exception as error:  # an arbitrary network may refuse to be copied, probed or folded in any way
+    except Exception as error:  # copying, probing or folding an arbitrary network may fail in any way
         log.debug("batch norms are not folded: %s: %s", type(error).__name__, one_line(error))
         return model
 

@@ -10,11 +10,11 @@ class Layout:
     """The naming scheme of a code base.
 
     Args:
-        name: the code base.
-        marker: prefix by which the layout is recognised; the first layout with its marker in a file applies.
-        rules: (pattern of a prefix of their keys, our prefix); the first match is applied. A replacement of None
-            drops the key, since no segmentation network has that layer.
-        backbone_only: whether such files hold no segmentation head.
+        name: Name of the code base.
+        marker: Prefix by which the layout is recognised; the first layout with its marker in a file applies.
+        rules: Pairs of a pattern for the prefix of their keys, and our prefix; the first match is applied. None as our
+            prefix drops the key, since no segmentation network has that layer.
+        backbone_only: Whether such files hold no segmentation head.
     """
 
     name: str

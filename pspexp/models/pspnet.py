@@ -18,15 +18,15 @@ class PSPNet(Segmenter):
     """Dilated backbone, pyramid pooling, a 1×1 classifier and, in training, an auxiliary head on the third stage.
 
     Args:
-        backbone: module that maps ``[N, 3, H, W]`` to the feature maps of its third and fourth stage.
-        pyramid: module that maps those of the fourth stage to ``[N, head_channels, h, w]``.
-        num_classes: C.
-        output_stride: stride of the fourth stage.
-        head_channels: channels in front of the classifier.
-        third_channels: channels of the third stage.
-        aux_channels: channels of the auxiliary head; 0 leaves it out.
-        align_corners: how feature maps are upsampled, see `Segmenter`.
-        dropout: probability of dropping a channel in front of each classifier.
+        backbone: Module that maps ``[N, 3, H, W]`` to the feature maps of its third and fourth stage.
+        pyramid: Module that maps the feature map of the fourth stage to ``[N, head_channels, h, w]``.
+        num_classes: Number of classes, C.
+        output_stride: Stride of the fourth stage.
+        head_channels: Channels in front of the classifier.
+        third_channels: Channels of the third stage.
+        aux_channels: Channels of the auxiliary head; 0 leaves it out.
+        align_corners: Whether logits are upsampled with aligned corners, see `Segmenter`.
+        dropout: Probability of dropping a channel in front of each classifier.
     """
 
     class_layers: ClassVar[tuple[str, ...]] = ("classifier", "auxiliary.classifier")
@@ -88,17 +88,17 @@ def pspnet(
     """Build a PSPNet; the defaults are semseg's PSPNet-50.
 
     Args:
-        num_classes, aux_channels, head_channels, align_corners, dropout: see `PSPNet`.
+        num_classes, aux_channels, head_channels, align_corners, dropout: See `PSPNet`.
         backbone: timm's name of a ResNet.
-        output_stride, contract_dilation: see `build_backbone`.
-        bins: regions per side of each pyramid branch.
-        pyramid_channels: channels of each branch.
-        head: implementation of the pyramid, see `pspexp.models.pyramid`.
+        output_stride, contract_dilation: See `build_backbone`.
+        bins: Regions per side of each pyramid branch.
+        pyramid_channels: Channels of each branch.
+        head: Implementation of the pyramid, see `pspexp.models.pyramid`.
         backbone_weights: None (random), ``"timm"`` (ImageNet) or the path of a checkpoint to load the backbone from.
-        weights: path of a whole checkpoint to start from; classifiers for another number of classes are not loaded.
+        weights: Path of a whole checkpoint to start from; classifiers for another number of classes are not loaded.
 
     Raises:
-        UserError: the weights do not fit the network.
+        UserError: The weights do not fit the network.
     """
     net, (third, fourth) = build_backbone(backbone, output_stride, contract_dilation)
     model = PSPNet(

@@ -93,11 +93,11 @@ class ConcatPyramid(nn.Module):
     """Concatenates the features with their region means at several scales and fuses them by a 3×3 convolution.
 
     Args:
-        in_channels: channels of the features.
-        bins: regions per side of each branch.
-        branch_channels: channels of each branch after its 1×1 convolution.
-        out_channels: channels after the fusing convolution.
-        align_corners: option of the bilinear interpolation that upsamples the branches.
+        in_channels: Channels of the features.
+        bins: Regions per side of each branch.
+        branch_channels: Channels of each branch after its 1×1 convolution.
+        out_channels: Channels after the fusing convolution.
+        align_corners: Whether the branches are upsampled with aligned corners.
     """
 
     def __init__(
@@ -159,9 +159,9 @@ def _add_contiguous(
     """Add the branches' contributions to ``fused [N, O, h, w]`` in place, by one product over all branches.
 
     Args:
-        levels: one ``[N, C, n, n]`` per branch.
-        taps: the branches' parts of the kernel, ``[O, C, 3, 3]``.
-        rows, columns: the branches' `tap_matrices` of h and w.
+        levels: One ``[N, C, n, n]`` per branch.
+        taps: The branches' parts of the kernel, ``[O, C, 3, 3]``.
+        rows, columns: The branches' `tap_matrices` of h and w.
     """
     images, channels, _, width = fused.shape
     parts = []

@@ -14,14 +14,15 @@ class Segmenter(nn.Module):
     The names of the pretrained parameters start with ``backbone.``.
 
     Attributes:
-        class_layers: names of the layers that depend on the number of classes.
-        auxiliary_layer: name of the layer that only training needs.
+        class_layers: Names of the layers that depend on the number of classes.
+        auxiliary_layer: Name of the layer that only training needs.
 
     Args:
-        num_classes: C.
-        output_stride: input pixels per step of the last feature map.
-        align_corners: how logits are upsampled. True fits images of ``k * output_stride + 1`` pixels, False
-            multiples of it; other sizes are stretched by less than one step.
+        num_classes: Number of classes, C.
+        output_stride: Input pixels per step of the last feature map.
+        align_corners: Whether logits are upsampled with aligned corners. True fits image sides of
+            ``k * output_stride + 1`` pixels, False sides of ``k * output_stride``; other sizes are stretched by less
+            than one step.
     """
 
     class_layers: ClassVar[tuple[str, ...]] = ()

@@ -8,15 +8,13 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torchvision.models import resnet50
-from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.segmentation.deeplabv3 import DeepLabHead
-from torchvision.models.segmentation.fcn import FCNHead
 
 from pspexp.models.backbone import OutputStride
 from pspexp.models.segmenter import Segmenter
 from pspexp.models.weights import start_from
 from pspexp.utils.arguments import checked
+
+# torchvision is imported in functions: it takes seconds, and a wrong command needs none of it.
 
 BACKBONE = "resnet50"  # timm's network of this name has the same parameters
 
@@ -25,10 +23,10 @@ class TorchvisionSegmenter(Segmenter):
     """A ResNet-50 with one of torchvision's heads on its fourth stage and an auxiliary head on the third.
 
     Args:
-        classifier: module that maps ``[N, 2048, h, w]`` to logits ``[N, C, h, w]``.
-        num_classes: C.
-        output_stride: stages beyond it are dilated instead of strided.
-        auxiliary_head: whether to add the auxiliary head.
+        classifier: Module that maps ``[N, 2048, h, w]`` to logits ``[N, C, h, w]``.
+        num_classes: Number of classes, C.
+        output_stride: Output stride; stages beyond it are dilated instead of strided.
+        auxiliary_head: Whether to add the auxiliary head.
     """
 
     class_layers: ClassVar[tuple[str, ...]] = ("classifier.4", "aux_classifier.4")
@@ -37,6 +35,10 @@ class TorchvisionSegmenter(Segmenter):
     def __init__(
         self, classifier: nn.Module, num_classes: int, output_stride: OutputStride, auxiliary_head: bool
     ) -> None:
+        from torchvision.models import resnet50
+        from torchvision.models._utils import IntermediateLayerGetter
+        from torchvision.models.segmentation.fcn import FCNHead
+
         super().__init__(num_classes, output_stride, align_corners=False)
         dilate = [False, output_stride < 32, output_stride < 16]  # instead of the stride of stages 2 to 4
         net = resnet50(weights=None, replace_stride_with_dilation=dilate, zero_init_residual=True)
@@ -65,13 +67,15 @@ def fcn_resnet50(
     """FCN (Long et al., CVPR 2015, arXiv 1411.4038) as in torchvision.
 
     Args:
-        num_classes, output_stride, auxiliary_head: see `TorchvisionSegmenter`.
+        num_classes, output_stride, auxiliary_head: See `TorchvisionSegmenter`.
         backbone_weights: None (random), ``"timm"`` (ImageNet) or the path of a checkpoint to load the backbone from.
-        weights: path of a whole checkpoint to start from; classifiers for another number of classes are not loaded.
+        weights: Path of a whole checkpoint to start from; classifiers for another number of classes are not loaded.
 
     Raises:
-        UserError: the weights do not fit the network.
+        UserError: The weights do not fit the network.
     """
+    from torchvision.models.segmentation.fcn import FCNHead
+
     model = TorchvisionSegmenter(FCNHead(2048, num_classes), num_classes, output_stride, auxiliary_head)
     start_from(model, BACKBONE, backbone_weights, weights)
     return model
@@ -87,6 +91,8 @@ def deeplabv3_resnet50(
     weights: str | None = None,
 ) -> TorchvisionSegmenter:
     """DeepLabV3 (Chen et al., 2017, arXiv 1706.05587) as in torchvision; see `fcn_resnet50`."""
+    from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
     model = TorchvisionSegmenter(DeepLabHead(2048, num_classes), num_classes, output_stride, auxiliary_head)
     start_from(model, BACKBONE, backbone_weights, weights)
     return model

@@ -29,22 +29,23 @@ log = logging.getLogger(__name__)
 def load_weights(
     model: nn.Module, source: Source, *, backbone_only: bool = False, other_classes: bool = False
 ) -> dict[str, str]:
-    """Load a checkpoint into ``model``, where every weight must have its counterpart.
+    """Load a checkpoint into ``model``; every weight of one must have a counterpart in the other.
 
     Three things may be missing: counters of batch norms (``num_batches_tracked``), the whole auxiliary head (in the
     file or in the model), and, in files that hold a backbone only, everything else. What keeps its weights is logged.
 
     Args:
-        source: path of a checkpoint, its contents, or a bare state dict. The keys of this project's checkpoints are
+        source: Path of a checkpoint, its contents, or a bare state dict. The keys of this project's checkpoints are
             taken as they are; others may follow one of `pspexp.models.layouts.FOREIGN_LAYOUTS`.
-        backbone_only: load the backbone and leave the rest of the model unchanged.
-        other_classes: leave a classifier unchanged, with a warning, if the file's has another number of classes.
+        backbone_only: Whether to load the backbone only and leave the rest of the model unchanged.
+        other_classes: Whether to leave a classifier unchanged, with a warning, if the file's has another number of
+            classes.
 
     Returns:
         Key in the checkpoint -> key in ``model``, of everything loaded.
 
     Raises:
-        UserError: names all keys that are missing, unexpected or of another shape; the model is unchanged.
+        UserError: Names all keys that are missing, unexpected or of another shape; the model is unchanged.
     """
     where = "state dict" if isinstance(source, Mapping) else str(source)
     content = source if isinstance(source, Mapping) else load_checkpoint_file(source)
@@ -88,7 +89,7 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     """Read a file that ``torch.save`` wrote, onto the CPU, without running any code in it.
 
     Raises:
-        UserError: if there is no such file, or it holds anything but a dict of tensors and plain values.
+        UserError: There is no such file, or it holds anything but a dict of tensors and plain values.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -104,20 +105,20 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """The state dict in a checkpoint of any known form; of this project's the averaged weights, if there are any.
+    """The state dict in a checkpoint of any known form; in this project's, the averaged weights if there are any.
 
     Args:
-        where: what error messages call the checkpoint.
+        where: Name of the checkpoint in error messages.
 
     Raises:
-        UserError: there is none.
+        UserError: There is no state dict.
     """
     state: Any
     if "format" in checkpoint:
         if checkpoint["format"] != FORMAT:
             raise UserError(f"{where}: has format {checkpoint['format']}; this version reads {FORMAT}")
         state = {**checkpoint["model"], **(checkpoint.get("ema") or {})}  # an average may lack the counters
-    else:  # the reference system's key, everyone else's, or a bare state dict
+    else:  # the reference's key, everyone else's, or a bare state dict
         state = checkpoint.get("model_state", checkpoint.get("state_dict", checkpoint))
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"{where}: holds no weights")
@@ -127,7 +128,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tens
 
 
 def _unmatched_auxiliary_head(model: nn.Module, ours: Iterable[str], theirs: Iterable[str], where: str) -> set[str]:
-    """Keys of the auxiliary head if only the model or only the file has one: it serves training alone."""
+    """Keys of the auxiliary head if only the model or only the file has one: only training needs it."""
     prefix = f"{model.auxiliary_layer}." if isinstance(model, Segmenter) else "auxiliary."
     in_model = {key for key in ours if key.startswith(prefix)}
     in_file = {key for key in theirs if key.startswith(prefix)}
@@ -175,10 +176,10 @@ def _mismatches(
 
 @cache
 def _allow_numpy_numbers() -> None:
-    """Let ``torch.load`` read pickled NumPy numbers, since the reference system saves its best score as one.
+    """Let ``torch.load`` read pickled NumPy numbers, since the reference saves its best score as one.
 
-    Nothing that they refer to can do harm. NumPy 1 and 2 name the constructor differently, and each must read the
-    other's files.
+    None of the types allowed for this can run code. NumPy 1 and 2 name the constructor differently, and each must read
+    the other's files.
     """
 
     def scalar(dtype: Any, data: bytes) -> Any:

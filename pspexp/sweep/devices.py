@@ -111,9 +111,9 @@ def exclusive_share(kind: str, shares: Sequence[str], times: int = 1) -> Iterato
     """Lock the first free share, waiting for one if necessary; None if there are no shares.
 
     Args:
-        kind: Kind of device; shares of one kind exclude each other, across sweeps, too.
+        kind: Kind of device; shares of one kind exclude each other, even across sweeps.
         shares: Comma-separated device names.
-        times: How many jobs may use a device at the same time.
+        times: Number of jobs that may use a device at the same time.
     """
     if not shares:
         yield None

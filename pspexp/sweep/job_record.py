@@ -60,7 +60,7 @@ def name_of(values: dict[str, Any], number: int) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for people: long floats, as an optimizer samples them, with four digits."""
+    """A value for display: long floats, such as a sweeper samples, with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) and len(str(value)) > 8 else str(value)
 
 

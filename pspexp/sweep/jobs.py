@@ -33,7 +33,7 @@ from pspexp.utils.trees import flatten
 log = logging.getLogger(__name__)
 
 FAILED_MARK = ".failed"  # in the sweep folder: a job of this invocation failed
-# Colors of the jobs in MLflow, whose default colors of neighboring runs are similar.
+# Colours of the jobs in MLflow, whose default colours of neighbouring runs are similar.
 COLORS = [to_hex(colormaps["tab20"](index)) for index in (*range(0, 20, 2), *range(1, 20, 2))]
 STOPPED_MARK = ".stopped"  # the user stopped the sweep
 METRICS = {"train": "best/mean_iou", "test": "test/mean_iou"}
@@ -151,7 +151,7 @@ def run_and_record(
         if problem is not None:
             raise problem
         with device_share(job.config, jobs_at_once(launcher)):
-            began_s = time.monotonic()  # without the waiting time
+            began_s = time.monotonic()  # excludes the waiting time
             raise_if_stopped(sweep, job.config)
             result, stopped_by = run_in_processes(job, sweep.folder / STOPPED_MARK)
     except BaseException as end:

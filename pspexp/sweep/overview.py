@@ -1,4 +1,4 @@
-"""The results of a sweep: a table on the terminal, ``sweep.csv``, figures, and a summarizing run in MLflow."""
+"""The results of a sweep: a table on the terminal, ``sweep.csv``, figures, and an overview run in MLflow."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ from pspexp.utils.tables import PIPED_WIDTH, csv_table, escape_markdown, markdow
 log = logging.getLogger(__name__)
 
 Row = tuple[JobRecord, Path]
-LOGGERS_FILE = "loggers.json"  # id of the summarizing run in each logger
+LOGGERS_FILE = "loggers.json"  # id of the overview run in each logger
 CSV, NOTE, PLOTS = "sweep.csv", "sweep.md", ("plots/parallel_coordinates.png", "plots/heat_map.png")
 
 
@@ -40,7 +40,7 @@ def report_sweep(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
 
     Args:
         sweep: A sweep whose jobs have ended.
-        config: Composed from the sweep's command line, for its tracking.
+        config: The configuration composed from the sweep's command line, which names the loggers.
         stopped: Whether the user stopped the sweep.
     """
     rows = collect(sweep)
@@ -79,7 +79,7 @@ def loaded(folder: Path) -> JobRecord | None:
 
 
 def close_killed(folder: Path) -> None:
-    """Close the records of a job that was killed before it could."""
+    """Close the records of a job that was killed before it could close them."""
     if (folder / "config.yaml").is_file():
         overrides = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
         config: Any = OmegaConf.load(folder / "config.yaml")

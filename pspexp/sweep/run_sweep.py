@@ -26,8 +26,8 @@ def run_sweep(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> 
 
     Args:
         sweep: The sweep.
-        config: Composed from its command line, ``hydra`` included.
-        run_jobs: Runs the jobs through Hydra; returns an exit code.
+        config: The configuration composed from its command line, ``hydra`` included.
+        run_jobs: Function that runs the jobs through Hydra and returns an exit code.
     """
     failed, stopped = sweep.folder / FAILED_MARK, sweep.folder / STOPPED_MARK
     with runs.run_dir_lock(sweep.folder):
@@ -65,7 +65,8 @@ def stop_recorded(mark: Path, *, at_once: bool) -> Iterator[list[int]]:
 
     Args:
         mark: File that requests jobs in other processes to stop. They are waited for, unless a second signal arrives.
-        at_once: Exit immediately: no jobs run in other processes, and a job in this process handles signals itself.
+        at_once: Whether to exit immediately, since no jobs run in other processes, and a job in this process handles
+            signals itself.
     """
     received: list[int] = []
 

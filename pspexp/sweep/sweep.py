@@ -41,7 +41,7 @@ class Sweep:
         folder: Contains a run folder for each job, and the overview.
         id: Unique id, which tags the jobs' MLflow runs.
         varies: Varied keys → their values as written, secrets masked, in the order in which Hydra numbers the jobs.
-        config: Flat and unresolved, with the first value of each varied key.
+        config: The flat, unresolved configuration, with the first value of each varied key.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ def begin_or_resume(folder: Path, overrides: Sequence[str], config: DictConfig) 
     Args:
         folder: The sweep folder.
         overrides: Overrides of the command.
-        config: Composed from them, ``hydra`` included.
+        config: The configuration composed from them, ``hydra`` included.
 
     Raises:
         UserError: The folder contains a different sweep or a run, or all jobs would share one folder.
@@ -65,7 +65,7 @@ def begin_or_resume(folder: Path, overrides: Sequence[str], config: DictConfig) 
     varies = varied(overrides, config)
     raw: Any = OmegaConf.to_container(without_hydra(config), resolve=False)
     flat = flatten(mask_secrets(raw))
-    with runs.run_dir_lock(folder, ".begin.lock", wait=True):  # of two that begin at once, the second finds the first's
+    with runs.run_dir_lock(folder, ".begin.lock", wait=True):  # of two that begin at once, the second finds the first
         if (folder / SWEEP_FILE).is_file():
             known = load_sweep(folder)
             refuse_another(known, varies, flat)

@@ -21,5 +21,5 @@ def mlflow_loggers(
 
 
 def other_loggers(experiment: str = "pspexp", loggers: Mapping[str, Any] | None = None) -> dict[str, Logger]:
-    """Only the given loggers. ``experiment`` is ignored, so that recipes that set it also work without MLflow."""
+    """Only the given loggers. ``experiment`` is ignored, so that experiments that set it also work without MLflow."""
     return dict(loggers or {})

@@ -21,15 +21,15 @@ class Progress:
     """Shows how far a loop is, with loss, images per second and the time left.
 
     If standard error is a terminal, this is a bar at the bottom of the screen, below the log; a `Progress` inside
-    another one adds a bar. Elsewhere, a line is logged every ``log_every`` and at the end.
+    another one adds a bar. Elsewhere, a line is logged every ``log_every`` steps and at the end.
 
     Args:
         total: Steps (or images) of the whole loop.
         description: Such as ``train`` or ``val``.
         start: Steps done before this process started (in a resumed run); they do not count for the time left.
         log_every: Steps between plain lines.
-        unit: Of ``total``, for the plain lines.
-        silent: Show nothing, since another process does.
+        unit: Unit of ``total``, for the plain lines.
+        silent: Show nothing; another process does.
     """
 
     _open: ClassVar[list["Progress"]] = []
@@ -77,7 +77,7 @@ class Progress:
     def advance(
         self, step: int, *, loss: float | None = None, images_per_second: float | None = None, epoch: int | None = None
     ) -> None:
-        """Set the number of steps done, those before a resume included; facts that are None are unchanged."""
+        """Set the number of steps done, those before a resume included; values that are None stay unchanged."""
         self._done = step
         if epoch is not None:
             self._facts["epoch"] = f"epoch {epoch}"

@@ -5,7 +5,7 @@ They are made without pyplot, whose global state leaks memory and interferes wit
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,18 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from pspexp.data.dataset import DatasetInfo
+from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.utils.files import atomic_write
-
-
-class EvaluatedSample(NamedTuple):
-    """One evaluated image: uint8 ``image [H, W, 3]``, ``label [H, W]`` and ``prediction [H, W]``."""
-
-    name: str
-    image: npt.NDArray[np.uint8]
-    label: npt.NDArray[np.uint8]
-    prediction: npt.NDArray[np.uint8]
-
 
 Series = Sequence[tuple[int, int, float]]
 """(step, epoch, value)."""
@@ -53,7 +43,7 @@ def train_loss(series: Series) -> Figure:
         median = _running_median(values, window)
         axes.plot(steps, median, color=BLUE, linewidth=2, label=f"running median of {window}")
         axes.legend(frameon=False)
-    # The first losses may be many times the rest; if the axis included them, the curve would be flat.
+    # The first losses may be many times the others; if the axis included them, the curve would look flat.
     low, high = values.min(), min(values.max(), 1.5 * np.percentile(values, 98))
     margin = 0.06 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)
@@ -122,7 +112,7 @@ def sample(split: str, sample: EvaluatedSample, dataset: DatasetInfo) -> Figure:
     for column, (title, content) in enumerate(zip(titles, contents, strict=True), start=1):
         axes = figure.add_subplot(1, 3, column)
         axes.imshow(content, interpolation="antialiased")
-        axes.set_title(title, fontsize=11)
+        axes.set_title(title, fontsize=11, y=1)
         axes.set_axis_off()
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     return figure
@@ -145,7 +135,7 @@ def overlay(
     colours = np.full((256, 3), 255, np.uint8)
     colours[: dataset.num_classes] = dataset.palette
     colours[dataset.ignore_index] = 255
-    # In medium greys, the image does not change the colours of the classes.
+    # In mid greys, the image does not change the hues of the classes.
     grey = 70 + 0.6 * image.mean(axis=2, keepdims=True)
     return np.asarray(((1 - opacity) * grey + opacity * colours[ids]).round(), np.uint8)
 
@@ -167,7 +157,7 @@ def new_axes(
     figure: Figure, title: str, x_label: str, y_label: str, position: tuple[int, int, int] = (1, 1, 1)
 ) -> Axes:
     axes = figure.add_subplot(*position)
-    axes.set_title(title, fontsize=12, color=INK, loc="left")
+    axes.set_title(title, fontsize=12, color=INK, loc="left", y=1)
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(y_label, color=INK)
     axes.grid(color=GRID, linewidth=0.7)
@@ -184,7 +174,7 @@ def _points(series: Series) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float
 
 
 def _running_median(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """Median of the ``window`` values around each, of fewer at the ends. Unlike a mean, it ignores spikes."""
+    """Median of the ``window`` values around each value, of fewer at the ends. Unlike a mean, it ignores spikes."""
     padded = np.pad(values, window // 2, constant_values=np.nan)
     return np.asarray(np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1))
 

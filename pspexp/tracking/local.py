@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from pspexp.data.dataset import DatasetInfo
+from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report
-from pspexp.tracking import figures
 from pspexp.tracking.provenance import Uncommitted, git_commit, versions
 from pspexp.tracking.run_folder import finite, read_provenance, read_records, read_summary
 from pspexp.utils.files import write_text_atomic
 from pspexp.utils.tables import csv_table
+
+# The figures are imported in functions: matplotlib is slow to import, and most processes draw nothing.
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,10 @@ class LocalTracker:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._records = self.folder / "metrics.jsonl"
+        self._drawn_records = 0
 
     def begin(self, resume: bool) -> dict[str, str]:
-        """Get ready to append records.
+        """Prepare to append records.
 
         Args:
             resume: Continue this folder's records; otherwise they are moved to ``metrics.previous.jsonl``.
@@ -52,7 +54,7 @@ class LocalTracker:
         return {}
 
     def config(self, text: str, overrides: Sequence[str]) -> None:
-        """Write ``config.yaml`` and ``overrides.txt`` (one override a line)."""
+        """Write ``config.yaml`` and ``overrides.txt`` (one override per line)."""
         write_text_atomic(self.folder / "config.yaml", text)
         write_text_atomic(self.folder / "overrides.txt", "".join(f"{override}\n" for override in overrides))
 
@@ -89,11 +91,11 @@ class LocalTracker:
             file.write(line + "\n")
 
     def rewind(self, step: int | None, keep_evaluation: bool) -> None:
-        """Cut records that are newer than a save.
+        """Remove records that are newer than a checkpoint.
 
         Args:
-            step: Of the save; later records are removed. None removes only an unfinished last line.
-            keep_evaluation: False also removes the validation at ``step`` itself, if the save was made before it.
+            step: Step of the checkpoint; later records are removed. None removes only an unfinished last line.
+            keep_evaluation: False also removes the validation at ``step``, for a checkpoint that was saved before it.
         """
         if not self._records.exists():
             return
@@ -111,22 +113,31 @@ class LocalTracker:
         table = csv_table([("class", "iou", "accuracy", "pixels"), *report.rows()])
         write_text_atomic(self.folder / "tables" / f"{split}_iou.csv", table)
         with drawing("the confusion matrix"):
+            from pspexp.tracking import figures
+
             figure = figures.confusion_matrix(np.asarray(report.confusion), report.class_names, split)
             figures.save(figure, self.folder / "plots" / "confusion_matrix.png")
 
     def curves(self) -> None:
         """Draw ``plots/train_loss.png`` and ``plots/val_loss.png``, as far as there are records of them."""
         records = read_records(self.folder)
+        if len(records) == self._drawn_records:
+            return
+        self._drawn_records = len(records)
         with drawing("the loss curves"):
+            from pspexp.tracking import figures
+
             if train := _series(records, "train/loss"):
                 figures.save(figures.train_loss(train), self.folder / "plots" / "train_loss.png")
             if loss := _series(records, "val/loss"):
                 figure = figures.val_loss(loss, _series(records, "val/mean_iou"))
                 figures.save(figure, self.folder / "plots" / "val_loss.png")
 
-    def samples(self, split: str, samples: Sequence[figures.EvaluatedSample], dataset: DatasetInfo) -> None:
+    def samples(self, split: str, samples: Sequence[EvaluatedSample], dataset: DatasetInfo) -> None:
         """Draw ``plots/samples/<name>.png``, see `Tracker.samples`."""
         with drawing("the samples"):
+            from pspexp.tracking import figures
+
             for sample in samples:
                 figure = figures.sample(split, sample, dataset)
                 name = sample.name.replace("/", "_").replace("\\", "_")
@@ -141,7 +152,7 @@ class LocalTracker:
         images_per_second: float | None = None,
         loggers: Mapping[str, str] | None = None,
     ) -> None:
-        """Write ``summary.json``; arguments as in `Tracker.finish`, status ``RUNNING`` before, loggers' ids by name."""
+        """Write ``summary.json``: arguments of `Tracker.finish`, ``RUNNING`` until then; ``loggers``: ids by name."""
         loggers = dict(loggers or {})
         content = {
             "status": status,
@@ -166,7 +177,7 @@ def _is_evaluation(record: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def drawing(what: str) -> Iterator[None]:
-    """Turn errors into a warning: a figure can be redrawn from the files, but hours of training would be lost."""
+    """Turn errors into a warning: a figure can be redrawn from the files, hours of training cannot."""
     try:
         yield
     except Exception:

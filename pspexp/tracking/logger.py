@@ -20,7 +20,7 @@ class Logger(Protocol):
     Any class with these methods can be added on the command line, ``+tracking.loggers.NAME._target_=module.Class``;
     its constructor's arguments follow as ``+tracking.loggers.NAME.argument=value``. Only the main process builds and
     calls it. Any method may raise: the logger is then disabled with one warning, and neither the run nor other loggers
-    are affected. Calls are synchronous, so that a slow method slows down training.
+    are affected. Calls are synchronous, so a slow method slows down training.
     """
 
     def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
@@ -30,7 +30,7 @@ class Logger(Protocol):
             run_id: What this method returned earlier if the run is resumed; None for a new run.
             name: The run's name.
             params: The configuration, flattened (``optimizer.lr``), without secrets.
-            tags: Model, dataset, device, commit and so on.
+            tags: Model, data set, device, commit and so on.
 
         Returns:
             The run's id in this logger, kept in ``summary.json``.
@@ -107,6 +107,6 @@ class LoggerGroup:
 
 
 def warn_disabled(name: str, error: Exception, folder: Path) -> None:
-    """Warn that a logger is not used any more."""
+    """Warn that a logger is disabled."""
     reason = f"{type(error).__name__}: {one_line(error)}"
     log.warning("%s", mask_logins(f"logger {name} disabled; local records continue in {folder}: {reason}"))

@@ -1,4 +1,4 @@
-"""Records a run in MLflow: one batched, synchronous call a record (asynchronous logging loses data at exit)."""
+"""Records a run in MLflow: one batched, synchronous call per record (asynchronous logging loses data at exit)."""
 
 import getpass
 import logging
@@ -20,7 +20,7 @@ from pspexp.utils.text import shorten
 
 log = logging.getLogger(__name__)
 
-MAX_PARAM, MAX_TAG, MAX_NAME = 6000, 5000, 250  # characters; MLflow cuts or refuses longer ones
+MAX_PARAM, MAX_TAG, MAX_NAME = 6000, 5000, 250  # characters; MLflow truncates or refuses longer ones
 STOP_S = 5.0  # for system metrics to stop at the end of a run; a call to a server that is down takes longer
 
 
@@ -28,7 +28,7 @@ class MLflowLogger:
     """Records a run in MLflow; see `pspexp.tracking.logger.Logger`.
 
     Args:
-        experiment: Created if missing.
+        experiment: Name of the experiment; created if missing.
         output_root: Folder of the database and the artifacts (``mlflow.db``, ``mlartifacts``) if no URI is set.
         tracking_uri: None takes ``MLFLOW_TRACKING_URI``, else the database in ``output_root``.
         log_checkpoints: The checkpoints that become artifacts when the run ends.
@@ -70,7 +70,7 @@ class MLflowLogger:
                 self._run_id = self._client.create_run(experiment_id, run_name=name).info.run_id
             # A param's value cannot be replaced; what has changed in a resumed run is in its config.yaml.
             new = {
-                self._names(key): shorten(value, MAX_PARAM, " … (whole in config.yaml)")
+                self._names(key): shorten(value, MAX_PARAM, " … (complete in config.yaml)")
                 for key, value in params.items()
             }
             self._client.log_batch(
@@ -145,7 +145,7 @@ class MLflowLogger:
             self._client = MlflowClient(tracking_uri=self._uri)
             return self._experiment_id(None)
         database.parent.mkdir(parents=True, exist_ok=True)
-        # Of several processes that create the tables of a new database at the same time, all but one would fail.
+        # If several processes created the tables of a new database at the same time, all but one would fail.
         with FileLock(f"{database}.lock", timeout=120):
             self._client = MlflowClient(tracking_uri=self._uri)
             return self._experiment_id((database.parent / "mlartifacts").as_uri())
@@ -180,7 +180,7 @@ class MLflowLogger:
 
 
 class Names:
-    """Replaces names by ones that every MLflow accepts; different names stay different."""
+    """Replaces names by ones that every version of MLflow accepts; different names stay different."""
 
     def __init__(self) -> None:
         self._given: dict[str, str] = {}
@@ -208,7 +208,7 @@ def start_system_metrics(run_id: str, uri: str) -> Any:
         monitor.start()  # a daemon thread that logs its errors: it can neither fail the run nor hold it up
     except (ImportError, TypeError) as error:  # TypeError: MLflow is too old to monitor anything but its global URI
         log.warning(
-            "%s: not recorded (%s); they need pip install --upgrade mlflow 'pspexp[system-metrics]'",
+            "%s: not recorded (%s); run pip install --upgrade mlflow 'pspexp[system-metrics]'",
             setting("tracking.system_metrics", True),
             error,
         )

@@ -17,7 +17,7 @@ from pspexp.errors import UserError, setting
 from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.text import one_line
 
-# MLflow's defaults are 120 s a request, retried for four minutes.
+# MLflow's defaults are 120 s per request, and retries for four minutes.
 CALL_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 TRANSFER_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
 
@@ -112,7 +112,7 @@ def limits(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress a hundred log lines about the tables of a new database, and the sending of usage statistics."""
+    """Suppress about a hundred log lines on creating a database, and the sending of usage statistics."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, root.manager.disable

@@ -50,8 +50,8 @@ def git(*arguments: str, differs: bool = False) -> str | None:
     """The output of git in this package's checkout; None outside of one, or if git fails.
 
     Args:
-        arguments: Of the command.
-        differs: Exit code 1 is no failure: it means that there is a difference.
+        arguments: Arguments of git.
+        differs: Exit code 1 means that there is a difference, not a failure.
     """
     if not (CHECKOUT / ".git").exists():  # installed: a repository further up is another one
         return None
@@ -72,11 +72,11 @@ def git(*arguments: str, differs: bool = False) -> str | None:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of this package's checkout, with ``-dirty`` where tracked files differ; None outside of one."""
+    """Commit of this package's checkout, with ``-dirty`` if tracked files differ; None outside of one."""
     return (git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty") or "").strip() or None
 
 
-@cache  # of the first call: what the process has imported does not change later either
+@cache  # as at the first call: the code that the process has imported does not change either
 def uncommitted() -> Uncommitted | None:
     """The uncommitted changes of this package's checkout; None if there are none, or outside of a checkout."""
     diff = git(*_DIFF, "HEAD") or ""
@@ -201,8 +201,8 @@ def record(
     Args:
         command: From `command_line`.
         device: See `host`.
-        plugin: Module of the device, for its version.
-        processes: Number of processes that compute.
+        plugin: The device's plugin module, whose version is recorded.
+        processes: Number of processes of the job.
         data: Number of images and fingerprint of each split.
         weights: From `weights_hashes`; empty if a saved state is resumed.
     """

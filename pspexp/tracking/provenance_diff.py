@@ -78,7 +78,7 @@ def restore_hint(name: Any, find: FindFile) -> str:
         file = find(str(name)).absolute()
         text = file.read_text(encoding="utf-8", errors="surrogateescape")
     except (UserError, OSError):
-        return "they were not kept"
+        return "the earlier changes were not kept"
     if file.suffix != ".diff" or "\ndiff --git " not in f"\n{text}":
         return f"{file} lists them"
     if text.startswith(MASKED_DIFF):
@@ -88,7 +88,7 @@ def restore_hint(name: Any, find: FindFile) -> str:
 
 
 def version_differences(then: Record, now: Record) -> Iterator[str]:
-    """Libraries of other versions, or missing ones."""
+    """Libraries whose versions differ, or that are missing."""
     before, here = then.get("versions", {}), now["versions"]
     names = before.keys() | here.keys() if "host" in then else before.keys()  # earlier versions recorded fewer
     for name in sorted(names):
@@ -97,7 +97,7 @@ def version_differences(then: Record, now: Record) -> Iterator[str]:
 
 
 def machine_differences(then: Record, now: Record) -> Iterator[str]:
-    """Differences of device, CPU and number of processes that change a result's last bits."""
+    """Differences of device, CPU and number of processes, which change a result's last bits."""
     if "host" in then:
         before, here = numerics_of(then["host"]), numerics_of(now["host"])
         for name in sorted(before.keys() | here.keys()):

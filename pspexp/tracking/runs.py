@@ -22,7 +22,7 @@ def find_checkpoint(path: str, file: str, output_root: str = "outputs", tracking
         path: A file, a run folder or ``runs:/<MLflow run id>``.
         file: ``best.pt`` or ``last.pt``.
         output_root: See `pspexp.tracking.mlflow_client.resolve_uri`.
-        tracking_uri: See there, too.
+        tracking_uri: See `pspexp.tracking.mlflow_client.resolve_uri`.
 
     Raises:
         UserError: It does not exist.
@@ -92,7 +92,7 @@ def run_dir_lock(folder: Path, lock: str = ".lock", *, wait: bool = False) -> It
         file_lock.acquire(timeout=0)
     except Timeout:
         if not wait:
-            raise UserError(f"{folder}: another process is writing there; wait for it or choose another") from None
+            raise UserError(f"{folder}: another process is writing there; wait, or choose another folder") from None
         log.warning("%s: waiting for another process that is still writing there", folder)
         file_lock.acquire()
     except OSError as error:  # Timeout is one, too

@@ -45,7 +45,7 @@ def is_masked(value: Any) -> bool:
 def mask_diff(diff: str) -> str:
     """A diff of any files with logins and the values of secret-looking keys masked.
 
-    Of a file with such a value over several lines, only the name is kept. If anything is masked, the first line is
+    If such a value spans several lines, only the name of its file is kept. If anything is masked, the first line is
     `MASKED_DIFF`.
     """
     masked = mask_logins("".join(map(_mask_file, _FILE_DIFF.split(diff))))

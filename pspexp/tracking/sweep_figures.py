@@ -23,7 +23,7 @@ from pspexp.tracking.figures import EMPTY, INK, MAX_CHARACTERS, ORANGE, new_axes
 
 FAILED = "#9a9a9a"
 FAILED_CELL = "#c6c6c6"
-MAX_CELLS = 400  # of a heat map; more cannot be distinguished
+MAX_CELLS = 400  # in a heat map; more are illegible
 INCHES_PER_CHARACTER = 0.075  # at font size 8
 
 
@@ -131,7 +131,7 @@ def _write_ticks(axes: Axes, at: int, ticks: list[tuple[float, str]], characters
 
 
 def _draw_jobs(axes: Axes, places: list[scales.Floats], results: scales.Floats) -> None:
-    """Better jobs on top of worse ones; lines of failed jobs end at the last parameter."""
+    """Draw better jobs on top of worse ones; lines of failed jobs end at the last parameter."""
     many = len(results) > 60
     style: dict[str, Any]
     failed = np.flatnonzero(np.isnan(results)).tolist()
@@ -173,7 +173,7 @@ def _longest(texts: list[str]) -> int:
 
 
 def _label_cells(axes: Axes, columns: list[str], rows: list[str], size: tuple[float, float], slanted: bool) -> None:
-    """As many tick labels as fit; ``size`` is that of all cells together, in inches."""
+    """Draw as many tick labels as fit; ``size`` is that of all cells together, in inches."""
     how: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     step = int(np.ceil(len(columns) * 0.2 / size[0]))
     texts = [scales.label(text, MAX_CHARACTERS) for text in columns[::step]]

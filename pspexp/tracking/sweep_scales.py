@@ -16,8 +16,8 @@ from pspexp.utils.text import shorten_middle
 
 Floats = npt.NDArray[np.float64]
 
-LOG_RATIO = 20  # of the largest to the smallest number; from here on, an axis is logarithmic
-MAX_VALUE_TICKS = 10  # distinct numbers with a tick each; if there are more, ticks are at round numbers
+LOG_RATIO = 20  # largest to smallest number; from this ratio on, an axis is logarithmic
+MAX_VALUE_TICKS = 10  # up to this many distinct numbers, each has a tick; beyond, ticks are at round numbers
 TICK_DISTANCE = 0.04  # at least, as a fraction of the axis
 
 
@@ -137,5 +137,5 @@ def decimals(results: npt.NDArray[Any]) -> int:
 
 
 def label(text: str, limit: int) -> str:
-    """``text`` in at most ``limit`` characters, for matplotlib, to which ``$`` begins a formula."""
+    """``text`` in at most ``limit`` characters, for matplotlib, where ``$`` begins a formula."""
     return shorten_middle(text, limit).replace("$", r"\$")

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pspexp.data.dataset import DatasetInfo
+from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report, percent
-from pspexp.tracking.figures import EvaluatedSample
 from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.logger import Logger, LoggerGroup, Status
 from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
@@ -21,7 +20,7 @@ class Tracker:
 
     Args:
         local: Writes the run folder.
-        loggers: By name; none for local files only. One that fails does not disturb the run, see `LoggerGroup`.
+        loggers: By name; none for local files only. One that fails does not affect the run, see `LoggerGroup`.
     """
 
     def __init__(self, local: LocalTracker, loggers: Mapping[str, Logger] | None = None) -> None:
@@ -57,7 +56,7 @@ class Tracker:
             config: Nested plain values; loggers get them flattened (``optimizer.lr``). The caller masks secrets.
             config_text: The same as YAML, for ``config.yaml``.
             overrides: The command line's overrides.
-            tags: Dataset, model, device, mode; commit, host, data and the repeated run are added here.
+            tags: Data set, model, device, mode; commit, host, data and the repeated run are added here.
             resume: Continue the records in this folder and the runs that its loggers have opened. Otherwise the records
                 of an earlier run in this folder are moved aside.
             provenance: From `pspexp.tracking.provenance.record`; None if nothing is run.
@@ -73,12 +72,12 @@ class Tracker:
         if rerun_of is not None:
             tags["rerun_of"] = rerun_of
         self._loggers.open(name, params, tags)
-        # Not only at the end: a run that is killed outright can be found, and resumed in the same runs of its loggers.
+        # Not only at the end: a run that is killed can be found, and resumed in the same runs of its loggers.
         self._local.summary("RUNNING", loggers=self.ids)
         self._loggers.files("config.yaml", "overrides.txt", "provenance.json", "uncommitted*")
 
     def rewind(self, step: int, *, keep_evaluation: bool) -> None:
-        """Cut local records that are newer than the save at ``step``, see `LocalTracker.rewind`.
+        """Remove local records that are newer than the checkpoint at ``step``, see `LocalTracker.rewind`.
 
         Loggers keep theirs (MLflow cannot delete a metric): repeated steps appear there twice.
         """

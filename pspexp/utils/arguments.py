@@ -21,7 +21,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     reads the same signature, so that a value from YAML is refused before anything is built.
 
     Raises:
-        ArgumentError: (by the decorated function) with every invalid argument.
+        ArgumentError: Raised by the decorated function; lists every invalid argument.
     """
     validated = validate_call(config=ConfigDict(arbitrary_types_allowed=True, strict=True))(function)
     names = list(inspect.signature(function).parameters)

@@ -5,7 +5,7 @@ import sys
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes errors to stderr and everything else to stdout, until whatever reads stdout has gone (``| head -1``)."""
+    """Writes errors to stderr and everything else to stdout, until the reader of stdout has exited (``| head -1``)."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``; lists stay one value."""
+    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``; lists are kept as one value."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
         nested = isinstance(value, Mapping) and value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import TINY, type_in
+from tests.conftest import TINY, run_commands
 
 # Four jobs finish; the fifth fails, since its batch is too small, and the sixth is not started.
 GRID = ("optimizer.lr=0.01,0.001", "loader.batch_size=2,4,1", "sweep.fail_fast=true")
@@ -105,7 +105,7 @@ def run_example_sweep(home: Path) -> FinishedSweep:
     """Run the sweep in ``home``, tracked by MLflow there."""
     folder = home / "outputs" / "sweeps" / "learning"
     with suppress(SystemExit):  # exit code 1, since a job fails
-        type_in(home, ("-m", *TINY, *LEARNING, *GRID, f"hydra.sweep.dir={folder}"))
+        run_commands(home, ("-m", *TINY, *LEARNING, *GRID, f"hydra.sweep.dir={folder}"))
     with (folder / "sweep.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["status"] != "NOT STARTED"]
     jobs = [

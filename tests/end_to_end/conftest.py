@@ -1,4 +1,4 @@
-"""Commands in separate processes."""
+"""Helpers that run commands in separate processes."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import default_signals
 
 CHECKOUT = Path(__file__).parents[2]
-TIMEOUT_S = 120  # of every wait; starting processes is slow on a busy machine
+TIMEOUT_S = 120  # for each wait; starting processes is slow on a busy machine
 
 Process = subprocess.Popen[str]
 Start = Callable[..., Process]
@@ -22,17 +22,17 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts commands in ``tmp_path``, with additions to the environment; kills what is still running at the end."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MLFLOW_"))}
+    """Start commands in ``tmp_path`` with extra environment variables; kill leftover processes afterwards."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MLFLOW_"))}
     started: list[Process] = []
 
     def run(*overrides: str, command: Sequence[str] = (sys.executable, "-m", "pspexp"), **environment: str) -> Process:
         quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # torch 2.11 logs a warning whenever a process group is destroyed
-        own = {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **quiet, **environment}
+        defaults = {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **quiet, **environment}
         process = subprocess.Popen(
             [*command, *overrides],
             cwd=tmp_path,
-            env=plain | own,
+            env=inherited | defaults,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -49,14 +49,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
             process.communicate()
 
 
-def ends(processes: Sequence[Process], timeout_s: float = TIMEOUT_S) -> tuple[list[int], list[str], list[str]]:
-    """Wait for processes; returns their exit codes, outputs and error outputs."""
+def wait_for(processes: Sequence[Process], timeout_s: float = TIMEOUT_S) -> tuple[list[int], list[str], list[str]]:
+    """Wait for processes to end; return their exit codes, stdout and stderr."""
     outputs = [process.communicate(timeout=timeout_s) for process in processes]
     return [process.returncode for process in processes], [out for out, _ in outputs], [error for _, error in outputs]
 
 
-def until(condition: Callable[[], Any], *processes: Process) -> Any:
-    """The value of ``condition`` once it is true; fails if a process ends first, or after `TIMEOUT_S`."""
+def wait_until(condition: Callable[[], Any], *processes: Process) -> Any:
+    """Return the value of ``condition`` once it is true; fail if a process ends first, or after `TIMEOUT_S`."""
     deadline = time.monotonic() + TIMEOUT_S
     while not (found := condition()):
         for process in processes:
@@ -67,7 +67,7 @@ def until(condition: Callable[[], Any], *processes: Process) -> Any:
 
 
 def children(pid: int) -> list[int]:
-    """The worker processes started by ``pid``, in the order of their start."""
+    """Return the worker processes started by ``pid``, in start order."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,4 +1,4 @@
-"""A ``device.plugin`` that makes a job's process fail, in the way given by the environment variable SABOTAGE."""
+"""A ``device.plugin`` that makes a job's process fail as the environment variable SABOTAGE says."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ if multiprocessing.parent_process() is not None:
     if os.environ.get("SABOTAGE") == "end":
 
         class Abort:
-            """Aborts the process late in the finalisation of the interpreter."""
+            """Aborts the process late in interpreter shutdown."""
 
             def __del__(self, abort: Callable[[], None] = os.abort) -> None:
                 abort()

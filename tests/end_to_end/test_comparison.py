@@ -1,4 +1,4 @@
-"""Real runs, compared from their folders and from MLflow: the same table, with the runs' own numbers."""
+"""Comparing real runs from their folders and from MLflow gives the same table, with the runs' own values."""
 
 import csv
 import json
@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, Cli, type_in
+from tests.conftest import TINY, Cli, run_commands
 
 Rows = list[dict[str, str]]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with three finished runs: two seeds of one configuration, and another optimizer."""
+    """A working directory with three finished runs: two seeds of one configuration, and one other optimizer."""
     home = tmp_path_factory.mktemp("trained")
-    all_words = (["seed=1"], ["seed=2"], ["seed=1", "optimizer=sgd", "run_name=with-sgd"])
-    type_in(home, *((*TINY, "tracking=mlflow", *words) for words in all_words))
+    run_overrides = (["seed=1"], ["seed=2"], ["seed=1", "optimizer=sgd", "run_name=with-sgd"])
+    run_commands(home, *((*TINY, "tracking=mlflow", *overrides) for overrides in run_overrides))
     return home
 
 
@@ -26,30 +26,32 @@ def rows(file: Path) -> Rows:
         return list(csv.DictReader(lines))
 
 
-def compared(cli: Cli, trained: Path, name: str, *words: str) -> Path:
+def compared(cli: Cli, trained: Path, name: str, *overrides: str) -> Path:
     folder = trained / name
-    assert cli("mode=compare", f"output_root={trained / 'outputs'}", f"hydra.run.dir={folder}", *words) == 0
+    assert cli("mode=compare", f"output_root={trained / 'outputs'}", f"hydra.run.dir={folder}", *overrides) == 0
     return folder
 
 
-def test_folders_and_mlflow_give_one_table_with_the_runs_own_numbers(cli: Cli, trained: Path) -> None:
+def test_folders_and_mlflow_give_the_same_table(cli: Cli, trained: Path) -> None:
     local = compared(cli, trained, "local", f"compare.runs={trained / 'outputs'}")
     remote = compared(cli, trained, "remote")
-    places = {"where", "started"}
+    locations = {"where", "started"}
 
-    def without_places(table: Rows) -> Rows:
-        return [{key: value for key, value in row.items() if key not in places} for row in table]
+    def without_locations(table: Rows) -> Rows:
+        return [{key: value for key, value in row.items() if key not in locations} for row in table]
 
-    assert without_places(rows(local / "compare.csv")) == without_places(rows(remote / "compare.csv"))
+    assert without_locations(rows(local / "compare.csv")) == without_locations(rows(remote / "compare.csv"))
     for name in ("classes.csv", "groups.csv"):
         assert (local / name).read_bytes() == (remote / name).read_bytes()
     assert [row["where"][:6] for row in rows(remote / "compare.csv")] == ["runs:/"] * 3
 
     table = rows(local / "compare.csv")
-    own = [json.loads((Path(row["where"]) / "summary.json").read_text()) for row in table]
-    assert [float(row["best/mean_iou"]) for row in table] == [one["best"]["best/mean_iou"] for one in own]
+    summaries = [json.loads((Path(row["where"]) / "summary.json").read_text()) for row in table]
+    assert [float(row["best/mean_iou"]) for row in table] == [summary["best"]["best/mean_iou"] for summary in summaries]
     for metric in ("mean_iou", "mean_acc", "overall_acc", "freqw_acc"):
-        assert [float(row[f"val/{metric}"]) for row in table] == [one["last"][f"val/{metric}"] for one in own]
+        assert [float(row[f"val/{metric}"]) for row in table] == [
+            summary["last"][f"val/{metric}"] for summary in summaries
+        ]
     losses = [(Path(row["where"]) / "metrics.jsonl").read_text().splitlines() for row in table]
     last = [[json.loads(line)["val/loss"] for line in lines if "val/loss" in line][-1] for lines in losses]
     assert [float(row["val/loss"]) for row in table] == last
@@ -61,7 +63,7 @@ def test_folders_and_mlflow_give_one_table_with_the_runs_own_numbers(cli: Cli, t
     assert not {"run_name", "optimizer._target_"} & set(table[0])
 
 
-def test_classes_agree_with_the_runs_own_tables(cli: Cli, trained: Path) -> None:
+def test_class_table_matches_the_runs_own_tables(cli: Cli, trained: Path) -> None:
     folder = compared(cli, trained, "classes", f"compare.runs={trained / 'outputs'}", "compare.baseline=with-sgd")
     own: dict[str, list[dict[str, float]]] = {"adam": [], "sgd": []}
     for row in rows(folder / "compare.csv"):
@@ -81,7 +83,7 @@ def test_classes_agree_with_the_runs_own_tables(cli: Cli, trained: Path) -> None
     assert changes == sorted(changes, reverse=True)
 
 
-def test_a_comparison_leaves_mlflow_as_it_was(cli: Cli, trained: Path) -> None:
+def test_comparing_does_not_change_mlflow(cli: Cli, trained: Path) -> None:
     from mlflow import MlflowClient
 
     compared(cli, trained, "again")
@@ -92,6 +94,6 @@ def test_a_comparison_leaves_mlflow_as_it_was(cli: Cli, trained: Path) -> None:
     assert not [key for run in runs for key in run.data.params if key.startswith("compare")]
 
 
-def test_nothing_of_a_training_is_needed(cli: Cli, trained: Path) -> None:
-    words = ["dataset=voc2007", "dataset.root=nowhere", "device=sdaa", "model.weights=gone.pt"]
-    assert compared(cli, trained, "bare", f"compare.runs={trained / 'outputs'}", *words)
+def test_comparing_needs_no_data_set_device_or_weights(cli: Cli, trained: Path) -> None:
+    overrides = ["dataset=voc2007", "dataset.root=nowhere", "device=sdaa", "model.weights=gone.pt"]
+    assert compared(cli, trained, "bare", f"compare.runs={trained / 'outputs'}", *overrides)

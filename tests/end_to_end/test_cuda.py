@@ -1,4 +1,4 @@
-"""Commands with ``device=cuda`` give the CPU's results within the accuracy of the format. ``pytest -m cuda``."""
+"""``device=cuda`` gives the CPU's results within the precision of the format. Run with ``pytest -m cuda``."""
 
 import json
 import os
@@ -8,61 +8,63 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, Cli, last, losses
+from tests.conftest import PSPNET18, Cli, last, losses
 from tests.engine.test_trainer import assert_same
 
 pytestmark = [pytest.mark.cuda, pytest.mark.slow]
 
 CHECKOUT = Path(__file__).parents[2]
-CUDA = (*TINY, "device=cuda", "model.dropout=0")
-# NCCL allows two processes on one card if they appear to run on different hosts.
-OWN_HOST = "import os\nos.environ['NCCL_HOSTID'] = f'host{os.getpid()}'\n"
+CUDA = (*PSPNET18, "device=cuda", "model.dropout=0")
+# NCCL allows two processes on one GPU if they appear to run on different hosts.
+DISTINCT_HOSTS = "import os\nos.environ['NCCL_HOSTID'] = f'host{os.getpid()}'\n"
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.03), ("fp16", 0.03)])
-def test_losses_are_close_to_the_cpus(cli: Cli, tmp_path: Path, precision: str, tolerance: float) -> None:
+def test_losses_match_the_cpu_within_tolerance(cli: Cli, tmp_path: Path, precision: str, tolerance: float) -> None:
     assert cli(*CUDA, "device=cpu", "precision=fp32", "hydra.run.dir=cpu") == 0
     assert cli(*CUDA, f"precision={precision}", "hydra.run.dir=cuda") == 0
     assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=tolerance)
     overrides = ("mode=test", "checkpoint.path=cuda/checkpoints/last.pt", "loader.num_workers=0", "tracking=none")
-    assert cli(*overrides, "device=cpu", "precision=fp32", "hydra.run.dir=test") == 0  # readable without a card
+    assert cli(*overrides, "device=cpu", "precision=fp32", "hydra.run.dir=test") == 0  # readable without a GPU
     tested = json.loads((tmp_path / "test" / "summary.json").read_text())["last"]["test/loss"]
     assert tested == pytest.approx(losses(tmp_path / "cuda")[-1], rel=tolerance)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_resumed_run_reproduces_the_uninterrupted_one(cli: Cli, tmp_path: Path, precision: str) -> None:
-    overrides = (*TINY, "device=cuda", f"precision={precision}", "trainer.ema=0.9")
+def test_resume_reproduces_an_uninterrupted_run(cli: Cli, tmp_path: Path, precision: str) -> None:
+    overrides = (*PSPNET18, "device=cuda", f"precision={precision}", "trainer.ema=0.9")
     assert cli(*overrides, "hydra.run.dir=whole") == 0
     assert cli(*overrides, "hydra.run.dir=part", "trainer.max_steps=1") == 0
     assert cli(*overrides, "hydra.run.dir=part", "checkpoint.resume=auto") == 0
     assert losses(tmp_path / "part")[-1] == pytest.approx(losses(tmp_path / "whole")[-1], rel=1e-4)
     if precision == "fp32":
-        return  # even two identical runs differ in their last bits, because cuDNN is not deterministic
+        return  # cuDNN is not deterministic: even two identical runs differ in the last bits
     whole, part = last(tmp_path / "whole"), last(tmp_path / "part")
     for key in ("model", "ema", "metrics"):
         assert_same(whole[key], part[key], key)
     assert_same(whole["training"], part["training"])
 
 
-def test_a_compiled_network_gives_close_losses(cli: Cli, tmp_path: Path) -> None:
+def test_compiled_network_matches_eager_losses(cli: Cli, tmp_path: Path) -> None:
     assert cli(*CUDA, "precision=fp32", "hydra.run.dir=plain") == 0
     assert cli(*CUDA, "precision=fp32", "trainer.compile=true", "hydra.run.dir=compiled") == 0
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-3)
 
 
-def test_two_processes_reproduce_one_with_synchronised_batch_norm(cli: Cli, tmp_path: Path) -> None:
+def test_two_processes_with_sync_batch_norm_match_one(cli: Cli, tmp_path: Path) -> None:
     shared = (*CUDA, "dataset.num_train=8", "precision=fp32")
     assert cli(*shared, "loader.batch_size=4", "hydra.run.dir=one") == 0
-    (tmp_path / "sitecustomize.py").write_text(OWN_HOST)
+    (tmp_path / "sitecustomize.py").write_text(DISTINCT_HOSTS)
     path = f"{tmp_path}{os.pathsep}{CHECKOUT}"
-    one_card = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    one_gpu = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     two = ("launcher=ddp", "launcher.nproc_per_node=2", "device.index=0", "hydra.run.dir=two")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # index 0 is refused if there are several
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[
+        0
+    ]  # index 0 is refused if several GPUs are visible
     done = subprocess.run(
         [sys.executable, "-m", "pspexp", *shared, *two],
         cwd=tmp_path,
-        env={**os.environ, **one_card, "CUDA_VISIBLE_DEVICES": visible},
+        env={**os.environ, **one_gpu, "CUDA_VISIBLE_DEVICES": visible},
         capture_output=True,
         text=True,
         timeout=120,
@@ -72,7 +74,7 @@ def test_two_processes_reproduce_one_with_synchronised_batch_norm(cli: Cli, tmp_
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
-def test_check_describes_the_card(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_describes_the_gpu(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=check", *CUDA) == 0
     output = capsys.readouterr().out
     for fact in ("cuda:0", "precision=fp16: yes, with a gradient scaler", "nccl", "configuration is valid"):

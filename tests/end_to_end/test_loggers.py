@@ -1,4 +1,4 @@
-"""A user's own logger, in a file of its own, added on the command line."""
+"""User-defined loggers, added on the command line."""
 
 import csv
 import json
@@ -49,19 +49,19 @@ class FailingLogger(CsvLogger):
 '''
 
 
-def test_a_users_loggers_on_the_command_line(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_loggers_from_the_command_line(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_logger.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
 
-    def add(name: str, target: str, **arguments: object) -> list[str]:
+    def logger_overrides(name: str, target: str, **arguments: object) -> list[str]:
         values = {"_target_": f"my_logger.{target}", "file": f"{name}.csv", **arguments}
         return [f"+tracking.loggers.{name}.{key}={value}" for key, value in values.items()]
 
     command = [
         *TINY,
-        *add("csv", "CsvLogger"),
-        *add("failing", "FailingLogger"),
-        *add("unbuildable", "CsvLogger", fails=True),
+        *logger_overrides("csv", "CsvLogger"),
+        *logger_overrides("failing", "FailingLogger"),
+        *logger_overrides("unbuildable", "CsvLogger", fails=True),
         "run_name=mine",
         "hydra.run.dir=run",
     ]

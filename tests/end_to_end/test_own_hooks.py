@@ -1,4 +1,4 @@
-"""A user's own hook, in a file of their own, through the command line."""
+"""A user-defined hook, used from the command line."""
 
 import json
 from pathlib import Path
@@ -34,14 +34,14 @@ class NoHook:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file with the hook, in the folder in which commands are typed."""
+    """The file with the hook, in the working directory."""
     monkeypatch.syspath_prepend(str(tmp_path))
     file = tmp_path / "my_hooks.py"
     file.write_text(HOOK)
     return file
 
 
-def test_own_hook_runs_beside_the_ready_ones_and_is_resumed(cli: Cli, own: Path, tmp_path: Path) -> None:
+def test_custom_hook_runs_with_builtin_hooks_and_resumes(cli: Cli, own: Path, tmp_path: Path) -> None:
     overrides = (*TINY, "+hooks.count._target_=my_hooks.StepCount", "hooks.early_stopping.patience=5")
     overrides += ("hydra.run.dir=run", "hooks.data_wait_warning=null")
     assert cli(*overrides, "trainer.max_steps=1") == 0
@@ -60,14 +60,14 @@ def test_early_stopping_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "FINISHED"
 
 
-def test_a_failing_hook_names_itself(cli: Cli, own: Path, tmp_path: Path) -> None:
+def test_failing_hook_is_named_in_the_log(cli: Cli, own: Path, tmp_path: Path) -> None:
     overrides = (*TINY, "+hooks.count._target_=my_hooks.StepCount", "+hooks.count.start=12", "hydra.run.dir=run")
     assert cli(*overrides) == 1
     assert "hooks.count: on_step_end failed: ValueError('unlucky')" in (tmp_path / "run" / "run.log").read_text()
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         ("hooks.early_stopping.patience=0", "hooks.early_stopping.patience=0: must be greater than or equal to 1"),
         ("hooks.early_stopping.metric=loss", "hooks.early_stopping.metric=loss"),
@@ -76,10 +76,10 @@ def test_a_failing_hook_names_itself(cli: Cli, own: Path, tmp_path: Path) -> Non
         ("+hooks.count._target_=my_hooks.NoHook", "hooks.count: NoHook is not a subclass of pspexp.engine.hooks.Hook"),
     ],
 )
-def test_a_wrong_hook_is_refused_before_anything_runs(
-    cli: Cli, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, says: str
+def test_invalid_hook_is_refused_before_the_run(
+    cli: Cli, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
 ) -> None:
     assert cli(*TINY, override, "hydra.run.dir=run") == 2
     shown = capsys.readouterr()
-    assert says in shown.err + shown.out
+    assert message in shown.err + shown.out
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

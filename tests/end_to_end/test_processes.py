@@ -1,4 +1,4 @@
-"""Jobs of several processes: starting, failing, stopping and resuming."""
+"""Multi-process jobs: starting, failing, stopping and resuming."""
 
 import json
 import os
@@ -14,11 +14,11 @@ import torch
 
 from pspexp.losses import CrossEntropy
 from tests.conftest import TINY, Cli, last
-from tests.end_to_end.conftest import TIMEOUT_S, Start, children, until
+from tests.end_to_end.conftest import TIMEOUT_S, Start, children, wait_until
 from tests.engine.test_trainer import assert_same
 
 TWO = (*TINY, "launcher=ddp", "launcher.nproc_per_node=2")
-LONG = (*TWO, "trainer.epochs=40", "trainer.validate_every=40", "trainer.log_every=4", "checkpoint.every_steps=4")
+LONG = (*TWO, "trainer.epochs=1000", "trainer.validate_every=1000", "trainer.log_every=4", "checkpoint.every_steps=4")
 
 
 def status(run: Path) -> str:
@@ -33,7 +33,7 @@ def steps(run: Path) -> list[int]:
 
 
 def finished(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Exit code and output."""
+    """Return the exit code and the output."""
     output, errors = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, output + errors
 
@@ -41,14 +41,14 @@ def finished(process: "subprocess.Popen[str]") -> tuple[int, str]:
 def assert_logged_once(output: str) -> None:
     lines = [line for line in output.splitlines() if line.startswith(("train ", "epoch ", "val "))]
     assert any(line.startswith("train  step 1/") for line in lines)
-    assert len(lines) == len(set(lines)) + sum(line.startswith("val ") for line in lines) - 1  # one a validation
+    assert len(lines) == len(set(lines)) + sum(line.startswith("val ") for line in lines) - 1  # one per validation
 
 
 @pytest.mark.slow
-def test_torchrun_and_ddp_make_one_run_with_the_same_results(start: Start, tmp_path: Path) -> None:
+def test_torchrun_and_ddp_give_the_same_results(start: Start, tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "pspexp")
     overrides = (*TINY, "tracking=mlflow")
-    both = [  # at the same time: they must not interfere
+    both = [  # concurrently: they must not interfere
         start(*overrides, "launcher=torchrun", "output_root=torchrun", command=torchrun),
         start(*overrides, "launcher=ddp", "launcher.nproc_per_node=2", "output_root=ddp"),
     ]
@@ -70,14 +70,14 @@ def mlflow_statuses(root: Path) -> list[str]:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
-    experiments = [one.experiment_id for one in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return [run.info.status for run in client.search_runs(experiments)]
 
 
 @pytest.mark.slow
-def test_a_killed_worker_fails_the_job_with_its_cause(start: Start, tmp_path: Path) -> None:
+def test_killed_worker_fails_the_job_and_names_the_signal(start: Start, tmp_path: Path) -> None:
     process = start(*LONG, "tracking=mlflow", "hydra.run.dir=run")
-    until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
+    wait_until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
     began = time.monotonic()
     os.kill(children(process.pid)[1], signal.SIGKILL)
     code, output = finished(process)
@@ -91,10 +91,10 @@ def test_a_killed_worker_fails_the_job_with_its_cause(start: Start, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_restarted_job_resumes_bit_exactly(start: Start, tmp_path: Path, cli: Cli) -> None:
-    overrides = (*LONG, "trainer.epochs=24", "trainer.validate_every=12")
+def test_restarted_job_resumes_bit_exactly(start: Start, tmp_path: Path, cli: Cli) -> None:
+    overrides = (*LONG, "trainer.epochs=80", "trainer.validate_every=40")
     process = start(*overrides, "tracking=mlflow", "hydra.run.dir=run", "launcher.max_restarts=1")
-    until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
+    wait_until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     code, output = finished(process)
     assert code == 0, output
@@ -108,7 +108,7 @@ def test_a_restarted_job_resumes_bit_exactly(start: Start, tmp_path: Path, cli: 
 
 
 @pytest.mark.slow
-def test_wrong_input_is_not_retried(cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_not_retried(cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli(*TINY, "trainer.max_steps=1", "hydra.run.dir=first") == 0
     before = last(tmp_path / "first")
     again = (*TWO, "launcher.max_restarts=1", "loader.batch_size=2")
@@ -117,16 +117,16 @@ def test_wrong_input_is_not_retried(cli: Cli, tmp_path: Path, capfd: pytest.Capt
     assert_same(last(tmp_path / "first"), before)
 
 
-def test_check_considers_the_number_of_processes(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_takes_the_number_of_processes_into_account(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=check", *TINY, "launcher=ddp", "launcher.nproc_per_node=64") == 2
     assert "loader.batch_size=2 × trainer.accumulate=1 × 64 processes is more than the 5" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["parent", "all processes", "parent is killed"])
-def test_a_stopped_job_saves_and_leaves_no_processes(start: Start, tmp_path: Path, target: str) -> None:
+def test_stopped_job_saves_and_leaves_no_processes(start: Start, tmp_path: Path, target: str) -> None:
     process = start(*LONG, "checkpoint.every_steps=null", "hydra.run.dir=run")
-    until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
+    wait_until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
     workers = children(process.pid)
     if target == "all processes":
         os.killpg(process.pid, signal.SIGTERM)
@@ -145,7 +145,7 @@ def test_a_stopped_job_saves_and_leaves_no_processes(start: Start, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_the_world_size_may_change_on_request_if_the_images_per_step_stay(
+def test_world_size_may_change_if_images_per_step_stay_the_same(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = (*TINY, "hydra.run.dir=run", "dataset.num_train=8", "checkpoint.resume=auto")
@@ -156,15 +156,15 @@ def test_the_world_size_may_change_on_request_if_the_images_per_step_stay(
     assert "1 process now, but 2 processes in the saved run" in capsys.readouterr().err
     assert cli(*overrides, allowed) == 2
     assert "4 × 1" not in (output := capsys.readouterr().err)
-    assert "= 2 × 1: the saved run takes 2 × 2 images a step" in output
+    assert "= 2 × 1: the saved run takes 2 × 2 images per step" in output
     assert cli(*overrides, allowed, "loader.batch_size=4") == 0
     assert steps(tmp_path / "run") == sorted(steps(tmp_path / "run"))
     assert last(tmp_path / "run")["step"] == 4
-    assert cli(*two, allowed, "loader.batch_size=2", "trainer.epochs=2") == 0  # and back, with nothing left to do
+    assert cli(*two, allowed, "loader.batch_size=2", "trainer.epochs=2") == 0  # and back; nothing is left to train
 
 
 @pytest.mark.slow
-def test_a_bad_image_of_one_process_is_reported_once_without_a_traceback(
+def test_bad_image_is_reported_once_without_a_traceback(
     cli: Cli, voc: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (voc / "JPEGImages" / "2.jpg").write_bytes(b"not an image")
@@ -177,7 +177,7 @@ def test_a_bad_image_of_one_process_is_reported_once_without_a_traceback(
 
 
 @pytest.mark.slow
-def test_a_worker_that_crashes_shows_its_own_traceback(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+def test_crashed_worker_shows_its_traceback(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli(*TWO, "loss._target_=tests.end_to_end.test_processes.Crashing") == 1
     output = capfd.readouterr()
     assert output.err.count("ZeroDivisionError: in the second process") == 1
@@ -185,7 +185,7 @@ def test_a_worker_that_crashes_shows_its_own_traceback(cli: Cli, capfd: pytest.C
     assert output.err.index("test_processes.py") < output.err.index("ZeroDivisionError")
 
 
-def test_a_crash_after_the_work_is_done_does_not_fail_the_job(
+def test_crash_at_interpreter_shutdown_does_not_fail_the_job(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SABOTAGE", "end")
@@ -195,7 +195,7 @@ def test_a_crash_after_the_work_is_done_does_not_fail_the_job(
 
 
 class Crashing(CrossEntropy):
-    """A loss that crashes in one of two processes."""
+    """A loss that crashes in the second process."""
 
     def forward(self, outputs: Any, target: torch.Tensor) -> torch.Tensor:
         if os.environ.get("RANK") == "1":
@@ -208,17 +208,17 @@ class Crashing(CrossEntropy):
     [
         (("launcher=torchrun",), "launcher=torchrun: 'RANK' is not set in the environment; start with 'torchrun"),
         (("launcher=slurm",), "launcher=slurm: SLURM_PROCID=, SLURM_NTASKS=, "),
-        (("-m", "launcher=torchrun", "seed=1,2"), "launcher=torchrun: a sweep cannot be started in several places"),
-        (("launcher=ddp", "launcher.nnodes=2"), "launcher.master_port=null: must be the same on all nodes"),
+        (("-m", "launcher=torchrun", "seed=1,2"), "launcher=torchrun: a sweep cannot be started by several processes"),
+        (("launcher=ddp", "launcher.nnodes=2"), "launcher.master_port=null: must be the same on all machines"),
         (
             ("launcher=ddp", "launcher.nproc_per_node=0"),
             "launcher.nproc_per_node=0: must be greater than or equal to 1",
         ),
-        (("-m", "launcher=ddp", "launcher.nnodes=2", "launcher.master_port=2", "seed=1,2"), "in several places; start"),
+        (("-m", "launcher=ddp", "launcher.nnodes=2", "launcher.master_port=2", "seed=1,2"), "by several processes"),
         (("launcher=ddp", "launcher.nproc_per_nod=2"), "did you mean 'launcher.nproc_per_node'?"),
     ],
 )
-def test_wrong_ways_to_start_are_explained(
+def test_invalid_launcher_settings_are_explained(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...], message: str
 ) -> None:
     assert cli(*overrides, *TINY) == 2

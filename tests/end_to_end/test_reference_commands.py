@@ -1,4 +1,4 @@
-"""The reference system's published commands, as translated in the README, with ``device=sdaa`` and little data."""
+"""The reference's published commands, as translated in the README, with ``device=sdaa`` and a tiny data set."""
 
 import re
 import runpy
@@ -18,10 +18,11 @@ README = (CHECKOUT / "README.md").read_text()
 BLOCK = re.search(r"The published commands of the reference, translated:\n\n```\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for line in BLOCK[1].splitlines() if not line.startswith("#")] if BLOCK else []
 
-# Overrides that make the runs small.
+# Overrides that keep the runs small.
 ALWAYS = ("loader.num_workers=0", "tracking=none")
 SMALL_NETWORK = (
     "model=pspnet18",
+    "model._target_=tests.small_network.pspnet",
     "model.pyramid_channels=4",
     "model.head_channels=8",
     "model.aux_channels=4",
@@ -33,7 +34,7 @@ SMALL_NETWORK = (
 
 @pytest.fixture
 def vocdevkit(tmp_path: Path) -> Path:
-    """VOC 2007 with eight images, labels in its palette."""
+    """VOC 2007 with eight images and palette labels."""
     root = tmp_path / "VOCdevkit" / "VOC2007"
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
@@ -51,7 +52,7 @@ def vocdevkit(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_published_commands_work(
+def test_published_commands_work(
     cli: Cli, vocdevkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(CHECKOUT / "tests" / "stand_in"))
@@ -64,13 +65,13 @@ def test_the_published_commands_work(
         return capfd.readouterr().out
 
     run(single, *ALWAYS, *SMALL_NETWORK, "trainer.max_steps=1")
-    two = (*ALWAYS, "launcher.nproc_per_node=2")  # as many cards as the stand-in has
+    two = (*ALWAYS, "launcher.nproc_per_node=2")  # the stand-in has two cards
     run(ddp, *two, *SMALL_NETWORK)
     assert "resuming from step 1" in run(resume, *ALWAYS, *SMALL_NETWORK)
-    alone, together = run(test, *ALWAYS), run(test_ddp, *two)
-    table = [line for line in alone.splitlines() if re.match(r"\w+ +\d+\.\d\d ", line)]
+    single_output, ddp_output = run(test, *ALWAYS), run(test_ddp, *two)
+    table = [line for line in single_output.splitlines() if re.match(r"\w+ +\d+\.\d\d ", line)]
     assert len(table) >= 20
-    assert [line for line in together.splitlines() if re.match(r"\w+ +\d+\.\d\d ", line)] == table
+    assert [line for line in ddp_output.splitlines() if re.match(r"\w+ +\d+\.\d\d ", line)] == table
     assert "2 × sdaa:0" in run(check, *SMALL_NETWORK, f"dataset.root={vocdevkit}")
 
     script, *overrides = shlex.split(labels.removeprefix("python "))

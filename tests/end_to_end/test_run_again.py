@@ -1,4 +1,4 @@
-"""Doing a run again: the same bits, and a word about everything that is not as it was."""
+"""Reruns: bit-identical results, and a message for everything that has changed since the original run."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import TINY, Cli, last, type_in
+from tests.conftest import TINY, Cli, last, run_commands
 from tests.engine.test_trainer import assert_same
 
 TIMES = ("time", "train/images_per_second", "train/data_time", "train/step_time")
@@ -27,36 +27,38 @@ def provenance(folder: Path) -> dict[str, Any]:
     return found
 
 
-def told(folder: Path) -> list[str]:
-    """What the log says of the rerun."""
+def rerun_messages(folder: Path) -> list[str]:
+    """Return the log's messages about the rerun."""
     return re.findall(r"rerun.*", (folder / "run.log").read_text())
 
 
 def assert_same_run(one: Path, other: Path, *, stopped: bool = False) -> None:
-    """Weights, optimizer state and recorded values are equal to the last bit.
+    """Check that weights, optimizer state and recorded values are bit-identical.
 
     Args:
-        stopped: one of them was also validated where ``trainer.max_steps`` had stopped it.
+        stopped: one of the runs was also validated where ``trainer.max_steps`` stopped it.
     """
     left, right = last(one), last(other)
     for key in ("model", "training"):
         assert_same(left[key], right[key], key)
-    mine, others = ([line for line in records(run) if not stopped or "train/loss" in line] for run in (one, other))
-    assert mine == others
+    left_records, right_records = (
+        [line for line in records(run) if not stopped or "train/loss" in line] for run in (one, other)
+    )
+    assert left_records == right_records
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with overrides, tracked in MLflow, that later tests only read."""
+    """A finished run with overrides, tracked in MLflow, that tests only read."""
     home = tmp_path_factory.mktemp("trained")
-    words = ["optimizer=sgd", "optimizer.momentum=0.8", "trainer.ema=0.9", "seed=7", "run_name=first"]
-    type_in(home, (*TINY, "tracking=mlflow", *words, "hydra.run.dir=outputs/shapes/run"))
+    overrides = ["optimizer=sgd", "optimizer.momentum=0.8", "trainer.ema=0.9", "seed=7", "run_name=first"]
+    run_commands(home, (*TINY, "tracking=mlflow", *overrides, "hydra.run.dir=outputs/shapes/run"))
     return home / "outputs" / "shapes" / "run"
 
 
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Path:
-    """The run's records alone, to be tampered with."""
+    """A copy of the run's records, for tests to modify."""
     folder = tmp_path / "copy"
     folder.mkdir()
     for name in ("config.yaml", "provenance.json", "summary.json"):
@@ -64,7 +66,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_records_where_it_comes_from(trained: Path) -> None:
+def test_run_records_its_provenance(trained: Path) -> None:
     (attempt,) = provenance(trained)["attempts"]
     assert attempt["command"].startswith("pspexp dataset=shapes dataset.num_train=5")
     assert attempt["command"].endswith("run_name=first hydra.run.dir=outputs/shapes/run")
@@ -81,19 +83,19 @@ def test_a_run_records_where_it_comes_from(trained: Path) -> None:
     assert summary["git_commit"] == attempt["git_commit"]
 
 
-def test_a_run_done_again_is_bitwise_the_same(trained: Path, cli: Cli, tmp_path: Path) -> None:
+def test_rerun_is_bit_identical(trained: Path, cli: Cli, tmp_path: Path) -> None:
     assert cli("mode=train", f"rerun={trained}") == 0
     (folder,) = (tmp_path / "outputs" / "shapes").iterdir()
     assert_same_run(folder, trained)
     assert provenance(folder)["rerun_of"] == str(trained)
-    assert told(folder)[-1].endswith("code, versions, machine and data are unchanged")
+    assert rerun_messages(folder)[-1].endswith("code, versions, machine and data are unchanged")
     config, before = (yaml.safe_load((one / "config.yaml").read_text()) for one in (folder, trained))
     changed = {"rerun", "run_name"}
     assert {key for key in config if config[key] != before[key]} == changed
     assert config["run_name"] is None
 
 
-def test_weights_to_start_from_are_recorded(trained: Path, cli: Cli, tmp_path: Path) -> None:
+def test_changed_initial_weights_are_reported(trained: Path, cli: Cli, tmp_path: Path) -> None:
     weights = tmp_path / "w.pt"
     shutil.copy(trained / "checkpoints" / "best.pt", weights)
     assert cli(*TINY, "model.weights=w.pt", "trainer.max_steps=1", "hydra.run.dir=first") == 0
@@ -101,10 +103,10 @@ def test_weights_to_start_from_are_recorded(trained: Path, cli: Cli, tmp_path: P
     assert attempt["weights"] == {"model.weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
     shutil.copy(trained / "checkpoints" / "last.pt", weights)
     assert cli("rerun=first", "hydra.run.dir=again") == 0
-    assert any("weights: the file of model.weights differs" in line for line in told(tmp_path / "again"))
+    assert any("weights: the file of model.weights differs" in line for line in rerun_messages(tmp_path / "again"))
 
 
-def test_an_mlflow_run_is_done_again(trained: Path, cli: Cli, tmp_path: Path) -> None:
+def test_rerun_of_an_mlflow_run(trained: Path, cli: Cli, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     run_id = json.loads((trained / "summary.json").read_text())["mlflow_run_id"]
@@ -112,7 +114,7 @@ def test_an_mlflow_run_is_done_again(trained: Path, cli: Cli, tmp_path: Path) ->
     assert cli(f"rerun=runs:/{run_id}", f"tracking.tracking_uri={uri}", "hydra.run.dir=again") == 0
     again = tmp_path / "again"
     assert_same_run(again, trained)
-    assert told(again)[-1].endswith("are unchanged")
+    assert rerun_messages(again)[-1].endswith("are unchanged")
 
     client = MlflowClient(tracking_uri=uri)
     run = client.get_run(json.loads((again / "summary.json").read_text())["mlflow_run_id"])
@@ -120,29 +122,29 @@ def test_an_mlflow_run_is_done_again(trained: Path, cli: Cli, tmp_path: Path) ->
     assert run.data.tags["rerun_of"] == f"runs:/{run_id}"
     for tag in ("host", "data", "git_commit"):
         assert run.data.tags[tag] == first.data.tags[tag]
-    assert "provenance.json" in {one.path for one in client.list_artifacts(run_id)}
+    assert "provenance.json" in {file.path for file in client.list_artifacts(run_id)}
 
 
-def test_what_is_typed_wins(trained: Path, cli: Cli, tmp_path: Path) -> None:
-    words = ("optimizer=adamw", "seed=8", "dataset.image_size=64", "trainer.max_steps=1", "tracking=none")
-    assert cli(f"rerun={trained}", *words, "hydra.run.dir=again") == 0
+def test_overrides_win_over_the_original_run(trained: Path, cli: Cli, tmp_path: Path) -> None:
+    overrides = ("optimizer=adamw", "seed=8", "dataset.image_size=64", "trainer.max_steps=1", "tracking=none")
+    assert cli(f"rerun={trained}", *overrides, "hydra.run.dir=again") == 0
     config = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
     assert config["optimizer"]["_target_"] == "pspexp.optim.adamw"
     assert "momentum" not in config["optimizer"]
     assert (config["seed"], config["dataset"]["image_size"], config["dataset"]["num_train"]) == (8, 64, 5)
     assert config["choices"]["optimizer"] == "adamw"
     assert config["trainer"]["ema"] == 0.9
-    lines = "\n".join(told(tmp_path / "again"))
+    lines = "\n".join(rerun_messages(tmp_path / "again"))
     assert "as overridden, seed: 7 then, 8 now" in lines
     assert "data: train: 5 images then and now, but their names, sizes or order differ" in lines
 
 
 @pytest.mark.slow
-def test_a_run_that_was_resumed_and_one_of_an_experiment(cli: Cli, tmp_path: Path) -> None:
-    tiny = [word for word in TINY if not word.startswith(("dataset=", "model=", "inference="))]
-    words = ("experiment=quickstart", *tiny, "optimizer.lr=0.01", "scheduler.warmup_steps=1", "hydra.run.dir=first")
-    assert cli(*words, "trainer.max_steps=3") == 0
-    assert cli(*words, "checkpoint.resume=auto") == 0
+def test_rerun_of_a_resumed_run_of_an_experiment(cli: Cli, tmp_path: Path) -> None:
+    tiny = [override for override in TINY if not override.startswith(("dataset=", "model=", "inference="))]
+    overrides = ("experiment=quickstart", *tiny, "optimizer.lr=0.01", "scheduler.warmup_steps=1", "hydra.run.dir=first")
+    assert cli(*overrides, "trainer.max_steps=3") == 0
+    assert cli(*overrides, "checkpoint.resume=auto") == 0
     first, second = provenance(tmp_path / "first")["attempts"]
     assert first["command"].endswith("trainer.max_steps=3")
     assert second["command"].endswith("checkpoint.resume=auto")
@@ -154,21 +156,21 @@ def test_a_run_that_was_resumed_and_one_of_an_experiment(cli: Cli, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_rerun_goes_on_with_itself(cli: Cli, tmp_path: Path) -> None:
+def test_rerun_resumes_its_own_run(cli: Cli, tmp_path: Path) -> None:
     assert cli(*TINY) == 0
     (first,) = (tmp_path / "outputs" / "shapes").iterdir()
-    (first / "summary.json").write_text('{"status": "KILLED"}')  # as if it were the newest unfinished one
-    words = ("rerun=" + str(first), "checkpoint.resume=auto", "optimizer.lr=5e-5")
-    assert cli(*words, "trainer.max_steps=1", "hydra.run.dir=outputs/shapes/again") == 0
+    (first / "summary.json").write_text('{"status": "KILLED"}')  # as if the original were unfinished
+    overrides = ("rerun=" + str(first), "checkpoint.resume=auto", "optimizer.lr=5e-5")
+    assert cli(*overrides, "trainer.max_steps=1", "hydra.run.dir=outputs/shapes/again") == 0
     again = tmp_path / "outputs" / "shapes" / "again"
     (again / "summary.json").write_text('{"status": "KILLED"}')
-    assert cli(*words) == 0
+    assert cli(*overrides) == 0
     assert sorted((tmp_path / "outputs" / "shapes").iterdir()) == sorted([first, again])
     assert_same_run(again, first, stopped=True)
     assert provenance(again)["rerun_of"] == str(first)
 
 
-def test_everything_that_differs_is_told(copy: Path, cli: Cli, tmp_path: Path) -> None:
+def test_every_difference_is_reported(copy: Path, cli: Cli, tmp_path: Path) -> None:
     content = provenance(copy)
     (then,) = content["attempts"]
     commit = str(then["git_commit"]).removesuffix("-dirty")
@@ -181,7 +183,7 @@ def test_everything_that_differs_is_told(copy: Path, cli: Cli, tmp_path: Path) -
     (copy / "uncommitted.diff").write_text("diff --git a/x b/x\n")
 
     assert cli(f"rerun={copy}", "trainer.max_steps=1", "tracking=none", "hydra.run.dir=again") == 0
-    lines = "\n".join(told(tmp_path / "again"))
+    lines = "\n".join(rerun_messages(tmp_path / "again"))
     expected = [
         f"code: commit {'0' * 40} then, {commit} now (git checkout {'0' * 40})",
         f"git apply {copy / 'uncommitted.diff'}",
@@ -196,7 +198,7 @@ def test_everything_that_differs_is_told(copy: Path, cli: Cli, tmp_path: Path) -
     assert "are unchanged" not in lines
 
 
-def test_runs_of_earlier_versions_say_what_is_not_known(copy: Path, cli: Cli, tmp_path: Path) -> None:
+def test_unknown_facts_of_older_runs_are_reported(copy: Path, cli: Cli, tmp_path: Path) -> None:
     (copy / "provenance.json").unlink()
     config = yaml.safe_load((copy / "config.yaml").read_text())
     del config["rerun"], config["trainer"]["compile"]
@@ -204,7 +206,7 @@ def test_runs_of_earlier_versions_say_what_is_not_known(copy: Path, cli: Cli, tm
     config["optimizer"]["older_key"] = 4
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     assert cli(f"rerun={copy}", "trainer.max_steps=1", "tracking=none", "hydra.run.dir=again") == 0
-    warned = [line for line in told(tmp_path / "again") if "as overridden" not in line]
+    warned = [line for line in rerun_messages(tmp_path / "again") if "as overridden" not in line]
     assert warned == [
         "rerun: there is no provenance.json: uncommitted changes, machine and data of the repeated run are unknown",
         "rerun: configuration: optimizer.older_key=4 of then does not exist any more and is left out",
@@ -213,37 +215,35 @@ def test_runs_of_earlier_versions_say_what_is_not_known(copy: Path, cli: Cli, tm
     ]
 
 
-def test_a_test_is_done_again(trained: Path, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("mode=test", "tracking=none")
-    assert cli(*words, f"checkpoint.path={trained}", "dataset.num_val=2", "hydra.run.dir=first") == 0
-    assert cli(*words, "rerun=first", "hydra.run.dir=again") == 0
+def test_rerun_of_a_test(trained: Path, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ("mode=test", "tracking=none")
+    assert cli(*overrides, f"checkpoint.path={trained}", "dataset.num_val=2", "hydra.run.dir=first") == 0
+    assert cli(*overrides, "rerun=first", "hydra.run.dir=again") == 0
     assert records(tmp_path / "again") == records(tmp_path / "first")
-    assert told(tmp_path / "again")[-1].endswith("are unchanged")
+    assert rerun_messages(tmp_path / "again")[-1].endswith("are unchanged")
 
     assert cli("rerun=first") == 2
     assert "mode=train: rerun=first is a run of mode=test; set mode=test" in capsys.readouterr().err
-    assert cli(*words, f"rerun={trained}") == 2
+    assert cli(*overrides, f"rerun={trained}") == 2
     assert "is a run of mode=train; set mode=train" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_several_processes_do_it_again(cli: Cli, tmp_path: Path) -> None:
-    words = (*TINY, "dataset.num_train=9", "launcher=ddp", "launcher.nproc_per_node=2", "hydra.run.dir=first")
-    assert cli(*words) == 0
+def test_rerun_with_two_processes(cli: Cli, tmp_path: Path) -> None:
+    overrides = (*TINY, "dataset.num_train=9", "launcher=ddp", "launcher.nproc_per_node=2", "hydra.run.dir=first")
+    assert cli(*overrides) == 0
     (attempt,) = provenance(tmp_path / "first")["attempts"]
     assert attempt["command"].endswith("launcher=ddp launcher.nproc_per_node=2 hydra.run.dir=first")
     assert attempt["processes"] == 2
     assert cli("rerun=first", "hydra.run.dir=again") == 0
     assert_same_run(tmp_path / "again", tmp_path / "first")
-    assert told(tmp_path / "again")[-1].endswith("are unchanged")
+    assert rerun_messages(tmp_path / "again")[-1].endswith("are unchanged")
 
 
 @pytest.mark.slow
-def test_a_sweep_over_seeds_of_one_run(
-    trained: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # on which the last bits depend
-    words = ("-m", f"rerun={trained}", "seed=7,8", "tracking=none", "hydra.sweep.dir=sweep")
-    assert cli(*words) == 0
+def test_sweep_over_seeds_of_a_rerun(trained: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # the last bits depend on it
+    overrides = ("-m", f"rerun={trained}", "seed=7,8", "tracking=none", "hydra.sweep.dir=sweep")
+    assert cli(*overrides) == 0
     assert_same_run(tmp_path / "sweep" / "0", trained)
     assert records(tmp_path / "sweep" / "1") != records(trained)

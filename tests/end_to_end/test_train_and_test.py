@@ -1,4 +1,4 @@
-"""What a user types first: train, look at the folder, test the checkpoint, start from it again."""
+"""A user's first steps: train, look at the run folder, test the checkpoint, train from it."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import TINY, Cli, type_in
+from tests.conftest import PSPNET18, Cli, run_commands
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -23,20 +23,20 @@ def records(folder: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, tracked in MLflow, that later tests only read."""
+    """A finished run, tracked in MLflow, that tests only read."""
     home = tmp_path_factory.mktemp("trained")
-    type_in(home, (*TINY, "tracking=mlflow", "trainer.ema=0.9", "run_name=first"))
+    run_commands(home, (*PSPNET18, "tracking=mlflow", "trainer.ema=0.9", "run_name=first"))
     (folder,) = (home / "outputs" / "shapes").iterdir()
     return folder
 
 
-def test_the_run_folder_holds_what_was_promised(trained: Path) -> None:
-    promised = [
+def test_run_folder_holds_the_documented_files(trained: Path) -> None:
+    documented = [
         *("config.yaml", "overrides.txt", "run.log", "metrics.jsonl", "summary.json", "tables/val_iou.csv"),
         *("checkpoints/last.pt", "checkpoints/best.pt"),
         *("plots/train_loss.png", "plots/val_loss.png", "plots/confusion_matrix.png"),
     ]
-    assert [name for name in promised if not (trained / name).is_file()] == []
+    assert [name for name in documented if not (trained / name).is_file()] == []
     assert len(list((trained / "plots" / "samples").glob("*.png"))) == 3
 
     config = yaml.safe_load((trained / "config.yaml").read_text())
@@ -45,7 +45,7 @@ def test_the_run_folder_holds_what_was_promised(trained: Path) -> None:
     assert "epoch 2, step 4" in (trained / "run.log").read_text()
 
 
-def test_the_records_have_the_promised_names(trained: Path) -> None:
+def test_records_have_the_documented_names(trained: Path) -> None:
     lines = records(trained)
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
     validation = [line for line in lines if "val/mean_iou" in line]
@@ -55,10 +55,10 @@ def test_the_records_have_the_promised_names(trained: Path) -> None:
     val_names = {"val/loss", "val/overall_acc", "val/mean_acc", "val/freqw_acc", "val/iou/background"}
     assert val_names | {"best/mean_iou", "best/epoch"} <= validation[-1].keys()
 
-    told = summary(trained)
-    assert told["status"] == "FINISHED"
-    assert told["best"]["best/mean_iou"] == max(line["val/mean_iou"] for line in validation)
-    assert told["images_per_second"] > 0
+    result = summary(trained)
+    assert result["status"] == "FINISHED"
+    assert result["best"]["best/mean_iou"] == max(line["val/mean_iou"] for line in validation)
+    assert result["images_per_second"] > 0
 
     with (trained / "tables" / "val_iou.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -67,7 +67,7 @@ def test_the_records_have_the_promised_names(trained: Path) -> None:
     assert sum(ious) / len(ious) == pytest.approx(validation[-1]["val/mean_iou"], abs=1e-6)
 
 
-def test_mlflow_shows_the_run(trained: Path) -> None:
+def test_mlflow_holds_the_run(trained: Path) -> None:
     from mlflow import MlflowClient
 
     outputs = trained.parents[1]
@@ -80,22 +80,24 @@ def test_mlflow_shows_the_run(trained: Path) -> None:
     assert run.data.tags["model"] == "pspnet18"
     assert "mean IoU" in run.data.tags["mlflow.note.content"]
     validation = [line["val/mean_iou"] for line in records(trained) if "val/mean_iou" in line]
-    assert [one.value for one in client.get_metric_history(run.info.run_id, "val/mean_iou")] == validation
-    top = {one.path for one in client.list_artifacts(run.info.run_id)}
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "val/mean_iou")] == validation
+    top = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "tables", "plots", "checkpoints"} <= top
-    saved = {one.path for one in client.list_artifacts(run.info.run_id, "checkpoints")}
+    saved = {file.path for file in client.list_artifacts(run.info.run_id, "checkpoints")}
     assert saved == {"checkpoints/best.pt", "checkpoints/last.pt"}
 
 
-@pytest.mark.parametrize("meant", ["file", "folder", "runs:/"])
-def test_testing_gives_exactly_the_numbers_of_validation(meant: str, trained: Path, cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["file", "folder", "runs:/"])
+def test_testing_reproduces_the_validation_metrics_exactly(
+    source: str, trained: Path, cli: Cli, tmp_path: Path
+) -> None:
     outputs = trained.parents[1]
     path = {
         "file": str(trained / "checkpoints" / "best.pt"),
         "folder": str(trained),
         "runs:/": f"runs:/{summary(trained)['mlflow_run_id']}",
-    }[meant]
-    uri = f"tracking.tracking_uri=sqlite:///{outputs / 'mlflow.db'}" if meant == "runs:/" else "tracking=none"
+    }[source]
+    uri = f"tracking.tracking_uri=sqlite:///{outputs / 'mlflow.db'}" if source == "runs:/" else "tracking=none"
     assert cli("mode=test", f"checkpoint.path={path}", "hydra.run.dir=tested", uri) == 0
 
     best = {key: value for key, value in summary(trained)["best"].items() if key.startswith("val/")}
@@ -106,39 +108,39 @@ def test_testing_gives_exactly_the_numbers_of_validation(meant: str, trained: Pa
     assert yaml.safe_load((tmp_path / "tested" / "config.yaml").read_text())["choices"]["model"] == "pspnet18"
 
 
-def test_an_explicit_override_wins_over_the_checkpoint(trained: Path, cli: Cli, tmp_path: Path) -> None:
-    words = ("mode=test", f"checkpoint.path={trained}", "hydra.run.dir=tested", "tracking=none")
-    assert cli(*words, "dataset.num_val=2", "inference=center_crop", "crop_size=25") == 0
+def test_override_wins_over_the_checkpoint(trained: Path, cli: Cli, tmp_path: Path) -> None:
+    overrides = ("mode=test", f"checkpoint.path={trained}", "hydra.run.dir=tested", "tracking=none")
+    assert cli(*overrides, "dataset.num_val=2", "inference=center_crop", "crop_size=25") == 0
     config = yaml.safe_load((tmp_path / "tested" / "config.yaml").read_text())
     assert config["dataset"]["num_val"] == 2
     assert config["dataset"]["image_size"] == 48
     assert config["inference"] == {"_target_": "pspexp.inference.CenterCrop", "crop_size": 25}
 
 
-def test_a_checkpoint_of_other_classes_is_refused(
+def test_checkpoint_with_different_classes_is_refused(
     trained: Path, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("mode=test", f"checkpoint.path={trained}", "dataset=voc_folder", f"dataset.root={tmp_path}")
-    assert cli(*words, "dataset.class_names=[a,b]", "tracking=none") == 2
-    assert "model.num_classes=5: but the dataset has 2 classes" in capsys.readouterr().err
+    overrides = ("mode=test", f"checkpoint.path={trained}", "dataset=voc_folder", f"dataset.root={tmp_path}")
+    assert cli(*overrides, "dataset.class_names=[a,b]", "tracking=none") == 2
+    assert "model.num_classes=5: but the data set has 2 classes" in capsys.readouterr().err
 
 
-def test_weights_of_another_project_are_tested(trained: Path, cli: Cli, tmp_path: Path) -> None:
+def test_weights_from_another_project_can_be_tested(trained: Path, cli: Cli, tmp_path: Path) -> None:
     ours = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)
     torch.save(
         {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in ours["ema"].items()}}, "foreign.pth"
     )
-    words = [word for word in TINY if not word.startswith("trainer")]
-    assert cli("mode=test", "checkpoint.path=foreign.pth", "hydra.run.dir=tested", *words) == 0
+    overrides = [override for override in PSPNET18 if not override.startswith("trainer")]
+    assert cli("mode=test", "checkpoint.path=foreign.pth", "hydra.run.dir=tested", *overrides) == 0
     (line,) = records(tmp_path / "tested")
     assert line["test/mean_iou"] == summary(trained)["best"]["val/mean_iou"]
 
 
-def test_starting_from_a_checkpoint_with_other_classes(trained: Path, cli: Cli, tmp_path: Path, voc: Path) -> None:
+def test_fine_tuning_with_different_classes(trained: Path, cli: Cli, tmp_path: Path, voc: Path) -> None:
     weights = trained / "checkpoints" / "best.pt"
-    words = [word for word in TINY if not word.startswith("dataset")]
+    overrides = [override for override in PSPNET18 if not override.startswith("dataset")]
     code = cli(
-        *words,
+        *overrides,
         "dataset=voc_folder",
         f"dataset.root={voc}",
         "dataset.class_names=[a,b,c]",
@@ -155,7 +157,7 @@ def test_starting_from_a_checkpoint_with_other_classes(trained: Path, cli: Cli, 
     torch.testing.assert_close(tuned["backbone.layer4.1.conv2.weight"], first["backbone.layer4.1.conv2.weight"])
     assert tuned["classifier.weight"].shape[0] == 3
 
-    weights.rename(weights.with_suffix(".moved"))  # what it started from may be gone later
+    weights.rename(weights.with_suffix(".moved"))  # the initial weights may be gone by now
     try:
         assert cli("mode=test", "checkpoint.path=tuned", "hydra.run.dir=tested", "tracking=none") == 0
     finally:
@@ -172,14 +174,14 @@ def test_starting_from_a_checkpoint_with_other_classes(trained: Path, cli: Cli, 
     ],
     ids=lambda choice: choice[0],
 )
-def test_every_choice_trains(choice: tuple[str, ...], cli: Cli, tmp_path: Path) -> None:
-    assert cli(*TINY, *choice, "trainer.max_steps=1", "hydra.run.dir=run") == 0
+def test_every_option_trains(choice: tuple[str, ...], cli: Cli, tmp_path: Path) -> None:
+    assert cli(*PSPNET18, *choice, "trainer.max_steps=1", "hydra.run.dir=run") == 0
     assert summary(tmp_path / "run")["status"] == "FINISHED"
 
 
 @pytest.mark.parametrize("model", ["fcn_resnet50", "deeplabv3_resnet50", "pspnet50_mmseg"])
-def test_every_kind_of_model_trains(model: str, cli: Cli, tmp_path: Path) -> None:
-    words = [word for word in TINY if not word.startswith("model")]
-    words += [f"model={model}", "model.output_stride=32", "trainer.max_steps=1", "loader.max_eval_images=1"]
-    assert cli(*words, "hydra.run.dir=run") == 0
+def test_every_model_family_trains(model: str, cli: Cli, tmp_path: Path) -> None:
+    overrides = [override for override in PSPNET18 if not override.startswith("model")]
+    overrides += [f"model={model}", "model.output_stride=32", "trainer.max_steps=1", "loader.max_eval_images=1"]
+    assert cli(*overrides, "hydra.run.dir=run") == 0
     assert summary(tmp_path / "run")["status"] == "FINISHED"

@@ -1,4 +1,4 @@
-"""Atomic writing and verified reading."""
+"""Writing checkpoints atomically, and reading and finding them."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pspexp.tracking import runs
 from pspexp.utils.trees import flatten
 
 
-def test_what_is_written_is_read_safely(tmp_path: Path) -> None:
+def test_saved_checkpoints_are_read_safely(tmp_path: Path) -> None:
     folder = checkpoint.CheckpointDir(tmp_path / "checkpoints", {"seed": 1})
     weights = {"step": 3, "model": {"w": torch.ones(2)}, "ema": None}
     folder.save("last.pt", {**weights, "training": {"state": {"best": {}}}})
@@ -27,7 +27,7 @@ def test_what_is_written_is_read_safely(tmp_path: Path) -> None:
     assert sorted(file.name for file in folder.folder.iterdir()) == ["best.pt", "last.pt"]
 
 
-def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint.CheckpointDir(tmp_path, {})
     folder.save("last.pt", {"step": 1})
 
@@ -39,23 +39,25 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="no space"):
         folder.save("last.pt", {"step": 2})
     assert checkpoint.read(tmp_path / "last.pt")["step"] == 1
-    assert [one.name for one in tmp_path.iterdir()] == ["last.pt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
 @pytest.mark.parametrize(
-    ("content", "training", "said"),
+    ("content", "training", "message"),
     [
         ({"state_dict": {}}, False, "not a checkpoint of this project"),
         ({"format": "pspexp/1", "model": {}}, True, "holds weights only; resume from the run's last.pt"),
     ],
 )
-def test_other_files_are_refused(content: dict[str, object], training: bool, said: str, tmp_path: Path) -> None:
+def test_foreign_and_weights_only_files_are_refused(
+    content: dict[str, object], training: bool, message: str, tmp_path: Path
+) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         checkpoint.read(tmp_path / "x.pt", training=training)
 
 
-def test_a_cut_off_file_is_named(tmp_path: Path) -> None:
+def test_truncated_file_is_named(tmp_path: Path) -> None:
     torch.save({"format": "pspexp/1", "model": {"w": torch.ones(1000)}}, tmp_path / "x.pt")
     whole = (tmp_path / "x.pt").read_bytes()
     (tmp_path / "x.pt").write_bytes(whole[: len(whole) // 2])
@@ -63,7 +65,7 @@ def test_a_cut_off_file_is_named(tmp_path: Path) -> None:
         checkpoint.read(tmp_path / "x.pt")
 
 
-def test_a_path_means_a_file_or_a_run_folder(tmp_path: Path) -> None:
+def test_checkpoint_path_may_be_a_file_or_a_run_folder(tmp_path: Path) -> None:
     best = tmp_path / "run" / "checkpoints" / "best.pt"
     best.parent.mkdir(parents=True)
     torch.save({}, best)
@@ -76,7 +78,7 @@ def test_a_path_means_a_file_or_a_run_folder(tmp_path: Path) -> None:
         runs.find_checkpoint(str(tmp_path / "run"), "last.pt")
 
 
-def test_the_newest_unfinished_run_that_nobody_holds(tmp_path: Path) -> None:
+def test_latest_unfinished_run_that_is_not_locked_is_found(tmp_path: Path) -> None:
     for number, (name, status) in enumerate([("a", "KILLED"), ("b", "RUNNING"), ("c", "FINISHED"), ("d", "FAILED")]):
         file = tmp_path / name / "checkpoints" / "last.pt"
         file.parent.mkdir(parents=True)
@@ -84,31 +86,31 @@ def test_the_newest_unfinished_run_that_nobody_holds(tmp_path: Path) -> None:
         os.utime(file, (number, number))
         (tmp_path / name / "summary.json").write_text(json.dumps({"status": status}))
 
-    def found(*others: str) -> Path | None:
-        return runs.latest_unfinished(tmp_path, lambda file: file.parent.parent.name not in others)
+    def latest(*excluded: str) -> Path | None:
+        return runs.latest_unfinished(tmp_path, lambda file: file.parent.parent.name not in excluded)
 
-    assert found() == tmp_path / "d"
-    assert found("d") == tmp_path / "b"
+    assert latest() == tmp_path / "d"
+    assert latest("d") == tmp_path / "b"
     with runs.run_dir_lock(tmp_path / "b"):
-        assert found("d") == tmp_path / "a"
+        assert latest("d") == tmp_path / "a"
         with pytest.raises(UserError, match="another process is writing there"), runs.run_dir_lock(tmp_path / "b"):
             pass
-    assert found("d", "b", "a") is None
+    assert latest("d", "b", "a") is None
 
 
-def test_tensors_go_to_the_cpu_wherever_they_are() -> None:
+def test_nested_tensors_are_moved_to_the_cpu() -> None:
     moved = checkpoint.to_cpu({"a": [torch.ones(1, requires_grad=True)], "b": (1, "x")})
     assert moved["a"][0].device.type == "cpu"
     assert not moved["a"][0].requires_grad
     assert moved["b"] == (1, "x")
 
 
-def test_nested_keys_become_dotted_ones() -> None:
+def test_nested_keys_become_dotted_keys() -> None:
     flat = flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2], "f": {}})
     assert flat == {"a.b": 1, "a.c.d": None, "e": [1, 2], "f": {}}
 
 
-def test_what_keeps_a_run_from_going_on() -> None:
+def test_changed_settings_prevent_a_resume() -> None:
     free = {"allow_world_size_change": False}
     then = {
         "checkpoint": free,

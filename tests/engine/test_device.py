@@ -1,4 +1,4 @@
-"""Devices are described by what they support, not by their names."""
+"""Devices and precisions: availability, capabilities and plugins."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +11,14 @@ from pspexp.engine.precision import Precision, unsupported_reason
 from pspexp.errors import ArgumentError, UserError
 
 
-def test_auto_and_the_cpu_are_available() -> None:
+def test_auto_and_cpu_are_available() -> None:
     assert unavailable_reason("cpu") is None
     assert unavailable_reason(Device("auto").type) is None
     assert Device("cpu").move(torch.ones(1)).device.type == "cpu"
     assert "threads" in Device("cpu").describe()
 
 
-def test_a_missing_device_is_refused_with_torchs_reason() -> None:
+def test_missing_device_is_refused_with_torchs_reason() -> None:
     missing = next(kind for kind in ("cuda", "mps", "xpu") if unavailable_reason(kind))
     with pytest.raises(UserError, match=f"device={missing}: not available here .*; try device=auto or device=cpu"):
         Device(missing)
@@ -43,7 +43,7 @@ def test_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
 
 @pytest.fixture
 def _restore_tf32() -> Iterator[None]:
-    """Restore torch's settings for float32 products."""
+    """Restore torch's settings for float32 matrix products."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
     torch.set_float32_matmul_precision(before[0])
@@ -51,7 +51,7 @@ def _restore_tf32() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_restore_tf32")
-def test_only_tf32_rounds_float32_products() -> None:
+def test_only_tf32_rounds_float32_matrix_products() -> None:
     for name, rounds in (("tf32", True), ("fp32", False), ("bf16", False)):
         Precision(name).apply()  # type: ignore[arg-type]
         assert torch.backends.cudnn.allow_tf32 is rounds
@@ -59,7 +59,7 @@ def test_only_tf32_rounds_float32_products() -> None:
 
 
 @pytest.mark.cuda
-def test_asynchronous_copies_finish_before_they_are_used() -> None:
+def test_asynchronous_copies_finish_before_use() -> None:
     device = Device("cuda")
     busy = torch.randn(4096, 4096, device="cuda")
     for number in range(20):
@@ -70,7 +70,7 @@ def test_asynchronous_copies_finish_before_they_are_used() -> None:
     device.record_event()()
 
 
-def test_a_plugin_that_is_not_installed_is_named() -> None:
+def test_missing_plugin_is_named() -> None:
     with pytest.raises(UserError, match="device=npu: plugin torch_nowhere is not installed; follow the vendor's instr"):
         Device("npu", plugin="torch_nowhere")
 
@@ -82,7 +82,7 @@ def test_a_plugin_that_is_not_installed_is_named() -> None:
         ("import missing_module", "ModuleNotFoundError: No module named 'missing_module'"),
     ],
 )
-def test_a_plugin_that_fails_is_named_with_its_reason(
+def test_plugin_that_fails_to_import_is_named_with_its_error(
     source: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "torch_broken.py").write_text(source)
@@ -94,7 +94,7 @@ def test_a_plugin_that_fails_is_named_with_its_reason(
     )
 
 
-def test_a_class_that_does_not_exist_is_named_by_its_argument() -> None:
+def test_missing_class_is_named_with_its_argument() -> None:
     with pytest.raises(ArgumentError, match=r"^grad_scaler=torch.amp.Scaler: cannot be imported \(.*Scaler"):
         Device("cpu", grad_scaler="torch.amp.Scaler")
 
@@ -110,7 +110,7 @@ def test_invalid_arguments_are_reported_together() -> None:
         Precision("fp8")  # type: ignore[arg-type]
 
 
-def test_the_cpu_has_no_cards_to_choose_from() -> None:
+def test_device_index_is_refused_on_the_cpu() -> None:
     with pytest.raises(ArgumentError, match=r"^index=1: device=cpu has no cards"):
         Device("cpu", index=1)
 
@@ -132,7 +132,7 @@ def disabled_scaler() -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", enabled=False)
 
 
-def test_a_precision_without_effect_is_refused() -> None:
+def test_precision_without_effect_is_refused() -> None:
     device = Device("cpu", autocast=f"{__name__}.NoAutocast")
     with pytest.raises(
         UserError, match=r"precision=bf16: not supported on cpu .* \(autocast has no effect\); use prec"
@@ -140,15 +140,15 @@ def test_a_precision_without_effect_is_refused() -> None:
         Precision("bf16").resolve(device)
 
 
-def test_a_scaler_that_disables_itself_is_refused() -> None:
+def test_disabled_scaler_is_refused() -> None:
     device = Device("cpu", grad_scaler=f"{__name__}.disabled_scaler")
     with pytest.raises(UserError, match=r"precision=fp16: .* \(the gradient scaler disables itself\)"):
         Precision("fp16").resolve(device)
 
 
-def test_process_groups_use_gloo_for_the_cpu_and_the_backend_of_the_device() -> None:
+def test_process_groups_use_gloo_on_the_cpu_and_the_device_backend() -> None:
     assert Device("cpu").backends() == "cpu:gloo"
     device = Device("cpu", dist_backend="ncll")
-    device.type = "cuda"  # as if there were one
+    device.type = "cuda"  # as if there were a GPU
     with pytest.raises(UserError, match=r"device\.dist_backend=ncll: not available in this torch; use one of .*gloo"):
         device.backends()

@@ -1,4 +1,4 @@
-"""Several processes give the results of a single one."""
+"""Multiple processes give the same results as a single one."""
 
 import os
 import pickle
@@ -26,14 +26,14 @@ Task = Callable[[World], Any]
 
 
 def in_processes(size: int, tasks: dict[str, Task]) -> dict[str, list[Any]]:
-    """The results of all ``tasks`` in each of ``size`` processes, by rank; started once, because that takes seconds."""
+    """Run all ``tasks`` in ``size`` processes, started once because that takes seconds; returns results by rank."""
     store = create_store("127.0.0.1", 0)
     with TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
             run_tasks, (size, store.port, Path(folder), tasks), nprocs=size, start_method="spawn"
         )
-        found = [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(size)]
-    return {name: [one[name] for one in found] for name in tasks}
+        results = [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(size)]
+    return {name: [result[name] for result in results] for name in tasks}
 
 
 def run_tasks(rank: int, size: int, port: int, folder: Path, tasks: dict[str, Task]) -> None:
@@ -58,7 +58,7 @@ def in_one_process(task: Task) -> Any:
 
 
 class Net(nn.Module):
-    """A convolution without batch norm: images are independent."""
+    """Convolutions without batch norm, so that images are independent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Net(nn.Module):
 
 
 class Frozen(Net):
-    """The same with a batch norm that only uses its running statistics."""
+    """Also has a batch norm, which only uses its running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Frozen(Net):
 
 
 def trained(world: World, batch_size: int, loss: SegmentationLoss, accumulate: int = 1, **changes: Any) -> Trainer:
-    """A trainer after its run, whose records are not kept."""
+    """Return a trainer after its run; the records are not kept."""
     with TemporaryDirectory() as run:
         trainer = make(world, batch_size, loss, accumulate, run=Path(run), **changes)
         trainer.fit()
@@ -112,7 +112,7 @@ def make(
 def one_step(
     world: World, batch_size: int, accumulate: int = 1, loss: type[SegmentationLoss] = CrossEntropy, **changes: Any
 ) -> Any:
-    """Loss and gradients of the first step."""
+    """Return the loss and the gradients of the first step."""
     options: dict[str, Any] = {"class_weights": [1.0, 3.0, 0.5, 2.0, 1.0]} if loss is CrossEntropy else {"min_kept": 10}
     capture = Capture()
     hooks = {"capture": capture}
@@ -121,16 +121,16 @@ def one_step(
 
 
 def sample_order(world: World, batch_size: int, accumulate: int = 1) -> list[list[tuple[int, int]]]:
-    """The samples of the first two steps, of all processes together."""
+    """Return the samples of the first two steps over all processes."""
     loader = make_components(world=world, num_train=12, batch_size=batch_size, accumulate=accumulate).loader
     return [
-        sorted(one for rank in range(world.size) for batch in loader.sample_keys(step, step + 1, rank) for one in batch)
+        sorted(key for rank in range(world.size) for batch in loader.sample_keys(step, step + 1, rank) for key in batch)
         for step in (0, 1)
     ]
 
 
 def validation(world: World) -> Any:
-    """Report and loss of a network whose outputs differ between images."""
+    """Return report, loss and sample names of a network whose outputs differ between images."""
     torch.manual_seed(5)
     found = evaluate(make_components(world=world, num_train=12, num_val=5), Net())
     return found.report, found.loss, [sample.name for sample in found.samples]
@@ -149,31 +149,31 @@ class BadImage(CrossEntropy):
 
 
 def bad_image(world: World) -> Any:
-    """Error message, whether the weights are unchanged, and image names, after one process had an infinite loss."""
+    """Return the error, whether the weights are unchanged, and the image names after one process had a bad loss."""
     good = Capture()
     trained(world, 2, CrossEntropy(NUM_CLASSES), max_steps=2, hooks={"capture": good})
     with TemporaryDirectory() as run:
-        one = make(world, 2, BadImage(NUM_CLASSES), run=Path(run), log_every=4)
+        trainer = make(world, 2, BadImage(NUM_CLASSES), run=Path(run), log_every=4)
         with pytest.raises(ArithmeticError) as caught:
-            one.fit()
-    same = [torch.equal(*pair) for pair in zip(one.model.parameters(), good.weights[1], strict=True)]
-    bad = [index for _, index in next(one.loader.sample_keys(2, 3, rank=1))]
-    return str(caught.value), all(same), [one.components.training.names[index] for index in bad]
+            trainer.fit()
+    same = [torch.equal(*pair) for pair in zip(trainer.model.parameters(), good.weights[1], strict=True)]
+    bad = [index for _, index in next(trainer.loader.sample_keys(2, 3, rank=1))]
+    return str(caught.value), all(same), [trainer.components.training.names[index] for index in bad]
 
 
-def asked_to_stop(world: World) -> int:
-    """The step at which a training stops after one process received the request."""
+def stop_request(world: World) -> int:
+    """Return the step at which training stops after one process received a stop signal."""
     with TemporaryDirectory() as run:
-        one = make(world, 2, CrossEntropy(NUM_CLASSES), run=Path(run))
-        one.stop_signal = lambda: 15 if world.rank == 1 and one.state.step >= 2 else None
+        trainer = make(world, 2, CrossEntropy(NUM_CLASSES), run=Path(run))
+        trainer.stop_signal = lambda: 15 if world.rank == 1 and trainer.state.step >= 2 else None
         with pytest.raises(Interrupted, match="stopped after step"):
-            one.fit()
+            trainer.fit()
     world.all_reduce_max_async(0)  # consumes the pending request, which would stop the next training
-    return one.state.step
+    return trainer.state.step
 
 
 def all_reduces(world: World, accumulate: int) -> int:
-    """Number of gradient all-reduces in a step."""
+    """Return the number of gradient all-reduces in a step."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
     sent: list[int] = []
@@ -184,9 +184,9 @@ def all_reduces(world: World, accumulate: int) -> int:
         return done
 
     with TemporaryDirectory() as run:
-        one = make(world, 1, CrossEntropy(NUM_CLASSES), accumulate, run=Path(run), max_steps=1)
-        one.network.register_comm_hook(None, counted)  # type: ignore[operator]
-        one.fit()
+        trainer = make(world, 1, CrossEntropy(NUM_CLASSES), accumulate, run=Path(run), max_steps=1)
+        trainer.network.register_comm_hook(None, counted)  # type: ignore[operator]
+        trainer.fit()
     return len(sent)
 
 
@@ -219,7 +219,7 @@ TWO: dict[str, Task] = {
     "accumulated order": partial(sample_order, batch_size=1, accumulate=2),
     "validation": validation,
     "bad image": bad_image,
-    "asked to stop": asked_to_stop,
+    "stop request": stop_request,
     "all-reduces": partial(all_reduces, accumulate=1),
     "all-reduces of an accumulated step": partial(all_reduces, accumulate=3),
     "different problems": different_problems,
@@ -230,14 +230,14 @@ TWO: dict[str, Task] = {
 
 @pytest.fixture(scope="module")
 def two() -> dict[str, list[Any]]:
-    """Results of all tasks in two processes."""
+    """Return the results of all tasks in two processes."""
     return in_processes(2, TWO)
 
 
 @pytest.mark.parametrize(
     ("name", "changes"), [("step", {}), ("accumulated step", {}), ("step with frozen norms", {"model": Frozen})]
 )
-def test_two_processes_reproduce_a_step_of_one_on_the_same_images(
+def test_step_of_two_processes_equals_a_step_of_one(
     two: dict[str, list[Any]], name: str, changes: dict[str, Any]
 ) -> None:
     expected_loss, expected = in_one_process(partial(one_step, batch_size=4, **changes))
@@ -247,40 +247,40 @@ def test_two_processes_reproduce_a_step_of_one_on_the_same_images(
             torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-5, atol=1e-7)
 
 
-def test_processes_agree_on_a_loss_that_needs_its_whole_batch(two: dict[str, list[Any]]) -> None:
+def test_processes_agree_on_the_ohem_loss(two: dict[str, list[Any]]) -> None:
     first, second = two["step of ohem"]
     assert first == second
 
 
-def test_the_sample_order_depends_only_on_the_images_per_step(two: dict[str, list[Any]]) -> None:
+def test_sample_order_depends_only_on_the_images_per_step(two: dict[str, list[Any]]) -> None:
     expected = in_one_process(partial(sample_order, batch_size=4))
     assert [expected] * 4 == two["order"] + two["accumulated order"]
 
 
 @pytest.mark.slow
-def test_validation_of_one_two_and_three_processes_is_identical(two: dict[str, list[Any]]) -> None:
-    one = in_one_process(validation)  # of 5 images, which neither 2 nor 3 divides
+def test_validation_is_identical_for_one_two_and_three_processes(two: dict[str, list[Any]]) -> None:
+    one = in_one_process(validation)  # 5 images, divisible by neither 2 nor 3
     assert two["validation"] == [one] * 2
     assert in_processes(3, {"validation": validation})["validation"] == [one] * 3
 
 
-def test_a_bad_image_of_one_process_is_named_by_all_and_changes_no_weights(two: dict[str, list[Any]]) -> None:
+def test_infinite_loss_in_one_process_stops_all_without_a_step(two: dict[str, list[Any]]) -> None:
     for message, unchanged, names in two["bad image"]:
         assert f"step 3: the loss is inf, the gradient norm nan (images {', '.join(names)})" in message
         assert unchanged
 
 
 def test_all_processes_stop_at_the_same_step(two: dict[str, list[Any]]) -> None:
-    first, second = two["asked to stop"]
+    first, second = two["stop request"]
     assert first == second
-    assert first in (2, 3)  # a step later, because the all-reduce is asynchronous
+    assert first in (2, 3)  # possibly one step later, because the all-reduce is asynchronous
 
 
 def test_gradients_are_all_reduced_once_per_step(two: dict[str, list[Any]]) -> None:
     assert two["all-reduces"] == two["all-reduces of an accumulated step"] == [1, 1]
 
 
-def test_every_process_raises_the_problems_of_all(two: dict[str, list[Any]]) -> None:
+def test_every_process_raises_the_problems_of_all_processes(two: dict[str, list[Any]]) -> None:
     assert two["different problems"] == [("a: wrong", "b: wrong")] * 2
 
 
@@ -289,11 +289,11 @@ def test_results_and_errors_of_process_0_are_broadcast(two: dict[str, list[Any]]
     assert two["main raises"] == [("x=1: must be 2",)] * 2
 
 
-def test_a_store_listens_on_the_given_address() -> None:
+def test_store_listens_on_the_given_address() -> None:
     create_store("127.0.0.2", 0).set("key", "value")  # like a host name that does not resolve to 127.0.0.1
 
 
-def test_a_port_in_use_is_refused() -> None:
+def test_port_in_use_is_refused() -> None:
     store = create_store("127.0.0.1", 0)
     with pytest.raises(UserError, match=rf"port {store.port}: cannot listen on it \(Address already in use\)"):
         create_store("127.0.0.1", store.port)

@@ -1,4 +1,4 @@
-"""The one evaluator."""
+"""Evaluation: metrics, loss and samples."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from tests.training import make_components
 
 
 class Bright(nn.Module):
-    """Class 1 where the normalised image is positive."""
+    """Predicts class 1 where the normalised image is positive."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         assert not self.training
@@ -35,7 +35,7 @@ def batch(index: int, values: list[list[int]], labels: list[list[int]]) -> Batch
     return Batch(image.expand(1, 3, *image.shape).clone(), torch.tensor([labels], dtype=torch.uint8), [index])
 
 
-def test_counts_over_images_of_different_sizes(evaluator: Evaluator) -> None:
+def test_metrics_and_loss_over_images_of_different_sizes(evaluator: Evaluator) -> None:
     batches = [batch(0, [[0, 255]], [[0, 1]]), batch(1, [[255, 255, 0]], [[1, 0, 255]])]
     model = Bright().train()
     seen: list[int] = []
@@ -44,7 +44,7 @@ def test_counts_over_images_of_different_sizes(evaluator: Evaluator) -> None:
     assert found.report.confusion == ((1, 1), (0, 2))
     assert found.report.mean_iou == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert seen == [1, 1]
-    assert model.training  # left as it was
+    assert model.training  # the mode is restored
 
     # Loss: mean over images of the mean over pixels. Logits are 0 and ±1.
     right, wrong = torch.log1p(torch.tensor(-1.0).exp()), torch.log1p(torch.tensor(1.0).exp())
@@ -52,7 +52,7 @@ def test_counts_over_images_of_different_sizes(evaluator: Evaluator) -> None:
     assert found.scalars("val")["val/loss"] == found.loss
 
 
-def test_the_loss_does_not_depend_on_the_batch_size(evaluator: Evaluator) -> None:
+def test_loss_does_not_depend_on_the_batch_size(evaluator: Evaluator) -> None:
     first, second = batch(0, [[0, 255]], [[0, 255]]), batch(1, [[0, 200]], [[1, 1]])
     together = Batch(torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels]), [0, 1])
     one_by_one = evaluator(Bright(), [first, second], ["a", "b"])
@@ -68,7 +68,7 @@ def test_samples_are_spread_over_the_split(evaluator: Evaluator) -> None:
     assert third.label.tolist() == third.prediction.tolist() == [[0, 1]]
 
 
-def test_a_failing_model_is_left_in_its_mode(evaluator: Evaluator) -> None:
+def test_mode_is_restored_if_the_model_fails(evaluator: Evaluator) -> None:
     model = nn.Identity().train()
     with pytest.raises(TypeError):
         evaluator(model, [batch(0, [[0]], [[0]])], ["a"])

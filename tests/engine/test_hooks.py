@@ -1,4 +1,4 @@
-"""Hooks: when they are called, what they keep over a resume, and what happens when one fails."""
+"""Hooks: when they are called, what they keep across a resume, and what happens if one fails."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +12,8 @@ from tests.engine.test_trainer import records, state
 from tests.training import make_components, make_trainer
 
 
-class Diary(Hook):
-    """Writes down every event; the count of steps is its state."""
+class EventRecorder(Hook):
+    """Records every event; its state is the number of steps."""
 
     def __init__(self, name: str, events: list[str]) -> None:
         self.name, self.events, self.steps = name, events, 0
@@ -33,19 +33,19 @@ class Diary(Hook):
         self.steps = state["steps"]
 
 
-def test_the_order_of_events(tmp_path: Path) -> None:
+def test_order_of_events(tmp_path: Path) -> None:
     events: list[str] = []
-    hooks = {"b": Diary("b", events), "a": Diary("a", events)}
+    hooks = {"b": EventRecorder("b", events), "a": EventRecorder("a", events)}
     make_trainer(tmp_path, make_components(), hooks=hooks, max_steps=2).fit()
     expected = ["fit_start", "step_end", "step_end", "log", "validation_end", "save", "save", "fit_end"]
     assert events == [f"{name} {event}" for event in expected for name in "ba"]
 
 
-def test_the_state_of_a_hook_is_resumed_and_a_new_hook_starts_fresh(tmp_path: Path) -> None:
+def test_hook_state_is_resumed_and_new_hooks_start_fresh(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        make_trainer(tmp_path, make_components(), hooks={"old": Diary("old", [])}, stop_after=3).fit()
+        make_trainer(tmp_path, make_components(), hooks={"old": EventRecorder("old", [])}, stop_after=3).fit()
     assert state_of(tmp_path) == {"old": {"steps": 3}}
-    hooks = {"new": Diary("new", []), "old": Diary("old", events := [])}
+    hooks = {"new": EventRecorder("new", []), "old": EventRecorder("old", events := [])}
     make_trainer(tmp_path, make_components(), hooks=hooks).fit()
     assert state_of(tmp_path) == {"new": {"steps": 12}, "old": {"steps": 15}}
     assert events[:2] == ["old fit_start", "old resume"]
@@ -58,7 +58,7 @@ def state_of(run: Path) -> Any:
 
 
 class Scripted(Hook):
-    """Stands in for the results of validations."""
+    """Replaces validation results with given values."""
 
     def __init__(self, values: Sequence[float]) -> None:
         self.values = list(values)
@@ -67,9 +67,7 @@ class Scripted(Hook):
         metrics["val/mean_iou"] = self.values.pop(0)
 
 
-def test_early_stopping_ends_the_training_after_validations_without_improvement(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_early_stopping_after_validations_without_improvement(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     hooks = {
         "script": Scripted([0.5, 0.6, 0.6, 0.605, 0.9]),
@@ -84,14 +82,14 @@ def test_early_stopping_ends_the_training_after_validations_without_improvement(
 
     same = {"early_stopping": EarlyStopping(patience=2, min_delta=0.01)}
     make_trainer(tmp_path, make_components(epochs=9), hooks=same, epochs=9, validate_every=1).fit()
-    assert state(trainer)["step"] == 20  # nothing is left to do
+    assert state(trainer)["step"] == 20  # nothing left to train
     patient = {"script": Scripted([0.9] * 9), "early_stopping": EarlyStopping(patience=3, min_delta=0.01)}
     longer = make_trainer(tmp_path, make_components(epochs=9), hooks=patient, epochs=9, validate_every=1)
     longer.fit()
-    assert longer.state.step == 40  # best after 25 steps, then three without an improvement
+    assert longer.state.step == 40  # best after 25 steps, then three validations without improvement
 
 
-def test_a_smaller_loss_is_better_with_mode_min(tmp_path: Path) -> None:
+def test_lower_values_are_better_with_mode_min(tmp_path: Path) -> None:
     hook = EarlyStopping("val/loss", "min", patience=1)
     for value, stops in ((1.0, False), (0.9, False), (float("nan"), True)):
         trainer = StopList()
@@ -107,7 +105,7 @@ class StopList:
         self.reasons.append(reason)
 
 
-def test_a_hook_may_stop_after_any_step_which_is_validated_and_recorded(tmp_path: Path) -> None:
+def test_hook_may_stop_after_any_step_with_a_validation(tmp_path: Path) -> None:
     class StopAt3(Hook):
         def on_step_end(self, trainer: Any) -> None:
             if trainer.state.step == 3:
@@ -123,7 +121,7 @@ def test_a_hook_may_stop_after_any_step_which_is_validated_and_recorded(tmp_path
     ("event", "error"),
     [("on_fit_start", ValueError("no")), ("on_log", KeyError("x")), ("on_validation_end", OSError("disk"))],
 )
-def test_a_failing_hook_is_named(tmp_path: Path, event: str, error: Exception) -> None:
+def test_failing_hook_is_named(tmp_path: Path, event: str, error: Exception) -> None:
     def fail(*_: object) -> None:
         raise error
 
@@ -133,7 +131,7 @@ def test_a_failing_hook_is_named(tmp_path: Path, event: str, error: Exception) -
         make_trainer(tmp_path, make_components(), hooks={"fine": Hook(), "broken": broken}).fit()
 
 
-def test_an_argument_that_turns_out_wrong_is_named_with_its_key(tmp_path: Path) -> None:
+def test_unknown_metric_is_named_with_its_key(tmp_path: Path) -> None:
     hooks = {"early_stopping": EarlyStopping("val/iou/striped dics", patience=1)}
     with pytest.raises(UserError, match=r"^hooks\.early_stopping\.metric=.*did you mean 'striped disc'"):
         make_trainer(tmp_path, make_components(), hooks=hooks).fit()

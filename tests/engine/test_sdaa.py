@@ -1,4 +1,4 @@
-"""Commands with ``device=sdaa`` on an out-of-tree backend, the stand-in, give the CPU's results."""
+"""``device=sdaa`` on the stand-in, an out-of-tree backend, gives the CPU's results."""
 
 import json
 import os
@@ -40,42 +40,44 @@ def run_command(folder: Path, *overrides: str, **environment: str) -> subprocess
     )
 
 
-def test_a_training_is_bit_identical_to_the_cpus(cli: Cli, tmp_path: Path) -> None:
+def test_training_is_bit_identical_to_the_cpu(cli: Cli, tmp_path: Path) -> None:
     for device in ("cpu", "sdaa"):
         overrides = (*TINY, f"device={device}", "precision=fp32", "trainer.accumulate=2", "trainer.ema=0.9")
         assert cli(*overrides, f"hydra.run.dir={device}") == 0
-    here, there = last(tmp_path / "cpu"), last(tmp_path / "sdaa")
-    assert all(weight.device.type == "cpu" for weight in there["model"].values())  # readable without the plugin
+    on_cpu, on_sdaa = last(tmp_path / "cpu"), last(tmp_path / "sdaa")
+    assert all(weight.device.type == "cpu" for weight in on_sdaa["model"].values())  # readable without the plugin
     for part in ("model", "ema", "metrics"):
-        assert_same(here[part], there[part])
+        assert_same(on_cpu[part], on_sdaa[part])
     assert losses(tmp_path / "cpu") == losses(tmp_path / "sdaa")
 
 
 @pytest.mark.parametrize(("precision", "saved_as"), [("auto", "fp16"), ("bf16", "bf16")])
-def test_mixed_precision_is_close_to_the_cpus_float32(cli: Cli, tmp_path: Path, precision: str, saved_as: str) -> None:
+def test_mixed_precision_is_close_to_float32_on_the_cpu(
+    cli: Cli, tmp_path: Path, precision: str, saved_as: str
+) -> None:
     assert cli(*ONE_EPOCH, "device=cpu", "precision=fp32", "hydra.run.dir=cpu") == 0
     assert cli(*ONE_EPOCH, "device=sdaa", f"precision={precision}", "hydra.run.dir=sdaa") == 0
-    near, there = losses(tmp_path / "cpu"), losses(tmp_path / "sdaa")
-    assert there == pytest.approx(near, rel=0.01)
-    assert there != near
+    expected, found = losses(tmp_path / "cpu"), losses(tmp_path / "sdaa")
+    assert found == pytest.approx(expected, rel=0.01)
+    assert found != expected
     assert saved_as in (tmp_path / "sdaa" / "run.log").read_text()
 
 
 @pytest.mark.slow
-def test_fp16_resumes_bit_exactly_with_its_scaler(cli: Cli, tmp_path: Path) -> None:
+def test_fp16_resume_with_scaler_is_bit_exact(cli: Cli, tmp_path: Path) -> None:
     overrides = (*TINY, "device=sdaa", "precision=fp16")
     assert cli(*overrides, "hydra.run.dir=whole") == 0
     assert cli(*overrides, "hydra.run.dir=part", "trainer.max_steps=1") == 0
     assert cli(*overrides, "hydra.run.dir=part", "checkpoint.resume=auto") == 0
     whole, part = last(tmp_path / "whole"), last(tmp_path / "part")
     assert whole["training"]["scaler"]["scale"] == 65536.0
-    whole["training"].pop("state"), part["training"].pop("state")  # its best was validated at another step
-    for one in (whole, part):
-        one.pop("config")
+    whole["training"].pop("state"), part["training"].pop("state")  # the best result is from different validation steps
+    for saved in (whole, part):
+        saved.pop("config")
     assert_same(whole, part)
 
 
-def test_checkpoints_move_between_the_card_and_the_cpu(cli: Cli, tmp_path: Path) -> None:
+def test_checkpoints_are_portable_between_card_and_cpu(cli: Cli, tmp_path: Path) -> None:
     for device, other in (("sdaa", "cpu"), ("cpu", "sdaa")):
         assert cli(*ONE_EPOCH, f"device={device}", "precision=fp32", f"hydra.run.dir={device}") == 0
         overrides = ("mode=test", f"checkpoint.path={device}", "loader.num_workers=0", "tracking=none")
@@ -84,7 +86,7 @@ def test_checkpoints_move_between_the_card_and_the_cpu(cli: Cli, tmp_path: Path)
         assert (trained / "val_iou.csv").read_text() == (tested / "test_iou.csv").read_text()
 
 
-def test_a_state_of_another_precision_is_refused(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_with_another_precision_is_refused(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(*TINY, "trainer.max_steps=1", "device=cpu", "hydra.run.dir=run") == 0
     assert cli(*TINY, "device=sdaa", "hydra.run.dir=run", "checkpoint.resume=auto") == 2
     assert "precision=auto: fp32 in the saved run, fp16 here; set precision=fp32" in capsys.readouterr().err
@@ -92,7 +94,7 @@ def test_a_state_of_another_precision_is_refused(cli: Cli, tmp_path: Path, capsy
 
 
 @pytest.mark.slow
-def test_two_processes_reproduce_one_with_synchronised_batch_norm(cli: Cli, tmp_path: Path) -> None:
+def test_two_processes_with_sync_batch_norm_match_one(cli: Cli, tmp_path: Path) -> None:
     shared = (*TINY, "dataset.num_train=8", "precision=fp32", "model.dropout=0", "device=sdaa")
     assert cli(*shared, "loader.batch_size=4", "hydra.run.dir=one") == 0
     done = run_command(tmp_path, *shared, "launcher=ddp", "launcher.nproc_per_node=2", "hydra.run.dir=two")
@@ -102,7 +104,7 @@ def test_two_processes_reproduce_one_with_synchronised_batch_norm(cli: Cli, tmp_
     assert cli(*test, "device=sdaa", "precision=fp32", "hydra.run.dir=test") == 0
     assert (tmp_path / "two/tables/val_iou.csv").read_text() == (tmp_path / "test/tables/test_iou.csv").read_text()
     tested = json.loads((tmp_path / "test" / "summary.json").read_text())["last"]["test/loss"]
-    assert losses(tmp_path / "two")[-1] == tested  # exactly: both folded the norms
+    assert losses(tmp_path / "two")[-1] == tested  # exactly equal: both fold the batch norms
 
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     one, two = last(tmp_path / "one")["model"], last(tmp_path / "two")["model"]
@@ -111,12 +113,12 @@ def test_two_processes_reproduce_one_with_synchronised_batch_norm(cli: Cli, tmp_
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_a_card_that_does_not_exist_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_card_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(*TINY, "device=sdaa", "device.index=5") == 2
     assert "device.index=5: this machine has 2 sdaa cards; use 0 to 1" in capsys.readouterr().err
 
 
-def test_a_precision_that_is_not_listed_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_precision_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(*TINY, "device=sdaa", "device.amp_dtypes=[bf16]", "precision=fp16") == 2
     assert (
         "precision=fp16: not supported on sdaa:0 (device.amp_dtypes=[bf16]); use precision=fp32"
@@ -131,7 +133,7 @@ def test_check_describes_the_card(cli: Cli, capsys: pytest.CaptureFixture[str]) 
         assert fact in output
 
 
-def test_a_plugin_that_breaks_torch_itself_is_named(tmp_path: Path) -> None:
+def test_plugin_that_breaks_the_torch_import_is_named(tmp_path: Path) -> None:
     info = tmp_path / "site" / "torch_sdaa-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-sdaa\nVersion: 1.0\n")

@@ -1,4 +1,4 @@
-"""The stand-in for the vendor's accelerator, used by other tests, gives the CPU's results."""
+"""The stand-in for the vendor's accelerator, which other tests use, gives the CPU's results."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def make_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module", autouse=True)
 def plug_in() -> Any:
-    """The plugin, imported as in a user's program; it needs a compiler."""
+    """The plugin, imported like in a user's program; it needs a compiler."""
     sys.path.insert(0, str(STAND_IN))
     yield pytest.importorskip("torch_sdaa", exc_type=ImportError)
     sys.path.remove(str(STAND_IN))
@@ -65,7 +65,7 @@ def run_python(code: str, *folders: Path, **environment: str) -> subprocess.Comp
 # ---- devices
 
 
-def test_there_are_two_devices_and_a_current_one() -> None:
+def test_two_devices_and_a_current_device() -> None:
     assert torch.sdaa.is_available()
     assert torch.sdaa.device_count() == 2
     with torch.sdaa.device("sdaa:1"):
@@ -78,7 +78,7 @@ def test_there_are_two_devices_and_a_current_one() -> None:
 
 
 @pytest.mark.parametrize("use", [torch.empty, torch.zeros, torch.ones])
-def test_a_missing_device_is_refused(use: Callable[..., torch.Tensor]) -> None:
+def test_missing_device_is_refused(use: Callable[..., torch.Tensor]) -> None:
     with pytest.raises(RuntimeError, match="invalid sdaa device ordinal 2: 2 available"):
         use(1, device="sdaa:2")
     with pytest.raises(RuntimeError, match="invalid sdaa device ordinal"):
@@ -86,7 +86,7 @@ def test_a_missing_device_is_refused(use: Callable[..., torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("visible", "count"), [("", 0), ("0", 1)])
-def test_the_environment_sets_the_number_of_devices(visible: str, count: int) -> None:
+def test_environment_sets_the_number_of_devices(visible: str, count: int) -> None:
     code = """
 import torch, torch_sdaa
 print(torch.sdaa.device_count(), torch.sdaa.is_available())
@@ -106,9 +106,9 @@ def test_torch_accelerator_reports_the_device() -> None:
     assert torch.accelerator.device_count() == 2
 
 
-def test_tensors_of_two_devices_do_not_mix() -> None:
+def test_tensors_of_different_devices_cannot_be_mixed() -> None:
     here = torch.ones(3, device="sdaa")
-    assert (here * torch.tensor(2.0)).tolist() == [2, 2, 2]  # numbers may
+    assert (here * torch.tensor(2.0)).tolist() == [2, 2, 2]  # scalars may be on the CPU
     for other in ("cpu", "sdaa:1"):
         with pytest.raises(RuntimeError, match="same device"):
             here + torch.ones(3, device=other)
@@ -126,8 +126,8 @@ def train(device: str, make: Callable[..., torch.optim.Optimizer], **layout: Any
         F.cross_entropy(net(images.to(**layout)), labels).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 0.5)
         optimizer.step()
-    assert {one.device.type for one in net.state_dict().values()} == {device}
-    return {name: one.cpu() for name, one in net.state_dict().items()}
+    assert {weights.device.type for weights in net.state_dict().values()} == {device}
+    return {name: weights.cpu() for name, weights in net.state_dict().items()}
 
 
 OPTIMIZERS = {
@@ -157,18 +157,18 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], Any]] = {
     "adaptive pooling": lambda x: F.adaptive_avg_pool2d(x[None], 2),
     "where": lambda x: torch.where(x > 0, x, 0.0),
     "mask": lambda x: x[x > 0],
-    "put at a mask": lambda x: x.clone().index_put_((x > 0,), x.new_tensor(3.0)),
-    "put at a mask of the cpu": lambda x: x.index_put((x.cpu() > 0,), x.new_tensor(3.0)),
+    "index_put with a mask": lambda x: x.clone().index_put_((x > 0,), x.new_tensor(3.0)),
+    "index_put with a CPU mask": lambda x: x.index_put((x.cpu() > 0,), x.new_tensor(3.0)),
     "bincount": lambda x: torch.bincount((x > 0).long().flatten(), minlength=5),
     "scatter": lambda x: torch.zeros_like(x).scatter_add_(1, (x > 0).long(), x),
-    "cumsum into a tensor of another shape": lambda x: torch.cumsum(x, 0, out=x.new_empty(0)),
+    "cumsum into an output of another shape": lambda x: torch.cumsum(x, 0, out=x.new_empty(0)),
     "resize": lambda x: x.clone().resize_(2, 3),
-    "view, written to": lambda x: x.t()[1:, ::2].add_(1) + x.unfold(0, 3, 1).sum(),
+    "write to a view": lambda x: x.t()[1:, ::2].add_(1) + x.unfold(0, 3, 1).sum(),
     "sort": lambda x: list(x.sort(dim=0)),
     "argmax": lambda x: x.argmax(1),
     "half": lambda x: (x.half() @ x.half().t()).float(),
     "mean in half precision": lambda x: x.bfloat16().mean(0),
-    "number type": lambda x: x.half() * torch.tensor(2.0),
+    "scalar type promotion": lambda x: x.half() * torch.tensor(2.0),
     "foreach": lambda x: torch._foreach_lerp([x, x + 1], [x * 2, x * 3], 0.25),
     "norm": lambda x: torch._foreach_norm([x, x + 1]),
     "item": lambda x: x.sum().item(),
@@ -177,7 +177,7 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operators_give_the_results_of_the_cpu(name: str) -> None:
+def test_operators_match_the_cpu(name: str) -> None:
     x = torch.randn(6, 8, generator=seeded(0))
     with torch.inference_mode():
         result = OPERATIONS[name](x.to("sdaa"))
@@ -199,7 +199,7 @@ def test_weights_can_be_averaged() -> None:
 # ---- random numbers
 
 
-def test_a_generator_of_the_device_is_independent() -> None:
+def test_device_generators_are_independent() -> None:
     one, same = (torch.Generator("sdaa").manual_seed(5) for _ in range(2))
     state = torch.sdaa.get_rng_state()
     drawn = torch.rand(4, device="sdaa", generator=one)
@@ -211,7 +211,7 @@ def test_a_generator_of_the_device_is_independent() -> None:
         torch.rand(4, device="sdaa", generator=seeded(5))
 
 
-def test_dropout_uses_the_generator_of_the_device() -> None:
+def test_dropout_uses_the_device_generator() -> None:
     ones = torch.ones(1000, device="sdaa")
     torch.manual_seed(3)
     on_cpu = torch.rand(4)
@@ -235,7 +235,7 @@ def test_dropout_uses_the_generator_of_the_device() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_uses_the_types_of_torchs_operator_lists(dtype: torch.dtype) -> None:
+def test_autocast_follows_torchs_operator_lists(dtype: torch.dtype) -> None:
     x = torch.ones(2, 3, 8, 8, device="sdaa")
     weight = torch.ones(4, 3, 3, 3, device="sdaa", requires_grad=True)
     with torch.autocast("sdaa", dtype=dtype):
@@ -252,9 +252,11 @@ def test_autocast_uses_the_types_of_torchs_operator_lists(dtype: torch.dtype) ->
     assert torch.sdaa.get_amp_supported_dtype() == [torch.float16, torch.bfloat16]
 
 
-@pytest.mark.parametrize("vendors", [False, True], ids=["torch.amp", "torch.sdaa.amp"])
-def test_the_scaler_scales_and_skips_a_step_that_overflows(vendors: bool) -> None:
-    scaler = torch.sdaa.amp.GradScaler(init_scale=8.0) if vendors else torch.amp.GradScaler("sdaa", init_scale=8.0)
+@pytest.mark.parametrize("vendor_module", [False, True], ids=["torch.amp", "torch.sdaa.amp"])
+def test_scaler_scales_and_skips_overflowing_steps(vendor_module: bool) -> None:
+    scaler = (
+        torch.sdaa.amp.GradScaler(init_scale=8.0) if vendor_module else torch.amp.GradScaler("sdaa", init_scale=8.0)
+    )
     weight = torch.ones(2, device="sdaa", requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=1.0)
     assert scaler.is_enabled()
@@ -273,7 +275,7 @@ def test_the_scaler_scales_and_skips_a_step_that_overflows(vendors: bool) -> Non
     assert scaler.get_scale() == 4
 
 
-def test_the_vendors_names_exist() -> None:
+def test_vendor_names_exist() -> None:
     import torch.sdaa.amp
 
     with torch.sdaa.amp.autocast(dtype=torch.bfloat16):
@@ -286,7 +288,7 @@ def test_the_vendors_names_exist() -> None:
 # ---- saving
 
 
-def test_weights_move_between_devices_through_a_file(tmp_path: Path) -> None:
+def test_saved_weights_load_on_any_device(tmp_path: Path) -> None:
     expected = make_net().state_dict()
     for device, where in (("sdaa", "cpu"), ("cpu", "sdaa"), ("sdaa", "sdaa:1"), ("sdaa:1", None)):
         torch.save(make_net().to(device).state_dict(), tmp_path / "net.pt")
@@ -302,19 +304,21 @@ def test_weights_move_between_devices_through_a_file(tmp_path: Path) -> None:
 # ---- several processes
 
 
-def train_in_part(net: nn.Module, rank: int, **options: Any) -> dict[str, Any]:
-    """One training step on this process's half of the batch."""
+def train_on_half_batch(net: nn.Module, rank: int, **options: Any) -> dict[str, Any]:
+    """Run one training step on this process's half of the batch."""
     net = nn.parallel.DistributedDataParallel(net.to("sdaa"), **options)
     images, labels = (part.chunk(2)[rank].to("sdaa") for part in make_batch())
     images.requires_grad_()
     F.cross_entropy(net(images), labels).backward()
     assert images.grad is not None
-    gradients = {name: one.grad.cpu() for name, one in net.module.named_parameters() if one.grad is not None}
+    gradients = {
+        name: weights.grad.cpu() for name, weights in net.module.named_parameters() if weights.grad is not None
+    }
     return {"gradients": gradients, "buffers": dict(net.module.cpu().named_buffers()), "images": images.grad.cpu()}
 
 
 def collectives(rank: int) -> dict[str, Any]:
-    """The results of each collective operation in this process."""
+    """Return the results of each collective operation in this process."""
     mine = torch.arange(3, device="sdaa") + 10 * rank
     total, largest, first = mine.clone(), mine.float(), mine.clone()
     dist.all_reduce(total)
@@ -362,8 +366,10 @@ def run_process(rank: int, folder: str) -> None:
     dist.init_process_group("cpu:gloo,sdaa:tccl", address, timedelta(seconds=60), world_size=2, rank=rank)
     results = {
         "collectives": collectives(rank),
-        "plain": train_in_part(make_net(norm=False), rank),
-        "sync": train_in_part(nn.SyncBatchNorm.convert_sync_batchnorm(make_net()), rank, gradient_as_bucket_view=True),
+        "plain": train_on_half_batch(make_net(norm=False), rank),
+        "sync": train_on_half_batch(
+            nn.SyncBatchNorm.convert_sync_batchnorm(make_net()), rank, gradient_as_bucket_view=True
+        ),
     }
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -398,7 +404,7 @@ def test_processes_exchange_tensors_and_objects(two_processes: list[dict[str, An
 
 
 @pytest.mark.parametrize("kind", ["plain", "sync"])
-def test_two_processes_reproduce_the_gradients_of_one(two_processes: list[dict[str, Any]], kind: str) -> None:
+def test_two_processes_match_the_gradients_of_one(two_processes: list[dict[str, Any]], kind: str) -> None:
     net = make_net(norm=kind == "sync")
     images, labels = make_batch()
     images.requires_grad_()
@@ -414,7 +420,7 @@ def test_two_processes_reproduce_the_gradients_of_one(two_processes: list[dict[s
     close(halves / 2, images.grad)  # each process averaged over its half
 
 
-def test_the_process_group_needs_a_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_group_needs_a_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.sdaa, "device_chosen", False)
     with pytest.raises(RuntimeError, match=r"call torch\.sdaa\.set_device before init_process_group"):
         dist.init_process_group("cpu:gloo,sdaa:tccl", store=dist.HashStore(), rank=0, world_size=1)
@@ -424,7 +430,7 @@ def test_the_process_group_needs_a_current_device(monkeypatch: pytest.MonkeyPatc
 # ---- the package
 
 
-def test_a_program_exits_cleanly_after_a_backward_pass() -> None:
+def test_program_exits_cleanly_after_a_backward_pass() -> None:
     code = """
 import torch, torch_sdaa
 class Double(torch.autograd.Function):
@@ -437,7 +443,7 @@ Double.apply(torch.ones(3, device="sdaa:1", requires_grad=True)).sum().backward(
 
 
 @pytest.mark.skipif(TORCH < (2, 5), reason="torch loads such plugins automatically since version 2.5")
-def test_an_installed_plugin_is_loaded_with_torch(tmp_path: Path) -> None:
+def test_installed_plugin_is_loaded_with_torch(tmp_path: Path) -> None:
     info = tmp_path / "torch_sdaa-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_sdaa\nVersion: 0\n")
@@ -447,8 +453,8 @@ def test_an_installed_plugin_is_loaded_with_torch(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "sdaa:0\n", "")
 
 
-def test_a_missing_compiler_is_reported(plug_in: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sys.prefix", "/dev/null")  # read-only, so another folder is used
+def test_missing_compiler_is_reported(plug_in: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.prefix", "/dev/null")  # read-only, so the temporary folder is used
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ImportError, match=r"no C\+\+ compiler \(no-such-compiler\) found"):

@@ -1,4 +1,4 @@
-"""Records of jobs that end early, and the loggers of the configuration."""
+"""Loggers built from the configuration, and records of jobs that fail early."""
 
 import sys
 from pathlib import Path
@@ -12,37 +12,37 @@ from pspexp.tracking import MLflowLogger
 from pspexp.tracking.run_folder import read_summary
 
 
-class Mine:
+class CustomLogger:
     def __init__(self, value: int = 1) -> None:
         if value < 0:
             raise ValueError("must be positive")
 
 
 @pytest.fixture(autouse=True)
-def mine(monkeypatch: pytest.MonkeyPatch) -> None:
+def custom_module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("mine")
-    module.Mine = Mine  # type: ignore[attr-defined]
+    module.CustomLogger = CustomLogger  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mine", module)
 
 
-def test_loggers_by_name_without_those_that_cannot_be_built(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    nodes = {"a": {"_target_": "mine.Mine"}, "b": {"_target_": "mine.Mine", "value": -1}, "c": None}
+def test_loggers_that_cannot_be_built_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nodes = {"a": {"_target_": "mine.CustomLogger"}, "b": {"_target_": "mine.CustomLogger", "value": -1}, "c": None}
     node = {"_target_": "pspexp.tracking.mlflow_loggers", "experiment": "x", "output_root": str(tmp_path)}
     loggers = build_loggers(OmegaConf.create({**node, "loggers": nodes}), tmp_path)
-    assert {name: type(logger) for name, logger in loggers.items()} == {"mlflow": MLflowLogger, "a": Mine}
+    assert {name: type(logger) for name, logger in loggers.items()} == {"mlflow": MLflowLogger, "a": CustomLogger}
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith(f"logger b disabled; local records continue in {tmp_path}: ")
     assert "must be positive" in warning
 
 
-def test_without_its_own_logger_the_others_remain(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    nodes = {"a": {"_target_": "mine.Mine"}}
+def test_custom_loggers_remain_without_mlflow(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nodes = {"a": {"_target_": "mine.CustomLogger"}}
     node = OmegaConf.create({"_target_": "pspexp.tracking.mlflow_loggers", "wrong": 1, "loggers": nodes})
     assert list(build_loggers(node, tmp_path)) == ["a"]
     assert "logger mlflow disabled" in caplog.text
 
 
-def test_a_job_that_failed_before_its_records_is_recorded(tmp_path: Path) -> None:
+def test_early_failure_is_recorded(tmp_path: Path) -> None:
     config = {
         "mode": "train",
         "run_name": None,

@@ -13,7 +13,7 @@ from pspexp.launchers.elastic import Elastic
 @pytest.mark.parametrize(
     ("arguments", "problems"),
     [
-        ({"nnodes": 2}, ["master_port=null: must be the same on all nodes; choose a free port, e.g. 29505"]),
+        ({"nnodes": 2}, ["master_port=null: must be the same on all machines; choose a free port, e.g. 29505"]),
         ({"node_rank": 3}, ["node_rank=3: must be from 0 to 0 (nnodes - 1)"]),
         (
             {"nproc_per_node": 0, "max_restarts": -1},

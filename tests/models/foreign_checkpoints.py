@@ -1,4 +1,4 @@
-"""Foreign checkpoints, drawn again from their keys and shapes, without any code of the package under test."""
+"""Other projects' checkpoints, regenerated from keys and shapes without code of the package under test."""
 
 import zlib
 from functools import cache
@@ -20,7 +20,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
 
 def draw(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The value that the golden outputs were computed with for the entry ``name`` of a checkpoint."""
+    """Return the value of checkpoint entry ``name`` that the golden outputs were computed with."""
     if name.endswith("num_batches_tracked"):
         return torch.tensor(0)
     z = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
@@ -70,7 +70,7 @@ def classifier(name: str, inputs: int, classes: int) -> Shapes:
 
 
 def semseg_shapes(classes: int = CLASSES) -> Shapes:
-    """hszhao/semseg's PSPNet-50, also the reference system's."""
+    """The PSPNet-50 of hszhao/semseg, which the reference also uses."""
     shapes = stem(("layer0.0", "layer0.3", "layer0.6"), ("layer0.1", "layer0.4", "layer0.7"), (64, 64, 128)) | stages(
         128
     )
@@ -102,7 +102,7 @@ def mmseg_shapes() -> Shapes:
 
 
 def imagenet_shapes(layout: str) -> Shapes:
-    """A ResNet-50 with the 64-64-128 stem and its ImageNet classifier: ``resnet50_v2.pth`` or ``timm``."""
+    """A ResNet-50 with the 64-64-128 stem and ImageNet classifier, with the names of ``resnet50_v2.pth`` or timm."""
     names = {
         "resnet50_v2.pth": (("conv1", "conv2", "conv3"), ("bn1", "bn2", "bn3")),
         "timm": (("conv1.0", "conv1.3", "conv1.6"), ("conv1.1", "conv1.4", "bn1")),
@@ -121,7 +121,7 @@ def mmseg_state() -> dict[str, Tensor]:
 
 
 def images(name: str) -> tuple[np.random.Generator, Tensor]:
-    """The golden input in float32, and the generator that draws the labels next."""
+    """Return the golden input in float32, and the generator for drawing the labels next."""
     file = golden(name)
     rng = np.random.default_rng(int(file["seed"]))
     return rng, torch.from_numpy(rng.standard_normal(tuple(file["shape"])).astype(np.float32))

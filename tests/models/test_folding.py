@@ -1,4 +1,4 @@
-"""Folding changes the number of operations, not the results; what cannot be folded is left as it is."""
+"""Folding batch norms saves operations without changing results; other networks are left unchanged."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from pspexp.models.torchvision_models import fcn_resnet50
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """``model`` in evaluation mode, with the statistics and scales that batch norms have after training."""
+    """Return ``model`` in evaluation mode, with batch-norm statistics and scales as after training."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -31,7 +31,7 @@ def count_norms(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("head", ["concat", "factorised"])
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_a_folded_pspnet_is_the_same_function(head: str, align_corners: bool) -> None:
+def test_folded_pspnet_gives_the_same_outputs(head: str, align_corners: bool) -> None:
     small = {"backbone": "resnet18", "pyramid_channels": 4, "head_channels": 8, "aux_channels": 0}
     model = trained(pspnet(num_classes=5, head=head, align_corners=align_corners, **small)).double()  # type: ignore[arg-type]
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -44,7 +44,7 @@ def test_a_folded_pspnet_is_the_same_function(head: str, align_corners: bool) ->
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in folded.modules())
 
 
-def test_a_folded_torchvision_network_is_the_same_function() -> None:
+def test_folded_torchvision_model_gives_the_same_outputs() -> None:
     model = trained(fcn_resnet50(num_classes=5, output_stride=32)).double()
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     folded = fold_batch_norms(model, images)
@@ -54,7 +54,7 @@ def test_a_folded_torchvision_network_is_the_same_function() -> None:
 
 
 class Net(nn.Module):
-    """A convolution and a batch norm that could be folded, if it were not for what a subclass does."""
+    """A convolution and a batch norm that can be folded; subclasses prevent it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class WithoutNorm(Net):
 
 
 class ConvolutionUsedTwice(Net):
-    """Uses the convolution's output beside the batch norm that follows it."""
+    """Uses the convolution's output outside the batch norm, too."""
 
     def forward(self, images: Tensor) -> Any:
         maps = self.conv(images)
@@ -78,7 +78,7 @@ class ConvolutionUsedTwice(Net):
 
 
 class ConvolutionCalledTwice(Net):
-    """The second call has no influence on the logits, so comparing them would not notice it."""
+    """The second call does not affect the logits, so comparing them would not detect it."""
 
     def forward(self, images: Tensor) -> Any:
         return {"out": self.norm(self.conv(images)) + 0 * self.conv(images)}
@@ -109,7 +109,7 @@ class AlsoFunctional(Net):
 
 
 class Tied(Net):
-    """The convolution has two names, as with tied embeddings."""
+    """The convolution has two names, like tied embeddings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ UNFOLDED = (
 
 
 @pytest.mark.parametrize("make", UNFOLDED, ids=lambda make: make.__name__)
-def test_a_network_that_cannot_be_folded_is_left_as_it_is(make: Callable[[], Net]) -> None:
+def test_network_that_cannot_be_folded_is_unchanged(make: Callable[[], Net]) -> None:
     model = trained(make())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert fold_batch_norms(model, torch.randn(1, 3, 8, 8)) is model
@@ -185,19 +185,19 @@ def test_a_network_that_cannot_be_folded_is_left_as_it_is(make: Callable[[], Net
 
 @pytest.mark.parametrize("part", ["", "conv", "norm"])
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
-def test_a_network_with_hooks_is_not_even_probed(part: str, kind: str) -> None:
+def test_network_with_hooks_is_not_probed(part: str, kind: str) -> None:
     model, calls = trained(Net()), []
     getattr(model.get_submodule(part), kind)(lambda *_: calls.append(1))
     assert fold_batch_norms(model, torch.randn(1, 3, 8, 8)) is model
     assert calls == []
 
 
-def test_the_networks_above_could_be_folded_otherwise() -> None:
+def test_base_network_of_these_tests_can_be_folded() -> None:
     model = trained(Net())
     assert count_norms(fold_batch_norms(model, torch.randn(1, 3, 8, 8))) == 0
 
 
-def test_on_accelerators_only_single_images_gain() -> None:
+def test_on_accelerators_only_single_images_are_folded() -> None:
     copied = []
 
     class Copied(Net):

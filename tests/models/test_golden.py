@@ -1,4 +1,4 @@
-"""Same function as two independent implementations: logits, losses, gradients."""
+"""Logits, losses and gradients match two independent implementations."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pspexp.models.weights import load_weights
 
 SEMSEG = "semseg_pspnet50_21c_97"
 MMSEG = "mmseg_pspnet_r50d8_21c_96x128"
-LOGITS = {torch.float32: 1e-4, torch.float64: 1e-5}  # largest relative error
+LOGITS = {torch.float32: 1e-4, torch.float64: 1e-5}  # maximum relative error
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def eval_error(model: PSPNet, name: str, dtype: torch.dtype) -> float:
 
 
 @pytest.mark.parametrize("dtype", LOGITS)
-def test_logits_are_semsegs(semseg_file: Path, dtype: torch.dtype) -> None:
+def test_logits_match_semseg(semseg_file: Path, dtype: torch.dtype) -> None:
     model, _ = semseg_model(semseg_file, dtype)
     error = eval_error(model, SEMSEG, dtype)
     print(f"relative error {error:.1e}")  # shown by pytest -s
@@ -46,7 +46,7 @@ def test_logits_are_semsegs(semseg_file: Path, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", LOGITS)
-def test_logits_are_mmsegmentations(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_logits_match_mmsegmentation(tmp_path: Path, dtype: torch.dtype) -> None:
     file = tmp_path / "pspnet_r50-d8.pth"
     torch.save({"meta": {"epoch": 1}, "state_dict": foreign.mmseg_state()}, file)
     model = pspnet(num_classes=21, backbone="resnet50c", contract_dilation=True, align_corners=False)
@@ -71,7 +71,7 @@ def losses(model: PSPNet, images: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     return main, aux
 
 
-def test_first_losses_in_float32_are_semsegs(semseg_file: Path) -> None:
+def test_first_float32_losses_match_semseg(semseg_file: Path) -> None:
     model, _ = semseg_model(semseg_file, torch.float32)
     with torch.no_grad():
         main, aux = losses(model.train(), *training_batch(torch.float32))
@@ -85,7 +85,7 @@ def test_first_losses_in_float32_are_semsegs(semseg_file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_three_training_steps_in_float64_are_semsegs(semseg_file: Path) -> None:
+def test_three_float64_training_steps_match_semseg(semseg_file: Path) -> None:
     model, names = semseg_model(semseg_file, torch.float64)
     batch = training_batch(torch.float64)
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)

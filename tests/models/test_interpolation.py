@@ -1,4 +1,4 @@
-"""Enlarging by matrices is torch's bilinear interpolation, gradient included."""
+"""Upsampling by matrix products equals torch's bilinear interpolation, including gradients."""
 
 import pytest
 import torch
@@ -9,7 +9,9 @@ from pspexp.models.interpolation import upsample
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("sizes", [((65, 65), (513, 513)), ((3, 5), (29, 34)), ((1, 1), (1, 1)), ((9, 7), (4, 50))])
-def test_it_is_torchs_interpolation(sizes: tuple[tuple[int, int], tuple[int, int]], align_corners: bool) -> None:
+def test_upsample_equals_torch_interpolation(
+    sizes: tuple[tuple[int, int], tuple[int, int]], align_corners: bool
+) -> None:
     small, large = sizes
     maps = torch.randn(2, 3, *small, dtype=torch.float64, requires_grad=True)
     gradient = torch.randn(2, 3, *large, dtype=torch.float64)
@@ -21,7 +23,7 @@ def test_it_is_torchs_interpolation(sizes: tuple[tuple[int, int], tuple[int, int
     assert torch.equal(upsample(maps.detach(), large, align_corners), expected)
 
 
-def test_autocast_does_not_round_the_scores() -> None:
+def test_logits_stay_float32_under_autocast() -> None:
     maps = torch.randn(1, 3, 9, 9, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         ours = upsample(maps, (65, 65), True)

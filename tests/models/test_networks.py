@@ -1,4 +1,4 @@
-"""Shapes, dilation, arguments and options of the networks."""
+"""Output shapes, dilation, arguments and options of the networks."""
 
 import inspect
 from importlib import import_module
@@ -38,7 +38,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_outputs_have_the_size_of_the_images(name: str) -> None:
+def test_outputs_have_the_image_size(name: str) -> None:
     model = MODELS[name]()
     images = torch.randn(2, 3, 29, 34)
     training = model(images)
@@ -53,13 +53,13 @@ def test_outputs_have_the_size_of_the_images(name: str) -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_any_size_from_one_pixel_on() -> None:
+def test_any_image_size_from_one_pixel() -> None:
     model = small().eval()
     for size in ((1, 1), (1, 40), (8, 8), (33, 47)):
         assert model(torch.zeros(1, 3, *size))["out"].shape[2:] == size
 
 
-def test_without_auxiliary_head() -> None:
+def test_no_auxiliary_head() -> None:
     assert set(small(aux_channels=0)(torch.randn(2, 3, 33, 33))) == {"out"}
     with torch.device("meta"):
         model = fcn_resnet50(num_classes=2, auxiliary_head=False)
@@ -89,7 +89,7 @@ def test_training_compiles_to_one_graph(name: str) -> None:
         torch.testing.assert_close(ours[key], theirs[key], rtol=0.1, atol=0.05)
 
 
-def test_the_same_seed_gives_the_same_network() -> None:
+def test_same_seed_gives_the_same_weights() -> None:
     states = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -127,7 +127,7 @@ def dilations(net: nn.Module, stage: str) -> list[int]:
     ],
 )
 def test_dilation(name: str, output_stride: int, contracted: bool, third: list[int], fourth: list[int]) -> None:
-    with torch.device("meta"):  # shapes without numbers: fast
+    with torch.device("meta"):  # shapes only: fast
         net, channels = build_backbone(name, output_stride, contracted)
         maps = net(torch.zeros(1, 3, 64, 64))
     assert dilations(net, "layer3") == third
@@ -151,8 +151,8 @@ def test_stems() -> None:
 # --- arguments ---------------------------------------------------------------------------------------------------
 
 
-def test_all_wrong_arguments_are_named_at_once() -> None:
-    wrong = {
+def test_invalid_arguments_are_reported_together() -> None:
+    invalid = {
         "num_classes": 0,
         "backbone": "resnet50v1s",
         "output_stride": 4,
@@ -163,13 +163,13 @@ def test_all_wrong_arguments_are_named_at_once() -> None:
         "head": "concatenated",
     }
     with pytest.raises(UserError) as error:
-        pspnet(**wrong)  # type: ignore[arg-type]
-    for key in wrong:
+        pspnet(**invalid)  # type: ignore[arg-type]
+    for key in invalid:
         assert sum(line.startswith(f"{key}=") for line in error.value.problems) == 1, key
     assert "backbone=resnet50v1s: must be 'resnet18'" in str(error.value)
 
 
-def test_wrong_arguments_of_torchvision_models() -> None:
+def test_invalid_arguments_of_torchvision_models() -> None:
     with pytest.raises(UserError, match=r"num_classes=0.*\noutput_stride=4"):
         fcn_resnet50(num_classes=0, output_stride=4)  # type: ignore[arg-type]
 
@@ -182,7 +182,7 @@ def test_every_backbone_can_be_built(name: str) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_option_builds_with_exactly_the_arguments_of_its_target(file: Path) -> None:
+def test_every_option_sets_all_arguments_of_its_target(file: Path) -> None:
     config = OmegaConf.create({"dataset": {"num_classes": 7}, "model": OmegaConf.load(file)})
     options = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(options, dict)

@@ -1,4 +1,4 @@
-"""The factorised pyramid head is the literal one: outputs and gradients, whatever the shape, type and layout."""
+"""The factorised pyramid head equals the literal one in outputs and gradients, for all shapes, types and layouts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def pair(bins: Sequence[int], align_corners: bool, channels: int = 12) -> tuple[
 
 
 def run(pyramid: ConcatPyramid, features: Tensor, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Output, running statistics and every gradient."""
+    """Yield the output, the running statistics and all gradients."""
     features = features.clone().requires_grad_()
     out = pyramid(features)
     out.backward(gradient.to(out))
@@ -38,7 +38,7 @@ def run(pyramid: ConcatPyramid, features: Tensor, gradient: Tensor) -> Iterator[
 
 
 def errors(literal: ConcatPyramid, factorised: ConcatPyramid, features: Tensor) -> dict[str, float]:
-    """Largest difference, relative to the largest value, in everything that `run` gives."""
+    """Return the maximum difference, relative to the largest value, for each tensor from `run`."""
     gradient = torch.randn(len(features), 6, *features.shape[2:], dtype=torch.float64)
     found = {}
     for (name, ours), (_, theirs) in zip(
@@ -54,13 +54,13 @@ def errors(literal: ConcatPyramid, factorised: ConcatPyramid, features: Tensor) 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("bins", BINS)
-def test_it_is_the_literal_head_in_float64(
+def test_factorised_head_equals_the_literal_one_in_float64(
     bins: tuple[int, ...], size: tuple[int, int], align_corners: bool, layout: str
 ) -> None:
     torch.manual_seed(0)
     heads = [head.double().to(memory_format=LAYOUTS[layout]) for head in pair(bins, align_corners)]
     features = torch.randn(3, 12, *size, dtype=torch.float64).contiguous(memory_format=LAYOUTS[layout])
-    # Where a branch has few values, its batch norm divides rounding errors by their small spread.
+    # If a branch has few values, its batch norm amplifies rounding errors by dividing by a small deviation.
     assert max(errors(*heads, features).values()) < 1e-12
 
 
@@ -84,7 +84,7 @@ def test_random_shapes_in_float64_and_float32() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_about_as_close_to_the_truth_as_the_literal_head(
+def test_half_precision_is_about_as_accurate_as_the_literal_head(
     dtype: torch.dtype, autocast: bool, layout: str
 ) -> None:
     torch.manual_seed(2)
@@ -95,16 +95,16 @@ def test_half_precision_is_about_as_close_to_the_truth_as_the_literal_head(
         found = {}
         for head in heads:
             head = head.float().to(memory_format=LAYOUTS[layout]) if autocast else head.to(dtype)
-            given = features.contiguous(memory_format=LAYOUTS[layout])
+            inputs = features.contiguous(memory_format=LAYOUTS[layout])
             with torch.autocast("cpu", dtype, enabled=autocast):
-                out = head.eval()(given.float() if autocast else given)
+                out = head.eval()(inputs.float() if autocast else inputs)
             assert out.dtype == dtype
             found[type(head)] = float((out.double() - exact).norm() / exact.norm())
-    # One more rounding: the branches are added to features that are rounded already.
+    # One extra rounding: the branches are added to rounded features.
     assert found[FactorisedPyramid] < 1.3 * found[ConcatPyramid] < 0.02
 
 
-def test_a_network_keeps_its_state_dict_and_its_outputs() -> None:
+def test_both_heads_have_the_same_state_dict_and_outputs() -> None:
     networks = {}
     for head in HEADS:
         torch.manual_seed(0)
@@ -118,7 +118,7 @@ def test_a_network_keeps_its_state_dict_and_its_outputs() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_matrices_made_in_inference_serve_training() -> None:
+def test_matrices_cached_in_inference_mode_work_in_training() -> None:
     _, head = pair((1, 2, 3, 6), True)
     features = torch.randn(2, 12, 23, 29)  # a size that no other test has
     with torch.inference_mode():
@@ -127,7 +127,7 @@ def test_matrices_made_in_inference_serve_training() -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_fake_tensors_leave_nothing_behind(head: str) -> None:
+def test_fake_tensors_are_not_cached(head: str) -> None:
     pyramid = HEADS[head](12, (1, 2, 3, 6), 4, 6, True).eval()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         pyramid(mode.from_tensor(torch.randn(1, 12, 19, 31)))  # a size that no other test has
@@ -135,7 +135,7 @@ def test_fake_tensors_leave_nothing_behind(head: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_it_can_be_compiled_for_changing_sizes(layout: str) -> None:
+def test_head_compiles_for_varying_sizes(layout: str) -> None:
     _, head = pair((1, 2, 3, 6), False)
     head.to(memory_format=LAYOUTS[layout])
     compiled = torch.compile(head, backend="aot_eager", fullgraph=True)
@@ -148,17 +148,17 @@ def test_it_can_be_compiled_for_changing_sizes(layout: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
 @pytest.mark.parametrize("make", [torch.export.export, torch.jit.trace], ids=["export", "trace"])
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_it_can_be_exported(make: Callable[..., Any], head: str, align_corners: bool) -> None:
+def test_head_can_be_exported(make: Callable[..., Any], head: str, align_corners: bool) -> None:
     pyramid = HEADS[head](12, (1, 2, 3, 6), 4, 6, align_corners).eval()
     features = torch.randn(2, 12, 9, 11)
     with torch.no_grad():
-        made = make(pyramid, (features,))
-        module = made.module() if hasattr(made, "module") else made
+        exported = make(pyramid, (features,))
+        module = exported.module() if hasattr(exported, "module") else exported
         torch.testing.assert_close(module(features), pyramid(features))
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_it_can_be_exported_for_any_size(head: str) -> None:
+def test_head_can_be_exported_for_any_size(head: str) -> None:
     pyramid = HEADS[head](12, (1, 2, 3, 6), 4, 6, True).eval()
     dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=2), 3: torch.export.Dim("w", min=2)}
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_it_can_be_exported_for_any_size(head: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [(13, 13), (12, 16), (65, 7), (3, 2), (1, 1)])
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])
-def test_region_means_are_those_of_adaptive_pooling(size: tuple[int, int], bins: int, layout: str) -> None:
+def test_region_means_equal_adaptive_pooling(size: tuple[int, int], bins: int, layout: str) -> None:
     features = torch.randn(2, 3, *size, dtype=torch.float64).contiguous(memory_format=LAYOUTS[layout])
     expected = F.adaptive_avg_pool2d(features, bins)
     torch.testing.assert_close(adaptive_averages(features, [bins])[0], expected, rtol=1e-12, atol=1e-12)
@@ -191,7 +191,7 @@ def test_region_means_in_half_precision_neither_overflow_nor_drift(dtype: torch.
     assert error.mean().abs() < 0.05 * torch.finfo(dtype).eps
 
 
-def test_pyramid_keeps_the_size() -> None:
+def test_pyramid_preserves_the_size() -> None:
     for head in HEADS.values():
         pyramid = head(8, bins=[1, 2, 3, 6], branch_channels=2, out_channels=5, align_corners=True)
         assert pyramid(torch.randn(2, 8, 7, 9)).shape == (2, 5, 7, 9)

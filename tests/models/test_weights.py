@@ -1,4 +1,4 @@
-"""Checkpoints of every known layout, and the messages about files that do not fit."""
+"""Checkpoints of all supported layouts, and messages about files that do not match the model."""
 
 import logging
 import pickle
@@ -49,7 +49,7 @@ def capture_info_messages(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 # --- layouts -----------------------------------------------------------------------------------------------------
 
 
-def test_reference_system(tmp_path: Path, pspnet50: PSPNet) -> None:
+def test_checkpoint_of_the_reference(tmp_path: Path, pspnet50: PSPNet) -> None:
     state = foreign.semseg_state()
     file = save(
         tmp_path / "best_pspnet_voc.pth",
@@ -82,7 +82,7 @@ def test_backbone_files_as_backbone_weights(tmp_path: Path, layout: str) -> None
     assert_loaded(model, state, names)
 
 
-def test_timms_own_state_dict(pspnet50: PSPNet, caplog: pytest.LogCaptureFixture) -> None:
+def test_timm_state_dict(pspnet50: PSPNet, caplog: pytest.LogCaptureFixture) -> None:
     state = timm.create_model("resnet50s").state_dict()
     names = load_weights(pspnet50, state)
     assert set(names.values()) == {key for key in pspnet50.state_dict() if key.startswith("backbone.")}
@@ -90,7 +90,7 @@ def test_timms_own_state_dict(pspnet50: PSPNet, caplog: pytest.LogCaptureFixture
     assert "state dict holds a backbone only" in caplog.text
 
 
-def test_timm_weights_are_fetched_for_the_same_stem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_weights_are_downloaded_for_the_same_stem(monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained = timm.create_model("resnet18")
     create_model = timm.create_model
 
@@ -105,7 +105,7 @@ def test_timm_weights_are_fetched_for_the_same_stem(monkeypatch: pytest.MonkeyPa
     assert torch.equal(model.state_dict()["backbone.layer4.1.conv2.weight"], pretrained.layer4[1].conv2.weight)
 
 
-def test_timm_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_of_timm_weights_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(name: str, **options: Any) -> nn.Module:
         raise ConnectionError("no route to host")
 
@@ -114,7 +114,7 @@ def test_timm_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) ->
         start_from(nn.Module(), "resnet18", "timm", None)
 
 
-def test_backbone_of_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_backbone_weights_from_a_full_checkpoint(tmp_path: Path) -> None:
     donor = small(num_classes=7, head_channels=16)
     file = save(tmp_path / "best.pt", {"format": "pspexp/1", "model": donor.state_dict(), "ema": None})
     model = small(backbone_weights=str(file))
@@ -123,7 +123,7 @@ def test_backbone_of_a_whole_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("average", ["none", "whole", "parameters"])
-def test_own_checkpoints_prefer_the_average(tmp_path: Path, average: str) -> None:
+def test_averaged_weights_of_own_checkpoints_are_preferred(tmp_path: Path, average: str) -> None:
     donor = small()
     ema = {
         "none": None,
@@ -138,7 +138,7 @@ def test_own_checkpoints_prefer_the_average(tmp_path: Path, average: str) -> Non
 
 
 @pytest.mark.parametrize("names", [["layer0"], ["layer1"], ["conv3"], ["decode_head"], ["module"], ["layer1", "fc"]])
-def test_own_checkpoints_are_read_as_they_are(tmp_path: Path, names: list[str]) -> None:
+def test_own_checkpoints_are_read_without_renaming(tmp_path: Path, names: list[str]) -> None:
     donor, model = (nn.ModuleDict({name: nn.Conv2d(3, 3, 1) for name in names}) for _ in range(2))
     state = donor.state_dict()
     file = save(tmp_path / "best.pt", {"format": "pspexp/1", "model": state, "ema": None})
@@ -147,13 +147,13 @@ def test_own_checkpoints_are_read_as_they_are(tmp_path: Path, names: list[str]) 
     assert_loaded(model, state, loaded)
 
 
-def test_keys_of_own_checkpoints_are_named_as_they_are() -> None:
+def test_errors_name_keys_of_own_checkpoints_unchanged() -> None:
     state = {"module.layer1.weight": torch.zeros(1)}
     with pytest.raises(UserError, match=r"not in the model: module\.layer1\.weight\n.*layout of pspexp"):
         load_weights(nn.Conv2d(3, 3, 1), {"format": "pspexp/1", "model": state})
 
 
-def test_torchvision_names_load_as_they_are() -> None:
+def test_torchvision_names_are_kept() -> None:
     donor, model = (fcn_resnet50(num_classes=2, output_stride=32) for _ in range(2))
     names = load_weights(model, {f"module.{key}": value for key, value in donor.state_dict().items()})
     assert set(names.values()) == set(model.state_dict())
@@ -185,7 +185,7 @@ def test_model_without_auxiliary_head(caplog: pytest.LogCaptureFixture) -> None:
 # --- other class counts ------------------------------------------------------------------------------------------
 
 
-def test_weights_of_another_class_count_start_fresh_and_are_named(
+def test_classifiers_with_another_class_count_are_reinitialised(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     donor = small(num_classes=5)
@@ -198,18 +198,18 @@ def test_weights_of_another_class_count_start_fresh_and_are_named(
         assert f"{key} is initialised randomly: the file has 5 classes, not 3" in caplog.text
 
 
-def test_weights_of_the_same_class_count_are_all_loaded(tmp_path: Path) -> None:
+def test_all_weights_are_loaded_for_the_same_class_count(tmp_path: Path) -> None:
     donor = small()
     model = small(weights=str(save(tmp_path / "donor.pt", donor.state_dict())))
     assert_loaded(model, donor.state_dict(), {key: key for key in model.state_dict()})
 
 
-def test_another_class_count_is_an_error_when_loading(caplog: pytest.LogCaptureFixture) -> None:
+def test_loading_refuses_another_class_count(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UserError, match=r"4 weights of another shape: .*classifier\.weight is \[5, 8, 1, 1\]"):
         load_weights(small(num_classes=3), small(num_classes=5).state_dict())
 
 
-def test_fine_tuning_accepts_no_other_width() -> None:
+def test_fine_tuning_refuses_another_width() -> None:
     with pytest.raises(UserError, match="of another shape") as error:
         load_weights(small(head_channels=8), small(head_channels=16).state_dict(), other_classes=True)
     assert "pyramid.fuse.conv.weight" in str(error.value)
@@ -219,7 +219,7 @@ def test_fine_tuning_accepts_no_other_width() -> None:
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
-def test_all_that_does_not_fit_is_named_at_once_and_nothing_is_loaded(tmp_path: Path) -> None:
+def test_mismatches_are_reported_together_and_nothing_is_loaded(tmp_path: Path) -> None:
     state = small().state_dict()
     del state["backbone.bn1.weight"], state["pyramid.fuse.conv.weight"]
     state["surplus.weight"] = torch.zeros(1)
@@ -237,14 +237,14 @@ def test_all_that_does_not_fit_is_named_at_once_and_nothing_is_loaded(tmp_path: 
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_half_an_auxiliary_head_is_an_error() -> None:
+def test_incomplete_auxiliary_head_is_refused() -> None:
     state = small().state_dict()
     del state["auxiliary.classifier.bias"]
     with pytest.raises(UserError, match=r"1 weight of the model missing: auxiliary\.classifier\.bias"):
         load_weights(small(), state)
 
 
-def test_foreign_keys_are_named_as_in_their_file(pspnet50: PSPNet) -> None:
+def test_foreign_keys_are_named_as_in_the_file(pspnet50: PSPNet) -> None:
     state = {f"module.{key}": value for key, value in foreign.semseg_state().items()}
     state["module.criterion.weight"] = torch.ones(21)
     with pytest.raises(UserError, match=r"not in the model: module\.criterion\.weight.*\n.*layout of semseg"):
@@ -262,7 +262,7 @@ class Harmful:
         return exec, ("raise SystemExit('code in the file was run')",)
 
 
-def test_unreadable_files(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "empty.pt").touch()
     whole = save(tmp_path / "whole.pt", small().state_dict()).read_bytes()
@@ -278,7 +278,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     ("name", "message"),
     [("nowhere.pt", "no such file"), ("", "a folder"), ("list.pt", "holds a list")],
 )
-def test_files_that_hold_no_checkpoint(tmp_path: Path, name: str, message: str) -> None:
+def test_files_without_a_checkpoint_are_refused(tmp_path: Path, name: str, message: str) -> None:
     save(tmp_path / "list.pt", [torch.zeros(1)])
     with pytest.raises(UserError, match=message):
         load_checkpoint_file(tmp_path / name)
@@ -292,14 +292,14 @@ def test_files_that_hold_no_checkpoint(tmp_path: Path, name: str, message: str) 
         ({"epoch": 3, "net": {"a": torch.zeros(1)}}, "these entries are not weights: epoch, net"),
     ],
 )
-def test_dicts_that_hold_no_weights(contents: dict[str, Any], message: str) -> None:
+def test_dicts_without_weights_are_refused(contents: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_weights(small(), contents)
 
 
 @pytest.mark.parametrize("number", [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)])
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_numpy_numbers_of_either_numpy_are_read(tmp_path: Path, number: Any, module: bytes) -> None:
+def test_numpy_scalars_of_numpy_1_and_2_are_read(tmp_path: Path, number: Any, module: bytes) -> None:
     file = tmp_path / "old.pt"
     torch.save({"best_score": number}, file, _use_new_zipfile_serialization=False)
     contents = file.read_bytes()

@@ -1,4 +1,4 @@
-"""How concurrent jobs share the devices of a machine."""
+"""Device sharing between concurrent jobs."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ LIMIT_S = 60
 
 
 @pytest.fixture(autouse=True)
-def _machine_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated_lock_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
@@ -33,7 +33,7 @@ def config(device: str, nproc: int = 1, jobs_per_device: int = 1, **node: object
 
 @pytest.fixture
 def four_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with four cards of a vendor that torch does not know."""
+    """A machine with four cards of a vendor unknown to torch."""
 
     def visible_cards(kind: str, plugin: str | None, variable: str | None) -> tuple[str, list[str]]:
         return variable or f"{kind.upper()}_VISIBLE_DEVICES", ["4", "5", "6", "7"]
@@ -56,25 +56,25 @@ def test_concurrent_jobs_see_different_cards() -> None:
 
 
 @pytest.mark.usefixtures("four_cards")
-def test_a_single_job_or_a_chosen_card_is_not_restricted() -> None:
+def test_single_job_or_explicit_index_is_not_restricted() -> None:
     for job, at_once in ((config("acme"), 1), (config("acme", index=2), None)):
         with device_share(job, at_once):
             assert "ACME_VISIBLE_DEVICES" not in os.environ
 
 
-def test_a_job_waits_until_a_share_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_waits_until_a_share_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     second, order = threading.Event(), []
 
-    def say(message: str, *words: object) -> None:
-        order.append(message % words)
+    def record_message(message: str, *values: object) -> None:
+        order.append(message % values)
         second.set()
 
-    def wait_for_it() -> None:
+    def acquire_second() -> None:
         with exclusive_share("core", ["0"]) as share:
             order.append(f"second got {share}")
 
-    monkeypatch.setattr(devices.log, "info", say)
-    thread = threading.Thread(target=wait_for_it)
+    monkeypatch.setattr(devices.log, "info", record_message)
+    thread = threading.Thread(target=acquire_second)
     with exclusive_share("core", ["0"]) as share:
         thread.start()
         assert second.wait(LIMIT_S)
@@ -88,7 +88,7 @@ def test_jobs_may_share_a_card() -> None:
         assert (first, second) == ("0", "0")
 
 
-def test_shares_that_overlap_are_never_held_together() -> None:
+def test_overlapping_shares_are_never_held_together() -> None:
     with exclusive_share("card", ["0,1"]), exclusive_share("card", ["0", "1", "2"]) as single:
         assert single == "2"
 
@@ -102,14 +102,14 @@ def test_more_processes_than_cards_are_refused() -> None:
         pass
 
 
-def test_a_remainder_is_not_used() -> None:
+def test_leftover_cards_are_not_used() -> None:
     assert groups(["0", "1", "2", "3", "4"], 2) == ["0,1", "2,3"]
     assert groups(["0"], 2) == []
 
 
 @contextmanager
 def affinity(cores: set[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], set[int]]]:
-    """A process that may use these cores."""
+    """Simulate a process that may use these cores; yields a function that returns the current ones."""
     now = [cores]
     with monkeypatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda _: now[-1], raising=False)
@@ -117,7 +117,7 @@ def affinity(cores: set[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         yield lambda: now[-1]
 
 
-def test_jobs_on_the_cpu_get_exclusive_cores_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_jobs_get_exclusive_cores_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     with affinity({0, 1, 2, 3, 8}, monkeypatch) as mine:
         with device_share(config("cpu"), 2):
@@ -125,13 +125,13 @@ def test_jobs_on_the_cpu_get_exclusive_cores_and_threads(monkeypatch: pytest.Mon
         assert (mine(), os.environ["OMP_NUM_THREADS"]) == ({0, 1, 2, 3, 8}, "8")
         with exclusive_share("core", ["0,1", "2,3"]), device_share(config("cpu"), 2):
             assert mine() == {2, 3}
-        assert core_groups(None, None) == []  # unknown number of jobs: all cores are shared
+        assert core_groups(None, None) == []  # unknown number of jobs: all share all cores
         assert core_groups(5, None) == ["0,1,2,3,8"]
         with pytest.raises(UserError, match=r"sweep\.cores_per_job=6: only 5 cores are available"):
             core_groups(6, None)
 
 
-def test_the_number_of_concurrent_jobs() -> None:
+def test_number_of_concurrent_jobs() -> None:
     basic = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
     assert jobs_at_once(OmegaConf.create(basic)) == 1
     assert jobs_at_once(OmegaConf.create({"_target_": "cluster.Launcher", "gpus_per_node": 2})) is None

@@ -9,86 +9,88 @@ from pspexp.errors import UserError
 from pspexp.sweep.sweep import SWEEP_FILE, Sweep, begin_or_resume, load_sweep
 from pspexp.utils.files import write_text_atomic
 
-WORDS = ("dataset=shapes", "optimizer.lr=1e-3,1e-4", "model=pspnet18,pspnet50")
+OVERRIDES = ("dataset=shapes", "optimizer.lr=1e-3,1e-4", "model=pspnet18,pspnet50")
 
 
-def begin(folder: Path, *words: str) -> Sweep:
-    return begin_or_resume(folder, words, composition.compose_checked(words, sweep=True))
+def begin(folder: Path, *overrides: str) -> Sweep:
+    return begin_or_resume(folder, overrides, composition.compose_checked(overrides, sweep=True))
 
 
-def test_varied_values_are_stored_as_typed(tmp_path: Path) -> None:
-    sweep = begin(tmp_path / "sweep", *WORDS, "crop_size=33")
+def test_varied_values_are_stored_as_given(tmp_path: Path) -> None:
+    sweep = begin(tmp_path / "sweep", *OVERRIDES, "crop_size=33")
     assert sweep.varies == {"optimizer.lr": "1e-3,1e-4", "model": "pspnet18,pspnet50"}
     assert sweep == load_sweep(tmp_path / "sweep")
     assert sweep.id.startswith("sweep-")
-    assert begin(tmp_path / "sweep", *WORDS, "crop_size=33").id == sweep.id
-    assert begin(tmp_path / "other" / "sweep", *WORDS).id != sweep.id
+    assert begin(tmp_path / "sweep", *OVERRIDES, "crop_size=33").id == sweep.id
+    assert begin(tmp_path / "other" / "sweep", *OVERRIDES).id != sweep.id
 
 
-def test_the_sweepers_parameters_vary_too_unless_typed(tmp_path: Path) -> None:
+def test_sweeper_parameters_vary_unless_overridden(tmp_path: Path) -> None:
     overlay = ("dataset=shapes", "+sweep=lr_batch")
     assert begin(tmp_path / "a", *overlay).varies == {"optimizer.lr": "1e-4,5e-5", "loader.batch_size": "4,8"}
     assert begin(tmp_path / "b", *overlay, "optimizer.lr=1e-3").varies == {"loader.batch_size": "4,8"}
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         (
             ("dataset=shapes", "optimizer.lr=1e-3,1e-5", "model=pspnet18,pspnet50"),
             "optimizer.lr=1e-3,1e-5: was 1e-3,1e-4",
         ),
-        (("dataset=shapes", "optimizer.lr=1e-3", WORDS[2]), "optimizer.lr=one value: was 1e-3,1e-4"),
-        ((*WORDS, "seed=1,2"), "seed=1,2: was one value"),
-        ((*WORDS, "crop_size=65"), "crop_size=65: was 513"),
-        ((*WORDS, "loss=ohem"), "choices.loss=ohem: was cross_entropy"),
-        ((*WORDS, "model.pyramid_channels=8"), "model.pyramid_channels=8: was 128"),
-        ((*WORDS, "launcher=ddp", "launcher.nproc_per_node=2"), "launcher: 2 processes, was 1"),
-        ((*WORDS, "checkpoint.resume=elsewhere"), "checkpoint.resume=elsewhere: was null"),
-        ((WORDS[0], WORDS[2], WORDS[1]), "the order model, optimizer.lr: was optimizer.lr, model"),
+        (("dataset=shapes", "optimizer.lr=1e-3", OVERRIDES[2]), "optimizer.lr=one value: was 1e-3,1e-4"),
+        ((*OVERRIDES, "seed=1,2"), "seed=1,2: was one value"),
+        ((*OVERRIDES, "crop_size=65"), "crop_size=65: was 513"),
+        ((*OVERRIDES, "loss=ohem"), "choices.loss=ohem: was cross_entropy"),
+        ((*OVERRIDES, "model.pyramid_channels=8"), "model.pyramid_channels=8: was 128"),
+        ((*OVERRIDES, "launcher=ddp", "launcher.nproc_per_node=2"), "launcher: 2 processes, was 1"),
+        ((*OVERRIDES, "checkpoint.resume=elsewhere"), "checkpoint.resume=elsewhere: was null"),
+        ((OVERRIDES[0], OVERRIDES[2], OVERRIDES[1]), "the order model, optimizer.lr: was optimizer.lr, model"),
     ],
 )
-def test_a_different_sweep_is_refused_with_the_differences(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
-    begin(tmp_path / "sweep", *WORDS)
+def test_different_sweep_is_refused_with_its_differences(
+    overrides: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    begin(tmp_path / "sweep", *OVERRIDES)
     with pytest.raises(UserError) as refused:
-        begin(tmp_path / "sweep", *words)
-    assert told in str(refused.value)
+        begin(tmp_path / "sweep", *overrides)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "told"),
+    ("file", "content", "message"),
     [
         ("sweep.json", "{", "sweep.json: cannot be read (Expecting property name"),
         ("sweep.json", '{"idd": 1}', "sweep.json: cannot be read (Sweep.__init__() got an unexpected keyword"),
         ("0/job.json", "{}", "contains jobs of a sweep, but no sweep.json; choose another folder"),
     ],
 )
-def test_a_folder_that_holds_something_else_is_refused(file: str, content: str, told: str, tmp_path: Path) -> None:
+def test_folder_without_a_valid_sweep_is_refused(file: str, content: str, message: str, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     write_text_atomic(folder / file, content)
     with pytest.raises(UserError) as refused:
-        begin(folder, *WORDS)
-    assert told in str(refused.value)
+        begin(folder, *OVERRIDES)
+    assert message in str(refused.value)
     assert str(folder) in str(refused.value)
     assert (folder / file).read_text() == content
 
 
-def test_a_run_folder_is_refused(tmp_path: Path) -> None:
-    for name in ("config.yaml", "overrides.txt"):  # one of them alone does not make a run folder
+def test_run_folder_is_refused(tmp_path: Path) -> None:
+    for name in ("config.yaml", "overrides.txt"):  # either file alone is not a run folder
         write_text_atomic(tmp_path / "run" / name, "")
     with pytest.raises(UserError, match=r"run: contains a run; choose another folder"):
-        begin(tmp_path / "run", *WORDS)
+        begin(tmp_path / "run", *OVERRIDES)
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file: cannot be written .*; choose another folder"):
-        begin(tmp_path / "file", *WORDS)
+        begin(tmp_path / "file", *OVERRIDES)
 
 
-def test_one_folder_for_all_jobs_is_refused(tmp_path: Path) -> None:
+def test_shared_job_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hydra.sweep.subdir=same: all jobs would share it; .*\$\{hydra.job.num\}"):
-        begin(tmp_path / "sweep", *WORDS, "hydra.sweep.subdir=same")
+        begin(tmp_path / "sweep", *OVERRIDES, "hydra.sweep.subdir=same")
     assert not (tmp_path / "sweep").exists()
 
 
@@ -99,12 +101,18 @@ def test_overridden_sweep_values_are_refused(tmp_path: Path) -> None:
     assert begin(tmp_path / "sweep", "dataset=shapes", "seed=3", "seed=1,2").varies == {"seed": "1,2"}
 
 
-def test_how_and_where_jobs_run_may_change(tmp_path: Path) -> None:
-    first = begin(tmp_path / "sweep", *WORDS)
-    free = ("sweep.retry_failed=true", "launcher=ddp", "tracking=none", "loader.num_workers=7", "output_root=elsewhere")
-    assert begin(tmp_path / "sweep", *WORDS, *free).id == first.id
+def test_settings_that_do_not_affect_results_may_change(tmp_path: Path) -> None:
+    first = begin(tmp_path / "sweep", *OVERRIDES)
+    changes = (
+        "sweep.retry_failed=true",
+        "launcher=ddp",
+        "tracking=none",
+        "loader.num_workers=7",
+        "output_root=elsewhere",
+    )
+    assert begin(tmp_path / "sweep", *OVERRIDES, *changes).id == first.id
 
 
 def test_passwords_are_not_stored(tmp_path: Path) -> None:
-    begin(tmp_path / "sweep", *WORDS, "tracking.tracking_uri='http://user:hunter2@localhost'")
+    begin(tmp_path / "sweep", *OVERRIDES, "tracking.tracking_uri='http://user:hunter2@localhost'")
     assert "hunter2" not in (tmp_path / "sweep" / SWEEP_FILE).read_text()

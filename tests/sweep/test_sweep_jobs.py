@@ -1,4 +1,4 @@
-"""A job that had to wait for a free card."""
+"""A job that has to wait for a free device."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ JobThatWaits = Callable[[Callable[[], Any]], float | None]
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobThatWaits:
-    """Runs a job with a simulated clock; takes a function to call while the job waits."""
+    """Run a job on a simulated clock; takes a function to call while the job waits."""
     clock = SimpleNamespace(now=0)
     monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
@@ -54,9 +54,11 @@ def test_waiting_does_not_count_as_run_time(job: JobThatWaits, tmp_path: Path) -
     assert (record.state, record.seconds) == ("FINISHED", COMPUTED_S)
 
 
-@pytest.mark.parametrize(("mark", "why"), [(jobs.STOPPED_MARK, "was stopped"), (jobs.FAILED_MARK, "fail_fast=true")])
-def test_it_does_not_start_if_the_sweep_ended_meanwhile(job: JobThatWaits, tmp_path: Path, mark: str, why: str) -> None:
-    with pytest.raises(jobs.NotStarted, match=why):
+@pytest.mark.parametrize(("mark", "reason"), [(jobs.STOPPED_MARK, "was stopped"), (jobs.FAILED_MARK, "fail_fast=true")])
+def test_job_does_not_start_if_the_sweep_ended_while_it_waited(
+    job: JobThatWaits, tmp_path: Path, mark: str, reason: str
+) -> None:
+    with pytest.raises(jobs.NotStarted, match=reason):
         job((tmp_path / mark).touch)
     record = load(tmp_path / "0")
     assert record is not None

@@ -1,4 +1,4 @@
-"""The overview of a sweep's jobs."""
+"""The overview of a sweep."""
 
 import logging
 from pathlib import Path
@@ -17,17 +17,17 @@ LR, SIZE = "optimizer.lr", "loader.batch_size"
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    """Three jobs: the second is the best, the third ran out of memory; and a job of another sweep below."""
-    mine = Sweep(tmp_path, "sweep-1a2b", {LR: "1e-3,1e-4", SIZE: "2"}, {})
+    """Three jobs: the second is the best, the third ran out of memory; and a job of another sweep in a subfolder."""
+    sweep = Sweep(tmp_path, "sweep-1a2b", {LR: "1e-3,1e-4", SIZE: "2"}, {})
     error = "RuntimeError: [enforce fail at alloc_cpu.cpp:114] can't allocate memory"
     metric = "best/mean_iou"
     ends = [("FINISHED", 0.25, None), ("FINISHED", 0.5, None), ("FAILED", None, error)]
-    for number, (state, result, why) in enumerate(ends):
+    for number, (state, result, message) in enumerate(ends):
         values = {LR: 10.0**-number, SIZE: 2}
-        record = JobRecord("sweep-1a2b", number, name_of(values, number), values, state, metric, result, 61, why)  # type: ignore[arg-type]
+        record = JobRecord("sweep-1a2b", number, name_of(values, number), values, state, metric, result, 61, message)  # type: ignore[arg-type]
         save(tmp_path / str(number), record)
     save(tmp_path / "other" / "0", JobRecord("other-3c4d", 7, "seed=7", {"seed": 7}, "FINISHED"))
-    return mine
+    return sweep
 
 
 @pytest.fixture
@@ -35,15 +35,15 @@ def config() -> DictConfig:
     return OmegaConf.create({"tracking": {"_target_": "pspexp.tracking.other_loggers"}})
 
 
-def test_the_table_ranks_jobs_and_explains_failures(
+def test_table_ranks_jobs_and_explains_failures(
     sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not overview.report_sweep(sweep, config, stopped=False)
-    told = capsys.readouterr().out
-    assert "job 2: RuntimeError: [enforce fail at alloc_cpu.cpp:114] can't allocate memory; see " in told
-    assert "sweep.retry_failed=true" in told
-    assert "0:01:01" in told
-    assert "seed=7" not in told
+    output = capsys.readouterr().out
+    assert "job 2: RuntimeError: [enforce fail at alloc_cpu.cpp:114] can't allocate memory; see " in output
+    assert "sweep.retry_failed=true" in output
+    assert "0:01:01" in output
+    assert "seed=7" not in output
     rows = (sweep.folder / "sweep.csv").read_text().splitlines()
     assert rows[0] == f"job,{LR},{SIZE},status,best/mean_iou,seconds,folder,mlflow_run_id,error"
     assert rows[2] == "1,0.1,2,FINISHED,0.5,61,1,,"
@@ -53,7 +53,7 @@ def test_the_table_ranks_jobs_and_explains_failures(
     assert (sweep.folder / "plots" / "parallel_coordinates.png").stat().st_size > 1000
 
 
-def test_messages_about_the_sweep_are_not_in_the_last_jobs_log(sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
+def test_sweep_messages_are_not_in_the_last_jobs_log(sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
     """Hydra's basic launcher leaves the last job's log open."""
     root, log = logging.getLogger(), sweep.folder / "2" / "run.log"
     before = root.handlers[:]
@@ -71,7 +71,7 @@ def test_messages_about_the_sweep_are_not_in_the_last_jobs_log(sweep: Sweep, cap
     assert root.handlers == before
 
 
-def test_an_unreadable_record_affects_only_its_own_row(
+def test_unreadable_record_affects_only_its_own_row(
     sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (sweep.folder / "0" / "job.json").write_text('{"stat": "FINISHED"}')
@@ -83,23 +83,21 @@ def test_an_unreadable_record_affects_only_its_own_row(
     assert "│   1 │ 0.1  │ 2          │ FINISHED │" in capsys.readouterr().out
 
 
-def test_without_tracking_mlflow_is_not_mentioned(
+def test_mlflow_is_not_mentioned_without_tracking(
     sweep: Sweep, config: DictConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overview.report_sweep(sweep, config, stopped=False)
     assert "MLflow" not in capsys.readouterr().out
 
 
-def test_the_suggested_override_is_quoted(
-    tmp_path: Path, config: DictConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_suggested_override_is_quoted(tmp_path: Path, config: DictConfig, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "my sweep, the first"
     save(folder / "0", JobRecord("s", 0, "seed=1", {"seed": 1}, "KILLED"))
     overview.report_sweep(Sweep(folder, "s", {"seed": "1,2"}, {}), config, stopped=True)
     assert f"""'hydra.sweep.dir='"'"'{folder}'"'"''""" in capsys.readouterr().out
 
 
-def test_the_state_of_a_killed_job_is_read_from_its_run(tmp_path: Path) -> None:
+def test_state_of_a_killed_job_is_read_from_its_run(tmp_path: Path) -> None:
     running = JobRecord("s", 0, "seed=1", {"seed": 1}, metric="best/mean_iou")
     save(tmp_path, running)
     assert load(tmp_path).state == "KILLED"  # type: ignore[union-attr]
@@ -109,7 +107,7 @@ def test_the_state_of_a_killed_job_is_read_from_its_run(tmp_path: Path) -> None:
     assert (found.state, found.result) == ("FINISHED", 0.5)
 
 
-def test_keys_with_equal_ends_get_longer_names() -> None:
+def test_keys_with_equal_suffixes_get_longer_names() -> None:
     assert name_of({LR: 0.0001, SIZE: 8}, 0) == "lr=0.0001,batch_size=8"
     assert name_of({"model": "pspnet50", "loss.weight": 1, "optimizer.weight": 2}, 0) == (
         "model=pspnet50,loss.weight=1,optimizer.weight=2"

@@ -140,8 +140,8 @@ def test_what_does_not_fit_into_memory_is_a_cell(
         (["heads"], "heads: choose from head"),
         (["step", "--models", "unet"], "unet: choose from"),
         (["step", "--models", "pspnet18", "--baseline", "pspnet50"], "--baseline pspnet50: must be one of pspnet18"),
-        (["step", "--batch", "1"], "needs 2 images"),
-        (["step", "--device", "cuda"], "not available here"),
+        (["step", "--batch", "1"], "needs at least 2 images"),
+        (["step", "--device", "cuda"], "not available here; use --device cpu"),
     ],
 )
 def test_wrong_arguments_are_named(capsys: pytest.CaptureFixture[str], words: list[str], problem: str) -> None:

@@ -29,7 +29,7 @@ logging.info("after")
 """
 
 
-def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_plain_lines_without_a_terminal(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "run.log")]
     environment = {**os.environ, "FORCE_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
@@ -47,7 +47,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_bar_on_a_terminal_with_logging_above_it(tmp_path: Path) -> None:
+def test_progress_bar_on_a_terminal_with_log_lines_above(tmp_path: Path) -> None:
     import pty
 
     master, slave = pty.openpty()
@@ -59,7 +59,7 @@ def test_a_bar_on_a_terminal_with_logging_above_it(tmp_path: Path) -> None:
         while True:
             try:
                 part = os.read(master, 65536)
-            except OSError:  # how Linux says that the other side is closed
+            except OSError:  # Linux's sign that the other end is closed
                 break
             if not part:
                 break
@@ -71,12 +71,12 @@ def test_a_bar_on_a_terminal_with_logging_above_it(tmp_path: Path) -> None:
     assert re.match(r"train ━+ 20/20 epoch 2  loss 0\.0500  12\.3 images/s  ETA 0:00:00$", last[-3])
     assert last[-2:] == ["end", "LOG after"]
     assert any(line.startswith("val ") for line in last)
-    assert "LOG validated" in last  # a line of its own, not in the middle of a bar
+    assert "LOG validated" in last  # a separate line, not inside a bar
     assert not any(line.startswith("LOG train") for line in last)
     assert (tmp_path / "run.log").read_text() == "validated\nafter\n"
 
 
-def test_a_failure_inside_leaves_no_bar_behind(caplog: pytest.LogCaptureFixture) -> None:
+def test_exception_leaves_no_bar_behind(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(RuntimeError), Progress(2, "train"):
         raise RuntimeError
     with caplog.at_level(logging.INFO), Progress(2, "again") as progress:
@@ -84,7 +84,7 @@ def test_a_failure_inside_leaves_no_bar_behind(caplog: pytest.LogCaptureFixture)
     assert "again  step 2/2 (100 %)" in caplog.text
 
 
-def test_nothing_is_said_twice(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_interval_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), Progress(10, "train", log_every=5) as progress:
         for step in (3, 5, 7, 10, 10):
             progress.advance(step)

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pspexp.data.dataset import DatasetInfo
+from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.tracking import figures
-from pspexp.tracking.figures import EvaluatedSample
 
 
 @pytest.mark.parametrize("count", [1, 2, 60, 500])
@@ -21,12 +20,12 @@ def test_train_loss_of_any_length(tmp_path: Path, count: int) -> None:
     assert axes.get_xlabel() == "optimizer step"
 
 
-def test_an_early_spike_does_not_flatten_the_curve() -> None:
+def test_early_spike_does_not_flatten_the_curve() -> None:
     figure = figures.train_loss([(i, 1, 1000.0 if i == 1 else 1.0) for i in range(1, 101)])
     assert figure.axes[0].get_ylim()[1] < 10
 
 
-def test_many_points_get_a_centred_running_median_of_fewer_points_at_the_ends() -> None:
+def test_running_median_is_centred_and_shorter_at_the_ends() -> None:
     values = [float(i) if i % 10 else 1e6 for i in range(100)]  # spikes
     line = figures.train_loss([(i, 1, value) for i, value in enumerate(values)]).axes[0].lines[1]
     assert line.get_label() == "running median of 5"
@@ -51,10 +50,10 @@ def test_confusion_matrix_of_any_size(tmp_path: Path, count: int) -> None:
     axes = figure.axes[0]
     assert len(axes.get_xticklabels()) == len(axes.get_yticklabels()) == count
     assert [text.get_text() for text in axes.texts] == ["100"] * (count - 1 if count < 25 else 0)
-    assert len(figure.legends) == 1  # says what the grey row means
+    assert len(figure.legends) == 1  # explains the grey row
 
 
-def test_overlay_shows_class_colours_and_leaves_ignored_pixels_pale(dataset: DatasetInfo) -> None:
+def test_overlay_shows_class_colours_and_fades_ignored_pixels(dataset: DatasetInfo) -> None:
     image, label = np.full((1, 3, 3), 128, np.uint8), np.array([[0, 1, 255]], np.uint8)
     red, green, ignored = figures.overlay(image, label, dataset)[0].astype(int)
     assert red.argmax() == 0
@@ -64,7 +63,7 @@ def test_overlay_shows_class_colours_and_leaves_ignored_pixels_pale(dataset: Dat
     np.testing.assert_array_equal(opaque[0, 0], dataset.palette[0])
 
 
-def test_sample_names_the_classes_in_it(dataset: DatasetInfo) -> None:
+def test_sample_legend_names_its_classes(dataset: DatasetInfo) -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     label = np.zeros((20, 30), np.uint8)
     label[0] = 255
@@ -73,7 +72,7 @@ def test_sample_names_the_classes_in_it(dataset: DatasetInfo) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["road", "ignored"]
 
 
-def test_sample_of_many_classes_names_the_largest() -> None:
+def test_sample_legend_names_the_largest_classes() -> None:
     ids = np.repeat(np.arange(101, dtype=np.uint8), 10).reshape(10, 101)
     ids[:, 0] = 100
     dataset = DatasetInfo([f"class {i}" for i in range(101)], 255, [0.5] * 3, [0.5] * 3, np.zeros((101, 3), np.uint8))

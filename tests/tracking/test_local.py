@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pspexp.data.dataset import DatasetInfo
+from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report
-from pspexp.tracking.figures import EvaluatedSample
 from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.run_folder import read_records, read_summary
 
@@ -35,12 +34,12 @@ def test_metrics_are_flat_json_lines_without_undefined_values(tracker: LocalTrac
     assert json.loads(line) == {"step": 5, "epoch": 2, "time": 12.346, "train/loss": 0.5, "train/lr": 1e-3}
 
 
-def test_a_record_without_any_finite_value_is_left_out(tracker: LocalTracker) -> None:
+def test_record_without_finite_values_is_skipped(tracker: LocalTracker) -> None:
     tracker.metrics({"val/mean_iou": math.nan}, step=5, epoch=2, time_s=0.0)
     assert read_records(tracker.folder) == []
 
 
-def test_rewind_cuts_what_is_newer_than_the_save(tracker: LocalTracker) -> None:
+def test_rewind_drops_records_after_the_step(tracker: LocalTracker) -> None:
     for step in (5, 10, 15):
         log(tracker, step, train_loss=1.0)
     log(tracker, 10, val_loss=2.0)
@@ -56,7 +55,7 @@ def test_rewind_without_records_does_nothing(tracker: LocalTracker) -> None:
     assert not (tracker.folder / "metrics.jsonl").exists()
 
 
-def test_resume_drops_the_line_a_crash_left_unfinished(tracker: LocalTracker, caplog: pytest.LogCaptureFixture) -> None:
+def test_resume_drops_an_unfinished_line(tracker: LocalTracker, caplog: pytest.LogCaptureFixture) -> None:
     log(tracker, 5, train_loss=1.0)
     with (tracker.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "train/lo')
@@ -66,7 +65,7 @@ def test_resume_drops_the_line_a_crash_left_unfinished(tracker: LocalTracker, ca
     assert "unfinished" in caplog.text
 
 
-def test_a_fresh_start_moves_old_records_aside(tracker: LocalTracker) -> None:
+def test_fresh_start_moves_old_records_aside(tracker: LocalTracker) -> None:
     log(tracker, 5, train_loss=1.0)
     old = lines(tracker)
     assert tracker.begin(resume=False) == {}
@@ -84,7 +83,7 @@ def test_report_writes_table_and_confusion_matrix(tracker: LocalTracker, report:
         assert min(image.size) > 600
 
 
-def test_curves_are_drawn_from_the_records_alone(tracker: LocalTracker) -> None:
+def test_curves_are_drawn_from_the_records(tracker: LocalTracker) -> None:
     plots = tracker.folder / "plots"
     tracker.curves()
     assert not plots.exists()
@@ -102,7 +101,7 @@ def test_samples_have_safe_file_names(tracker: LocalTracker, dataset: DatasetInf
     assert [file.name for file in (tracker.folder / "plots" / "samples").iterdir()] == ["seq_01.png"]
 
 
-def test_a_figure_that_cannot_be_drawn_ends_nothing(
+def test_figure_that_cannot_be_drawn_is_not_fatal(
     tracker: LocalTracker, dataset: DatasetInfo, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = np.zeros((8, 8), np.uint8)
@@ -127,7 +126,7 @@ def test_summary(tracker: LocalTracker) -> None:
     assert tracker.begin(resume=True) == {"mlflow": "abc"}
 
 
-def test_no_unfinished_files_remain(tracker: LocalTracker, report: Report) -> None:
+def test_no_temporary_files_remain(tracker: LocalTracker, report: Report) -> None:
     tracker.config("a: 1\n", ["a=1", "b=2"])
     tracker.report("val", report)
     tracker.summary("FINISHED")

@@ -29,7 +29,7 @@ def no_uri(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def output_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One database for the whole file: making one takes seconds."""
+    """One database for the whole module: creating one takes seconds."""
     return tmp_path_factory.mktemp("outputs")
 
 
@@ -62,7 +62,7 @@ def artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:
     return files.union(*(artifacts(client, run_id, item.path) for item in found if item.is_dir))
 
 
-def test_a_run_holds_what_was_recorded(tmp_path: Path, output_root: Path, report: Report) -> None:
+def test_mlflow_run_holds_what_was_recorded(tmp_path: Path, output_root: Path, report: Report) -> None:
     tracker = begin(tmp_path, output_root, optimizer={"lr": 0.1}, long="x" * 7000)
     (tmp_path / "checkpoints").mkdir()
     for name in ("best.pt", "last.pt"):
@@ -77,7 +77,7 @@ def test_a_run_holds_what_was_recorded(tmp_path: Path, output_root: Path, report
     assert run.info.run_name == tmp_path.name
     assert run.data.params["optimizer.lr"] == "0.1"
     assert len(run.data.params["long"]) == 6000
-    assert run.data.params["long"].endswith("(whole in config.yaml)")
+    assert run.data.params["long"].endswith("(complete in config.yaml)")
     assert run.data.metrics["train/loss"] == 2.0
     assert run.data.metrics["val/mean_iou"] == report.mean_iou
     assert run.data.metrics["val/iou/sky"] == 0.5
@@ -100,7 +100,7 @@ def test_a_run_holds_what_was_recorded(tmp_path: Path, output_root: Path, report
     assert best.read_bytes() == b"best.pt"
 
 
-def test_resume_goes_on_in_the_same_run(tmp_path: Path, output_root: Path) -> None:
+def test_resume_continues_the_same_mlflow_run(tmp_path: Path, output_root: Path) -> None:
     first = begin(tmp_path, output_root, changed="before")
     first.metrics({"train/loss": 2.0}, step=5, epoch=1)
     first.finish("KILLED")
@@ -118,7 +118,7 @@ def test_resume_goes_on_in_the_same_run(tmp_path: Path, output_root: Path) -> No
     assert [metric.step for metric in mlflow.get_metric_history(run_id(second), "train/loss")] == [5, 10]
 
 
-def test_resume_of_a_run_mlflow_has_lost_starts_a_new_one(
+def test_resume_of_a_missing_mlflow_run_starts_a_new_one(
     tmp_path: Path, output_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     LocalTracker(tmp_path).summary("KILLED", loggers={"mlflow": "0" * 32})
@@ -128,7 +128,7 @@ def test_resume_of_a_run_mlflow_has_lost_starts_a_new_one(
     assert "starting a new one" in caplog.text
 
 
-def test_one_call_a_record(tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_record_is_one_call(tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = begin(tmp_path, output_root)
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -145,7 +145,7 @@ def test_one_call_a_record(tmp_path: Path, output_root: Path, monkeypatch: pytes
     assert len(client(output_root).get_run(run_id(tracker)).data.metrics) == 50
 
 
-def test_names_that_mlflow_refuses(tmp_path: Path, output_root: Path) -> None:
+def test_names_that_mlflow_refuses_are_replaced(tmp_path: Path, output_root: Path) -> None:
     tracker = begin(tmp_path, output_root, **{"a[0]": 1})
     awkward = ["val/iou/a+b", "val/iou/a#b", "val/iou/..", "val/iou//x", "val/iou/[é]: 100 %", "val/iou/" + "n" * 300]
     tracker.metrics({name: float(i) for i, name in enumerate(awkward)}, step=1, epoch=1)
@@ -157,35 +157,37 @@ def test_names_that_mlflow_refuses(tmp_path: Path, output_root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "shown"),
+    ("log_checkpoints", "logged"),
     [("best", {"best.pt"}), ("last", {"last.pt"}), ("none", set()), ("all", {"best.pt", "last.pt"})],
 )
-def test_log_checkpoints(tmp_path: Path, output_root: Path, choice: Any, shown: set[str]) -> None:
+def test_log_checkpoints(tmp_path: Path, output_root: Path, log_checkpoints: Any, logged: set[str]) -> None:
     (tmp_path / "checkpoints").mkdir()
     paths = ["checkpoints/best.pt", "checkpoints/last.pt"]
     for path in paths:
         (tmp_path / path).write_bytes(b"weights")
-    logger = MLflowLogger("trials", str(output_root), None, choice)
+    logger = MLflowLogger("trials", str(output_root), None, log_checkpoints)
     run = logger.open(run_id=None, name="x", params={}, tags={})
     logger.files(tmp_path, paths)
-    assert artifacts(client(output_root), run) == {f"checkpoints/{name}" for name in shown}
+    assert artifacts(client(output_root), run) == {f"checkpoints/{name}" for name in logged}
 
 
-def test_unchanged_files_are_not_sent_again(tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_not_uploaded_again(
+    tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logger = MLflowLogger("trials", str(output_root))
     logger.open(run_id=None, name="x", params={}, tags={})
-    sent: list[str] = []
-    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", lambda _self, _run, path, _to: sent.append(path))
+    uploaded: list[str] = []
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", lambda _self, _run, path, _to: uploaded.append(path))
     file = tmp_path / "config.yaml"
     file.write_text("a")
     logger.files(tmp_path, ["config.yaml"])
     logger.files(tmp_path, ["config.yaml"])
     file.write_text("ab")
     logger.files(tmp_path, ["config.yaml"])
-    assert sent == [str(file)] * 2
+    assert uploaded == [str(file)] * 2
 
 
-def test_a_long_note_is_cut_between_lines(tmp_path: Path, output_root: Path) -> None:
+def test_long_note_is_truncated_at_a_line_break(tmp_path: Path, output_root: Path) -> None:
     logger = MLflowLogger("trials", str(output_root))
     run = logger.open(run_id=None, name="x", params={}, tags={})
     logger.note("\n".join(f"| row {i:04d} |" for i in range(1000)))
@@ -194,10 +196,10 @@ def test_a_long_note_is_cut_between_lines(tmp_path: Path, output_root: Path) -> 
     assert note.endswith(" |")
 
 
-def test_a_dead_server_delays_a_run_by_seconds_and_never_fails_it(
+def test_unreachable_server_delays_a_run_only_by_seconds(
     tmp_path: Path, report: Report, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.socket() as closed:  # bound but not listening: nobody else can take the port meanwhile
+    with socket.socket() as closed:  # bound but not listening, so that no other process takes the port
         closed.bind(("127.0.0.1", 0))
         uri = f"http://me:secret@127.0.0.1:{closed.getsockname()[1]}"
         tracker = Tracker(LocalTracker(tmp_path), mlflow_loggers("x", str(tmp_path), tracking_uri=uri))
@@ -218,7 +220,7 @@ def test_a_dead_server_delays_a_run_by_seconds_and_never_fails_it(
 
 
 class FakeMonitor:
-    """In the place of MLflow's, which needs psutil and samples every ten seconds."""
+    """Replaces MLflow's monitor, which needs psutil and samples every ten seconds."""
 
     def __init__(self, run_id: str, **arguments: Any) -> None:
         self.run_id, self.arguments, self.calls = run_id, arguments, list[str]()
@@ -274,7 +276,7 @@ def test_system_metrics_stop_when_the_logger_fails(tmp_path: Path, output_root: 
     assert monitors[0].calls == ["start", "finish"]
 
 
-def test_system_metrics_without_psutil_are_left_out_with_advice(
+def test_system_metrics_without_psutil_are_skipped_with_advice(
     output_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow.system_metrics.system_metrics_monitor", None)
@@ -287,7 +289,7 @@ def test_system_metrics_without_psutil_are_left_out_with_advice(
     assert "pspexp[system-metrics]" in warning
 
 
-def test_system_metrics_of_mlflow_itself(output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_metrics_with_mlflows_own_monitor(output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("psutil")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     logger = MLflowLogger("trials", str(output_root), system_metrics=True)
@@ -301,7 +303,7 @@ def test_system_metrics_of_mlflow_itself(output_root: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_processes_that_start_together_share_one_fresh_database_and_say_little(tmp_path: Path) -> None:
+def test_concurrent_processes_share_a_new_database_quietly(tmp_path: Path) -> None:
     script = (
         "import logging, sys; logging.basicConfig(level=logging.INFO); early = logging.getLogger('early'); "
         "logging.getLogger().addHandler(logging.FileHandler(sys.argv[2])); "
@@ -318,16 +320,16 @@ def test_processes_that_start_together_share_one_fresh_database_and_say_little(t
         )
         for name in ("a.log", "b.log")
     ]
-    said = [worker.communicate(timeout=120)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
-    assert all("still here" in text and len(text.splitlines()) <= 3 for text in said), said
+    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    assert all("still here" in text and len(text.splitlines()) <= 3 for text in outputs), outputs
     assert [(tmp_path / name).read_text() for name in ("a.log", "b.log")] == ["still here\n"] * 2
     mlflow = client(tmp_path)
     experiment = mlflow.get_experiment_by_name("x")
     assert len(mlflow.search_runs([experiment.experiment_id])) == 2
 
 
-def test_download_says_what_is_missing(tmp_path: Path, output_root: Path) -> None:
+def test_download_names_what_is_missing(tmp_path: Path, output_root: Path) -> None:
     with pytest.raises(UserError, match="no MLflow records"):
         download_file("0" * 32, "checkpoints/best.pt", None, str(tmp_path))
     assert not (tmp_path / "mlflow.db").exists()
@@ -336,17 +338,17 @@ def test_download_says_what_is_missing(tmp_path: Path, output_root: Path) -> Non
         download_file("0" * 32, "checkpoints/best.pt", None, str(output_root))
 
 
-def test_a_file_is_read_where_it_lies(tmp_path: Path, output_root: Path) -> None:
+def test_local_artifact_is_not_copied(tmp_path: Path, output_root: Path) -> None:
     tracker = begin(tmp_path, output_root)
     tracker.finish("FINISHED")
     folder = client(output_root).get_run(run_id(tracker)).info.artifact_uri.removeprefix("file://")
     assert download_file(run_id(tracker), "config.yaml", None, str(output_root)) == Path(folder, "config.yaml")
 
 
-def test_copies_from_far_away_go_when_python_ends(
+def test_downloaded_copies_are_deleted_at_exit(
     tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that sends the artifacts itself: there is no path to them."""
+    """A server that proxies artifacts, so that they have no local path."""
     ids = []
     for name in ("a", "b"):
         tracker = begin(tmp_path / name, output_root)
@@ -361,8 +363,8 @@ def test_copies_from_far_away_go_when_python_ends(
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     command = [sys.executable, "-c", script, str(output_root), *ids]
-    said = subprocess.run(command, text=True, capture_output=True, check=True, timeout=120).stdout
-    copies = [Path(word) for word in said.split()]
+    stdout = subprocess.run(command, text=True, capture_output=True, check=True, timeout=120).stdout
+    copies = [Path(path) for path in stdout.split()]
     assert len(set(copies)) == 2
     assert all(copy.is_relative_to(tmp_path / "tmp") for copy in copies)
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -377,7 +379,7 @@ def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_uri("http://host", "outputs") == "http://host"
 
 
-def test_small_helpers(tmp_path: Path) -> None:
+def test_helpers(tmp_path: Path) -> None:
     names = Names()
     assert [names("a+b"), names("a#b"), names("a+b"), names("x/y z.é-1")] == ["a_b", "a_b_2", "a_b", "x/y z.é-1"]
     assert mask_logins("at http://me:secret@host/x") == "at http://***@host/x"

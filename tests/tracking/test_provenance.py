@@ -1,4 +1,4 @@
-"""The provenance of a run."""
+"""The recorded provenance of a run."""
 
 import json
 import subprocess
@@ -15,14 +15,14 @@ from pspexp.tracking.run_folder import read_provenance
 from pspexp.tracking.secrets import mask_overrides
 
 
-def git(folder: Path, *words: str) -> None:
-    names = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-    subprocess.run(["git", *names, *words], cwd=folder, check=True, capture_output=True)
+def git(folder: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A repository with one commit, in the place of this package's."""
+    """A repository with one commit that replaces this package's checkout."""
     folder = tmp_path / "checkout"
     (folder / "conf").mkdir(parents=True)
     (folder / "pspexp").mkdir()
@@ -32,35 +32,37 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     git(folder, "add", ".")
     git(folder, "commit", "-m", "first")
     monkeypatch.setattr(provenance, "CHECKOUT", folder)
-    forget()
+    clear_caches()
     yield folder
-    forget()
+    clear_caches()
 
 
-def forget() -> None:
-    """What is known of a checkout is asked once a process."""
+def clear_caches() -> None:
+    """Clear the caches of what git reports, which is queried once per process."""
     provenance.uncommitted.cache_clear()
     provenance.git_commit.cache_clear()
 
 
 def changes() -> Uncommitted:
-    forget()
+    clear_caches()
     found = provenance.uncommitted()
     assert found is not None
     return found
 
 
-def test_a_clean_checkout_has_a_commit_and_no_changes(checkout: Path) -> None:
+def test_clean_checkout_has_a_commit_and_no_changes(checkout: Path) -> None:
     assert provenance.uncommitted() is None
     assert len(str(provenance.git_commit())) == 40
 
 
-def test_without_a_repository_nothing_is_known(tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_is_unknown_without_a_repository(
+    tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
     assert (provenance.git_commit(), provenance.uncommitted()) == (None, None)
 
 
-def test_the_kept_diff_brings_the_changes_back(checkout: Path, tmp_path: Path) -> None:
+def test_stored_diff_restores_the_changes(checkout: Path, tmp_path: Path) -> None:
     changed = {"code.py": b"a = 1\nb = '\xe9'\n", "conf/c.yaml": b"lr: 2\n"}
     for name, content in changed.items():
         (checkout / name).write_bytes(content)
@@ -87,7 +89,7 @@ def test_the_kept_diff_brings_the_changes_back(checkout: Path, tmp_path: Path) -
     assert changes().fingerprint != found.fingerprint
 
 
-def test_a_long_diff_is_kept_as_a_list(checkout: Path) -> None:
+def test_long_diff_is_stored_as_a_file_list(checkout: Path) -> None:
     (checkout / "code.py").write_text("x = 1\n" * 200_000)
     found = changes()
     assert found.file == "uncommitted.stat"
@@ -96,7 +98,7 @@ def test_a_long_diff_is_kept_as_a_list(checkout: Path) -> None:
     assert len(found.text) < 500
 
 
-def test_new_files_do_not_push_out_the_changes(checkout: Path) -> None:
+def test_large_new_files_do_not_displace_the_diff(checkout: Path) -> None:
     (checkout / "code.py").write_text("a = 7\n")
     (checkout / "pspexp" / "long.py").write_text("x = 1\n" * 200_000)
     text = changes().text
@@ -104,17 +106,17 @@ def test_new_files_do_not_push_out_the_changes(checkout: Path) -> None:
     assert "+a = 7\n" in text
 
 
-def test_another_repository_in_the_environment(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_environment_variables_are_ignored(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = provenance.git_commit()
     (tmp_path / "other").mkdir()
     git(tmp_path / "other", "init")
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "other" / ".git"))
-    forget()
+    clear_caches()
     assert (provenance.git_commit(), provenance.uncommitted()) == (commit, None)
 
 
-def test_a_diff_holds_no_secrets(checkout: Path) -> None:
+def test_secrets_in_a_diff_are_masked(checkout: Path) -> None:
     yaml = "lr: 2\napi_token: hunter2\nuri: http://me:hunter2@host/\ntoken: null\nall: {a: 1, password: hunter2}\n"
     (checkout / "conf" / "c.yaml").write_text(yaml + "list:\n  - password: hunter2\n")
     (checkout / "code.py").write_text("API_KEY = 'hunter2'\nenv['my-secret'] = 'hunter2'\nf(a, token='hunter2')\n")
@@ -141,7 +143,7 @@ def test_a_diff_holds_no_secrets(checkout: Path) -> None:
         ("pspexp/k.py", "PASSWORD = \\\n    'hunter2'\n"),
     ],
 )  # fmt: skip
-def test_of_a_secret_over_several_lines_only_the_name_is_kept(checkout: Path, name: str, content: str) -> None:
+def test_files_with_multiline_secrets_are_listed_only(checkout: Path, name: str, content: str) -> None:
     (checkout / "code.py").write_text("a = 7\n")
     (checkout / name).write_text(content)
     text = changes().text
@@ -150,14 +152,14 @@ def test_of_a_secret_over_several_lines_only_the_name_is_kept(checkout: Path, na
     assert "+a = 7\n" in text
 
 
-def test_a_diff_without_secrets_stays_as_it_is(checkout: Path) -> None:
+def test_diff_without_secrets_is_unchanged(checkout: Path) -> None:
     (checkout / "code.py").write_text("class Token:\n    pass\nfor token in tokens:\n    use(token)\n")
     assert not changes().text.startswith("#")
     assert "+for token in tokens:\n" in changes().text
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("argv", "expected"),
     [
         (["/x/pspexp/__main__.py", "-m", "seed=1,2"], "python -m pspexp -m seed=1,2"),
         (["/usr/bin/pspexp", "run_name=two words"], "pspexp 'run_name=two words'"),
@@ -165,17 +167,17 @@ def test_a_diff_without_secrets_stays_as_it_is(checkout: Path) -> None:
         ([], "pspexp seed=3"),
     ],
 )  # fmt: skip
-def test_the_command(typed: list[str], said: str) -> None:
-    assert command_line(typed, ["seed=3"]) == said
+def test_command_line(argv: list[str], expected: str) -> None:
+    assert command_line(argv, ["seed=3"]) == expected
 
 
-def test_words_hide_secrets_in_values_that_hold_keys() -> None:
-    words = ["++hydra.job.env_set={API_TOKEN: hunter2}", "dataset.class_names=[cat,dog]", "+a.password=hunter2"]
+def test_secrets_in_nested_override_values_are_masked() -> None:
+    overrides = ["++hydra.job.env_set={API_TOKEN: hunter2}", "dataset.class_names=[cat,dog]", "+a.password=hunter2"]
     expected = ["++hydra.job.env_set=***", "dataset.class_names=[cat,dog]", "+a.password=***"]
-    assert mask_overrides(words) == expected
+    assert mask_overrides(overrides) == expected
 
 
-def test_every_attempt_is_kept(tmp_path: Path) -> None:
+def test_all_attempts_are_kept(tmp_path: Path) -> None:
     tracker = LocalTracker(tmp_path)
 
     def begin(command: str, diff: Uncommitted | None, *, resume: bool) -> None:
@@ -195,13 +197,13 @@ def test_every_attempt_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "uncommitted-3.diff").read_text() == "other"
 
 
-def test_a_record_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
+def test_unreadable_record_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text('{"attempts": [')
     LocalTracker(tmp_path).provenance({"command": "a"}, None, None, resume=True)
     assert json.loads((tmp_path / "provenance.json").read_text())["attempts"] == [{"command": "a", "diff": None}]
 
 
-def test_the_host_names_what_decides_bits() -> None:
+def test_host_record_names_what_affects_results() -> None:
     host = provenance.host("cpu (2 threads)")
     assert host["cpu"]
     assert host["vector"]

@@ -24,7 +24,7 @@ NOW: dict[str, Any] = {
 }
 
 
-def nothing(file: str) -> Path:
+def no_file(file: str) -> Path:
     raise UserError(f"no {file}")
 
 
@@ -35,13 +35,13 @@ def changed(**parts: Any) -> dict[str, Any]:
     return then
 
 
-def test_nothing_differs() -> None:
-    assert differences([NOW, changed(host={"name": "elsewhere"})], NOW, nothing) == []
+def test_no_differences() -> None:
+    assert differences([NOW, changed(host={"name": "elsewhere"})], NOW, no_file) == []
 
 
-def test_each_difference_is_one_line_however_many_attempts() -> None:
+def test_each_difference_is_reported_once_for_all_attempts() -> None:
     then = changed(versions={"torch": "2.3"}, git_commit="c" * 40 + "-dirty")
-    lines = differences([then, then, changed(versions={"torch": "2.2"})], NOW, nothing)
+    lines = differences([then, then, changed(versions={"torch": "2.2"})], NOW, no_file)
     assert lines == [
         f"code: commit {'c' * 40} then, {'b' * 40} now (git checkout {'c' * 40})",
         "version: torch 2.3 then, 2.4 now",
@@ -51,9 +51,9 @@ def test_each_difference_is_one_line_however_many_attempts() -> None:
 
 def test_uncommitted_changes(tmp_path: Path) -> None:
     dirty = {**NOW, "uncommitted": "x"}
-    assert differences([NOW], dirty, nothing) == ["code: uncommitted changes now, none then"]
-    (lost,) = differences([dirty], NOW, nothing)
-    assert lost == "code: uncommitted changes then, none now; those of then were not kept"
+    assert differences([NOW], dirty, no_file) == ["code: uncommitted changes now, none then"]
+    (lost,) = differences([dirty], NOW, no_file)
+    assert lost == "code: uncommitted changes then, none now; the earlier changes were not kept"
     (tmp_path / "a b.diff").write_text("diff --git a/x b/x\n")
     (kept,) = differences([{**dirty, "diff": "a b.diff"}], {**NOW, "uncommitted": "y"}, lambda file: tmp_path / file)
     assert kept == f"code: uncommitted changes then, others now; restore them with git apply '{tmp_path / 'a b.diff'}'"
@@ -70,38 +70,38 @@ def test_uncommitted_changes(tmp_path: Path) -> None:
         (f"{MASKED_DIFF}diff --git a/x b/x\n", "secrets in it are masked, so that git apply cannot restore them"),
     ],
 )  # fmt: skip
-def test_what_a_diff_cannot_restore_is_stated(tmp_path: Path, text: str, advice: str) -> None:
+def test_what_a_diff_cannot_restore_is_reported(tmp_path: Path, text: str, advice: str) -> None:
     (tmp_path / "a.diff").write_text(text)
     (line,) = differences([{**NOW, "uncommitted": "x", "diff": "a.diff"}], NOW, lambda file: tmp_path / file)
     assert line.endswith(advice)
 
 
-def test_code_that_is_not_known_is_not_called_the_same() -> None:
+def test_unknown_code_is_not_reported_as_unchanged() -> None:
     none = {**NOW, "git_commit": None}
-    (line,) = differences([none], none, nothing)
+    (line,) = differences([none], none, no_file)
     assert line == "code: the commit is unknown, then and now: the code may differ"
     dirty = {**NOW, "git_commit": "b" * 40 + "-dirty", "dirty": True}
-    (line,) = differences([dirty], dirty, nothing)
+    (line,) = differences([dirty], dirty, no_file)
     assert line == "code: uncommitted changes then and now that git could not show: they may differ"
-    (line,) = differences([NOW], dirty, nothing)
+    (line,) = differences([NOW], dirty, no_file)
     assert line.startswith("code: uncommitted changes now that git could not show")
 
 
-def test_any_card_of_a_model_will_do() -> None:
+def test_gpus_are_compared_by_model_not_by_index() -> None:
     card = changed(host={"device": "cuda:0 (NVIDIA H100, 80 GiB)", "threads": 7})
-    assert differences([card], changed(host={"device": "cuda:3 (NVIDIA H100, 80 GiB)"}), nothing) == []
-    (line,) = differences([card], changed(host={"device": "cuda:0 (NVIDIA A100, 40 GiB)"}), nothing)
+    assert differences([card], changed(host={"device": "cuda:3 (NVIDIA H100, 80 GiB)"}), no_file) == []
+    (line,) = differences([card], changed(host={"device": "cuda:0 (NVIDIA A100, 40 GiB)"}), no_file)
     assert line == "machine: device cuda (NVIDIA H100, 80 GiB) then, cuda (NVIDIA A100, 40 GiB) now"
-    assert "machine: device cuda (NVIDIA H100, 80 GiB) then, cpu now" in differences([card], NOW, nothing)
+    assert "machine: device cuda (NVIDIA H100, 80 GiB) then, cpu now" in differences([card], NOW, no_file)
 
 
-def test_processor_and_threads_decide_bits_on_a_cpu() -> None:
+def test_cpu_model_and_threads_matter_on_the_cpu() -> None:
     then = changed(host={"cpu": "B", "threads": 4, "device": "cpu (4 threads)"})
-    assert differences([then], NOW, nothing) == ["machine: cpu B then, A now", "machine: threads 4 then, 2 now"]
+    assert differences([then], NOW, no_file) == ["machine: cpu B then, A now", "machine: threads 4 then, 2 now"]
 
 
 def test_missing_and_damaged_records(tmp_path: Path) -> None:
-    attempts, unknown = read_records(nothing)
+    attempts, unknown = read_records(no_file)
     assert attempts == []
     assert unknown == "there is no provenance.json: code, versions, machine and data of the repeated run are unknown"
 
@@ -112,17 +112,17 @@ def test_missing_and_damaged_records(tmp_path: Path) -> None:
         unknown
         == "provenance.json cannot be read: uncommitted changes, machine and data of the repeated run are unknown"
     )
-    assert differences(attempts, NOW, nothing) == ["version: torch 2.3 then, 2.4 now"]
+    assert differences(attempts, NOW, no_file) == ["version: torch 2.3 then, 2.4 now"]
 
 
-def test_other_weights_to_start_from(tmp_path: Path) -> None:
+def test_different_initial_weights(tmp_path: Path) -> None:
     file = tmp_path / "w.pt"
     found = []
     for content in (b"a", b"b"):
         file.write_bytes(content)
         found.append(weights_hashes({"weights": str(file), "backbone_weights": "timm"}))
-    then, now = ({**NOW, "weights": one} for one in found)
+    then, now = ({**NOW, "weights": hashes} for hashes in found)
     assert found[0] == {"model.weights": hashlib.sha256(b"a").hexdigest()}
-    assert differences([then], then, nothing) == differences([NOW], now, nothing) == []
-    (line,) = differences([then], now, nothing)
+    assert differences([then], then, no_file) == differences([NOW], now, no_file) == []
+    (line,) = differences([then], now, no_file)
     assert line == "weights: the file of model.weights differs (SHA-256 ca978112ca1b then, 3e23e8160039 now)"

@@ -20,24 +20,24 @@ FAILED_LAST = [61.32, 58.9, 63.14, None]
 
 
 def names(axes: Axes) -> list[str]:
-    """The titles of the vertical axes."""
+    """Return the titles of the vertical axes."""
     return [text.get_text() for text in axes.texts if not isinstance(text, Annotation)]
 
 
 def ticks(axes: Axes, at: int) -> list[str]:
-    """The tick labels of a vertical axis, from bottom to top."""
+    """Return the tick labels of a vertical axis, from bottom to top."""
     found = [text for text in axes.texts if isinstance(text, Annotation) and text.xy[0] == at]
     return [text.get_text() for text in sorted(found, key=lambda text: text.xy[1])]
 
 
 def spacing(axes: Axes, at: int) -> list[float]:
-    """The distances of the ticks of a vertical axis, as fractions of that from the first to the last."""
-    places = sorted(text.xy[1] for text in axes.texts if isinstance(text, Annotation) and text.xy[0] == at)
-    return [float(gap / (places[-1] - places[0])) for gap in np.diff(places)]
+    """Return the gaps between the ticks of a vertical axis, as fractions of the distance from first to last."""
+    positions = sorted(text.xy[1] for text in axes.texts if isinstance(text, Annotation) and text.xy[0] == at)
+    return [float(gap / (positions[-1] - positions[0])) for gap in np.diff(positions)]
 
 
 def bar_labels(axes: Axes) -> list[str]:
-    """The tick labels of the metric's axis, which is the colour bar."""
+    """Return the tick labels of the metric's axis, which is the colour bar."""
     (bar,) = axes.child_axes
     return [text.get_text() for text in bar.get_yticklabels()]
 
@@ -47,7 +47,7 @@ def legend(figure: Figure) -> list[str]:
 
 
 def cells(figure: Figure | None) -> dict[tuple[str, str], str]:
-    """Text of each cell of a heat map, by the labels of its column and row."""
+    """Return the text of each heat-map cell, keyed by the labels of its column and row."""
     assert figure is not None
     axes = figure.axes[0]
     columns, rows = ([text.get_text() for text in found] for found in (axes.get_xticklabels(), axes.get_yticklabels()))
@@ -60,7 +60,7 @@ def brightness(colour: object) -> float:
     return 0.3 * red + 0.6 * green + 0.1 * blue
 
 
-def test_lines_of_a_sweep_with_a_failed_job() -> None:
+def test_parallel_coordinates_of_a_sweep_with_a_failed_job() -> None:
     parameters = {"lr": LR, "batch_size": BATCH_SIZE, "seed": [0] * 4}
     figure = sweep_figures.parallel_coordinates(parameters, FAILED_LAST, METRIC)
     (axes,) = figure.axes
@@ -80,7 +80,7 @@ def test_lines_of_a_sweep_with_a_failed_job() -> None:
     assert finished[-1].get_linewidth() > 2 * finished[0].get_linewidth()
 
 
-def test_numbers_over_magnitudes_are_logarithmic_and_others_linear() -> None:
+def test_axes_are_logarithmic_over_magnitudes_and_else_linear() -> None:
     parameters = {"lr": [1e-4, 1e-3, 1e-2], "crop_size": [100, 200, 1000], "decay": [0, 1e-4, 1e-2]}
     axes = sweep_figures.parallel_coordinates(parameters, [1, 2, 3], METRIC).axes[0]
     assert ticks(axes, 0) == ["0.0001", "0.001", "0.01"]
@@ -89,7 +89,7 @@ def test_numbers_over_magnitudes_are_logarithmic_and_others_linear() -> None:
     assert ticks(axes, 2) == ["0", "0.01"]  # 0.0001 would overlap 0
 
 
-def test_many_numbers_have_ticks_at_round_ones() -> None:
+def test_many_numbers_have_ticks_at_round_values() -> None:
     parameters = {"lr": np.geomspace(1.1e-5, 0.9e-3, 30).tolist(), "decay": np.linspace(0, 0.99, 30).tolist()}
     axes = sweep_figures.parallel_coordinates(parameters, list(range(30)), METRIC).axes[0]
     assert ticks(axes, 0) == ["2e-5", "5e-5", "0.0001", "0.0002", "0.0005"]
@@ -115,7 +115,7 @@ def test_lines_through_the_same_values_are_separated() -> None:
 
 
 @pytest.mark.parametrize("values", [[61.2], [None], [float("nan")], [0.0]])
-def test_lines_of_one_job(tmp_path: Path, values: Sequence[float | None]) -> None:
+def test_parallel_coordinates_of_one_job(tmp_path: Path, values: Sequence[float | None]) -> None:
     figure = sweep_figures.parallel_coordinates({"lr": [0.1], "batch_size": [4]}, values, METRIC)
     figures.save(figure, tmp_path / "lines.png")
     assert names(figure.axes[0]) == ["lr", "batch_size", METRIC]
@@ -131,14 +131,14 @@ def test_equal_results_have_one_colour_and_one_label() -> None:
     assert len({line.get_color() for line in axes.lines}) == 1
 
 
-def test_results_that_differ_little_have_more_decimals() -> None:
+def test_similar_results_have_more_decimals() -> None:
     axes = sweep_figures.parallel_coordinates({"lr": [1, 2]}, [61.284, 61.291], METRIC).axes[0]
     assert bar_labels(axes)[-1] == "best: 61.2910"
 
 
 def test_many_jobs_and_parameters_with_long_values_fit(tmp_path: Path) -> None:
-    words = [f"pretrained/on/a_data_set_with_a_long_name/version_{i}" for i in range(60)]
-    parameters = {f"parameter_{i}": [words[job * (i + 1) % 60] for job in range(200)] for i in range(12)}
+    values = [f"pretrained/on/a_data_set_with_a_long_name/version_{i}" for i in range(60)]
+    parameters = {f"parameter_{i}": [values[job * (i + 1) % 60] for job in range(200)] for i in range(12)}
     figure = sweep_figures.parallel_coordinates(parameters, [job % 37 for job in range(200)], METRIC)
     figures.save(figure, tmp_path / "lines.png")
     with Image.open(tmp_path / "lines.png") as image:
@@ -154,10 +154,10 @@ def test_many_jobs_and_parameters_with_long_values_fit(tmp_path: Path) -> None:
     assert min(box.x0 for box in boxes) >= 0
 
 
-def test_dollars_do_not_begin_formulas(tmp_path: Path) -> None:
-    words = [r"$\frac{", "${dataset}$"]
-    figures.save(sweep_figures.parallel_coordinates({"$a$": words}, [1, 2], "$"), tmp_path / "lines.png")
-    figure = sweep_figures.heat_map(("$a$", words * 2), ("b", [1, 1, 2, 2]), [1, 2, 3, 4], "$x$")
+def test_dollar_signs_do_not_start_formulas(tmp_path: Path) -> None:
+    values = [r"$\frac{", "${dataset}$"]
+    figures.save(sweep_figures.parallel_coordinates({"$a$": values}, [1, 2], "$"), tmp_path / "lines.png")
+    figure = sweep_figures.heat_map(("$a$", values * 2), ("b", [1, 1, 2, 2]), [1, 2, 3, 4], "$x$")
     assert figure is not None
     figures.save(figure, tmp_path / "map.png")
 
@@ -179,12 +179,12 @@ def test_heat_map_of_a_sweep_with_a_failed_job() -> None:
     assert legend(figure) == ["failed or not finished", "best: 63.1"]
 
 
-def test_heat_map_shows_mean_and_number_of_several_jobs() -> None:
+def test_heat_map_shows_mean_and_number_of_jobs() -> None:
     encoder, ema = ["b", "b", "b", "a", "a", "b", "b"], [True, True, True, True, True, False, False]
     figure = sweep_figures.heat_map(("encoder", encoder), ("ema", ema), [1, 2, 6, 5, None, None, None], METRIC)
     assert cells(figure) == {("b", "true"): "3.0\nn=3", ("a", "true"): "5.0\nn=1 of 2", ("b", "false"): "failed"}
     assert figure is not None
-    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["b", "a"]  # as they appear
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["b", "a"]  # in order of appearance
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["true", "false"]  # bottom to top
     assert legend(figure) == ["not run", "failed or not finished", "best: 5.0"]
 
@@ -204,7 +204,7 @@ def test_largest_heat_maps(tmp_path: Path, columns: int, rows: int) -> None:
     assert figure is not None
     figures.save(figure, tmp_path / "map.png")
     axes = figure.axes[0]
-    assert len(axes.texts) == (400 if columns == rows else 0)  # numbers only where they can be read
+    assert len(axes.texts) == (400 if columns == rows else 0)  # numbers only where they are legible
     assert sweep_figures.heat_map(("x", [*x, 300]), ("y", [*y, 0]), [1.0] * 401, METRIC) is None
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in axes.get_yticklabels()]

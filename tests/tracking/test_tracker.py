@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pspexp.data.dataset import DatasetInfo
+from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report
 from pspexp.tracking import other_loggers
-from pspexp.tracking.figures import EvaluatedSample
 from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.logger import Status
 from pspexp.tracking.run_folder import read_records, read_summary
@@ -17,35 +16,35 @@ from pspexp.tracking.tracker import Tracker, description
 
 
 class Recorder:
-    """A logger that keeps the calls it gets, and raises in one of them."""
+    """A logger that records its calls, and raises in one of them."""
 
     def __init__(self, fails_at: str = "", new_id: str = "new-id") -> None:
         self.calls: list[tuple[str, object]] = []
         self._fails_at, self._new_id = fails_at, new_id
 
-    def _take(self, name: str, content: object) -> None:
+    def _record(self, name: str, content: object) -> None:
         self.calls.append((name, content))
         if name == self._fails_at:
             raise ConnectionError("no answer from http://me:secret@host")
 
     def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
-        self._take("open", (run_id, name, dict(params), dict(tags)))
+        self._record("open", (run_id, name, dict(params), dict(tags)))
         return run_id or self._new_id
 
     def metrics(self, values: Mapping[str, float], *, step: int, time_s: float) -> None:
-        self._take("metrics", (dict(values), step))
+        self._record("metrics", (dict(values), step))
 
     def files(self, folder: Path, paths: Sequence[str]) -> None:
-        self._take("files", list(paths))
+        self._record("files", list(paths))
 
     def note(self, markdown: str) -> None:
-        self._take("note", markdown)
+        self._record("note", markdown)
 
     def close(self, status: Status) -> None:
-        self._take("close", status)
+        self._record("close", status)
 
-    def got(self, name: str) -> list[object]:
-        return [content for called, content in self.calls if called == name]
+    def contents(self, name: str) -> list[object]:
+        return [content for method, content in self.calls if method == name]
 
 
 def start(tracker: Tracker, *, resume: bool = False) -> None:
@@ -59,7 +58,7 @@ def start(tracker: Tracker, *, resume: bool = False) -> None:
     )
 
 
-def test_a_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: Report, dataset: DatasetInfo) -> None:
+def test_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: Report, dataset: DatasetInfo) -> None:
     logger = Recorder()
     tracker = Tracker(LocalTracker(tmp_path), {"mine": logger})
     start(tracker)
@@ -72,14 +71,14 @@ def test_a_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: 
     (tmp_path / "checkpoints" / "best.pt").write_bytes(b"weights")
     tracker.finish("FINISHED", best={"val/mean_iou": 0.5}, images_per_second=8.0)
 
-    ((run_id, name, params, tags),) = logger.got("open")  # type: ignore[misc]
+    ((run_id, name, params, tags),) = logger.contents("open")  # type: ignore[misc]
     assert (run_id, name, params["optimizer.lr"], params["optimizer.betas"]) == (None, "a run", "0.1", "[0.9, 0.99]")
     assert set(tags) == {"mode", "git_commit"}
-    train, val = logger.got("metrics")
+    train, val = logger.contents("metrics")
     assert train == ({"train/loss": 2.0}, 5)
     assert val == ({"val/loss": 1.5, **report.scalars("val")}, 10)
     assert [list(record)[:3] for record in read_records(tmp_path)] == [["step", "epoch", "time"]] * 2
-    shown = {path for paths in logger.got("files") for path in paths}  # type: ignore[attr-defined]
+    shown = {path for paths in logger.contents("files") for path in paths}  # type: ignore[attr-defined]
     assert shown == {
         "config.yaml",
         "overrides.txt",
@@ -96,7 +95,7 @@ def test_a_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: 
     assert (summary["mlflow_run_id"], summary["loggers"]) == (None, {"mine": "new-id"})
 
 
-def test_resume_gives_each_logger_its_own_id_even_after_a_hard_kill(tmp_path: Path) -> None:
+def test_resume_after_a_hard_kill_restores_each_loggers_id(tmp_path: Path) -> None:
     first = Tracker(LocalTracker(tmp_path), {"mlflow": Recorder(new_id="a"), "csv": Recorder(new_id="b")})
     start(first)
     first.metrics({"train/loss": 1.0}, step=1, epoch=1)
@@ -111,26 +110,26 @@ def test_resume_gives_each_logger_its_own_id_even_after_a_hard_kill(tmp_path: Pa
     second = Tracker(LocalTracker(tmp_path), loggers)
     start(second, resume=True)
     second.rewind(0, keep_evaluation=False)
-    given = {name: logger.got("open")[0][0] for name, logger in loggers.items()}  # type: ignore[index]
+    given = {name: logger.contents("open")[0][0] for name, logger in loggers.items()}  # type: ignore[index]
     assert given == {"csv": "b", "new": None, "mlflow": "a"}
-    # An id outlives an outage of its logger.
+    # An ID survives a failure of its logger.
     assert read_summary(tmp_path)["loggers"] == second.ids == {"mlflow": "a", "csv": "b", "new": "c"}
     assert read_records(tmp_path) == []
 
 
-def test_a_killed_run_does_not_wait_for_checkpoints(tmp_path: Path) -> None:
+def test_killed_run_does_not_upload_checkpoints(tmp_path: Path) -> None:
     logger = Recorder()
     tracker = Tracker(LocalTracker(tmp_path), {"mine": logger})
     start(tracker)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.pt").write_bytes(b"weights")
     tracker.finish("KILLED")
-    assert not any("checkpoints/last.pt" in paths for paths in logger.got("files"))  # type: ignore[operator]
+    assert not any("checkpoints/last.pt" in paths for paths in logger.contents("files"))  # type: ignore[operator]
     assert read_summary(tmp_path)["status"] == "KILLED"
 
 
 @pytest.mark.parametrize("fails_at", ["open", "metrics", "files", "note", "close"])
-def test_a_failing_logger_is_named_once_and_disturbs_nothing(
+def test_failing_logger_is_named_once_and_does_not_affect_others(
     tmp_path: Path, report: Report, caplog: pytest.LogCaptureFixture, fails_at: str
 ) -> None:
     broken, healthy, reference = Recorder(fails_at), Recorder(), Recorder()
@@ -159,12 +158,12 @@ def test_ctrl_c_inside_a_logger_is_not_swallowed(tmp_path: Path, report: Report)
         tracker.report("val", report, step=10, epoch=2)
 
 
-def test_without_mlflow_there_are_only_the_users_loggers() -> None:
+def test_only_custom_loggers_without_mlflow() -> None:
     mine = Recorder()
     assert other_loggers(loggers={"mine": mine}) == {"mine": mine}
 
 
-def test_the_description_is_a_table_in_percent(report: Report) -> None:
+def test_description_is_a_table_in_percent(report: Report) -> None:
     text = description("val", report, step=10, epoch=2)
     assert "| 50.00 | 75.00 | 66.67 | 50.00 |" in text
     assert "| road | 50.00 | 50.00 |" in text

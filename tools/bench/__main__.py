@@ -1,16 +1,16 @@
-"""Measure speed and memory: the pyramid head, whole networks, the loader, and what the framework costs.
+"""Measure speed and memory of the pyramid head, whole networks, the loader, and the framework's overhead.
 
     python -m tools.bench --size 97 --repeats 3                         # everything, small
     python -m tools.bench step inference --batch 2,4,8 --device cuda --precision bf16 --channels-last
 
-  head       the pyramid head alone, concatenated vs. factorised, same weights
+  head       the pyramid head alone, concat vs. factorised, with the same weights
   step       a training step of several networks: forward, loss, backward, SGD
   inference  the same networks from images to class ids
   variants   a training step of one network in several precisions, memory formats and compilation modes
   loader     the training loader alone, by number of workers
   overhead   a step of pspexp's trainer vs. a bare loop over the same components
-  startup    from the command to its first output and to its first training step
-  logging    one record of metrics and one of an evaluation
+  startup    time from the command to its first output and to its first training step
+  logging    time of one record of metrics and of one of an evaluation
 
 Repeats are interleaved in rotating order, so that other load on the machine affects all rows alike. Times are wall
 times with the device synchronised before and after; "ratio" is the baseline's median divided by the row's.
@@ -58,7 +58,7 @@ BENCHES: dict[str, Callable[[Options], Iterator[Table]]] = {
 
 
 def machine(options: Options) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine that the numbers were measured on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -77,7 +77,7 @@ def machine(options: Options) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and the packages, None where one is not installed."""
+    """Versions of Python and the packages; None for those that are not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("pspexp", "torch", "torchvision", "timm", "segmentation-models-pytorch"):
         found[package] = None
@@ -88,7 +88,7 @@ def versions() -> dict[str, str | None]:
 
 @contextmanager
 def torch_set(options: Options) -> Iterator[None]:
-    """torch's switches as the options want them, and afterwards as they were."""
+    """Set torch's threads and TF32 as the options say, and restore them afterwards."""
     cudnn = torch.backends.cudnn
     before = torch.get_num_threads(), torch.get_float32_matmul_precision(), cudnn.allow_tf32
     torch.set_num_threads(options.threads or before[0])
@@ -102,7 +102,7 @@ def torch_set(options: Options) -> Iterator[None]:
 
 
 def measure(options: Options, record: dict[str, Any]) -> None:
-    """Run the benchmarks; tell, print and save each table when it is there."""
+    """Run the benchmarks; print and save each table as soon as it is complete."""
     for bench in options.benches:
         for table in BENCHES[bench](options):
             content = table.as_dict()

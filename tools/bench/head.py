@@ -1,4 +1,4 @@
-"""The pyramid head alone, concatenated against factorised, with the same weights."""
+"""The pyramid head alone, concat vs. factorised, with the same weights."""
 
 import math
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def bench_head(options: Options) -> Iterator[Table]:
 
 
 def head_difference(setting: Setting) -> dict[str, float]:
-    """How far apart the two heads' outputs are, in float32."""
+    """The difference between the outputs of the two heads, in float32."""
     setting = replace(setting, precision="fp32", tf32=False)
     setting.allow_tf32()
     outputs = []
@@ -37,4 +37,4 @@ def head_difference(setting: Setting) -> dict[str, float]:
             outputs.append(module(features))
     first, second = outputs
     relative = (first - second).abs().max() / first.abs().max()
-    return {"largest difference of the outputs, relative to the largest output": float(relative)}
+    return {"largest difference between outputs, relative to the largest output": float(relative)}

@@ -51,13 +51,13 @@ def bench_loader(options: Options) -> Iterator[Table]:
                 )
         take_turns(samplers, rows, options.repeats)
         sizes = [path.stat().st_size / 1024 for path in Path(root).rglob("*.jpg")]
-        facts = {"photographs": f"{len(training)}, files of {statistics.mean(sizes):.0f} KiB in the mean"}
-        facts["first epoch"] = "includes the start of the workers"
+        facts = {"images": f"{len(training)}, JPEGs of {statistics.mean(sizes):.0f} KiB on average"}
+        facts["first epoch"] = "includes starting the workers"
         yield Table(f"crop {options.size}", rows, facts=facts)
 
 
 def decoding(training: Any) -> float:
-    """Seconds to read one photograph and its label."""
+    """Mean seconds to read and decode one image and its label."""
     start = time.perf_counter()
     for index in range(len(training)):
         training[index]
@@ -65,7 +65,7 @@ def decoding(training: Any) -> float:
 
 
 def reading(config: DictConfig, first: Row, later: Row) -> float:
-    """Mean seconds of the epochs after the first, whose own are noted in its row. Starts afresh: nothing is cached."""
+    """Mean seconds of the epochs after the first, whose time is added to its row ``first``. The cache starts empty."""
     data: TrainLoader = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True)[0].loader
     first.images = later.images = data.steps_per_epoch * data.images_per_step
     ends = [time.perf_counter()]
@@ -78,7 +78,7 @@ def reading(config: DictConfig, first: Row, later: Row) -> float:
 
 
 def photographs(folder: Path) -> Path:
-    """A data set in VOC's layout: JPEGs as large as its, smooth at every scale, and palette labels."""
+    """A generated data set in the VOC layout: JPEGs of VOC's size with noise at several scales, and palette labels."""
     tree, rng = folder / "VOC2007", np.random.default_rng(0)
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (tree / part).mkdir(parents=True)

@@ -10,7 +10,7 @@ from tools.bench.works import FACTORISED
 
 
 def bench_networks(kind: str, options: Options) -> Iterator[Table]:
-    """A kind of `WORKS` for all networks."""
+    """One kind of `WORKS`, for every network."""
     for batch in options.batch:
         candidates = {name: (name, options.setting(batch)) for name in options.models}
         key = f"{options.size}×{options.size}, batch {batch}"
@@ -18,7 +18,7 @@ def bench_networks(kind: str, options: Options) -> Iterator[Table]:
 
 
 def bench_variants(options: Options) -> Iterator[Table]:
-    """A training step in all the ways that the device knows."""
+    """A training step in each precision, memory format and compilation mode that the device supports."""
     name = options.network + FACTORISED
     for batch in options.batch:
         fp32 = replace(options.setting(batch), precision="fp32", channels_last=False, compile=None, tf32=False)

@@ -1,4 +1,4 @@
-"""A step of the trainer against a bare loop over the same components."""
+"""A step of the trainer vs. a bare loop over the same components."""
 
 import statistics
 import tempfile
@@ -24,14 +24,14 @@ from tools.bench.records import quiet
 from tools.bench.results import Row, Table, number, quartiles
 from tools.bench.timing import synchronize
 
-SMALL = ("pspnet18", 97, 4)  # network, crop and batch for `overhead`: where the network takes little, the rest shows
+SMALL = ("pspnet18", 97, 4)  # network, crop and batch of a second table: with a small network, overhead shows
 
 
-SKIPPED_ROUNDS = 3  # of `overhead`, at the start of a training
+SKIPPED_ROUNDS = 3  # turns at the start of a training that do not count
 
 
 def bare_loop(config: DictConfig) -> Generator[None, None, None]:
-    """What a script without a framework does with the same parts; stops after each step."""
+    """Train the same components as a script without a framework would; yields after each step."""
     parts, _ = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True)
     parts.model.train()
     for batch in parts.loader.batches(0, config.trainer.max_steps):
@@ -40,7 +40,7 @@ def bare_loop(config: DictConfig) -> Generator[None, None, None]:
 
 
 def bare_step(parts: TrainingComponents, batch: Batch) -> None:
-    """A function, so that no tensor of it is left while the trainer has its turn."""
+    """A separate function, so that its tensors are freed before the trainer's turn."""
     device = parts.device.torch
     info = parts.dataset.info
     images = normalize(batch.images.to(device, non_blocking=True), info.mean, info.std)
@@ -54,15 +54,16 @@ def bare_step(parts: TrainingComponents, batch: Batch) -> None:
 
 
 class Alongside:
-    """A stop signal that never stops: between steps of the trainer, which asks it there, the bare loop does its own.
+    """A stop signal that never requests a stop: when the trainer polls it between steps, the bare loop takes its turn.
 
     Args:
         loop: the bare loop.
-        rounds: how often the two take turns.
-        steps: of each, in a turn.
+        device: of both.
+        rounds: number of turns that each takes.
+        steps: steps per turn.
 
     Attributes:
-        bare, ours: mean seconds of a step, by turn.
+        bare, ours: mean seconds per step, one value per turn.
     """
 
     def __init__(self, loop: Iterator[None], device: str, rounds: int, steps: int) -> None:
@@ -73,7 +74,7 @@ class Alongside:
 
     def __call__(self) -> int | None:
         at, self._asked = self._asked, self._asked + 1
-        if at % self._steps or len(self.ours) == self._rounds:  # validation asks too
+        if at % self._steps or len(self.ours) == self._rounds:  # validation polls, too
             return None
         arrived = self._now()
         if at:
@@ -91,7 +92,7 @@ class Alongside:
 
 
 def bench_overhead(options: Options) -> Iterator[Table]:
-    """A step of pspexp against one of the bare loop."""
+    """A step of pspexp's trainer vs. one of the bare loop."""
     cases = {(options.network, options.size, batch): options.repeats for batch in options.batch}
     cases[SMALL] = 5 * options.repeats
     for (name, size, batch), repeats in cases.items():
@@ -100,12 +101,12 @@ def bench_overhead(options: Options) -> Iterator[Table]:
 
 
 def overhead(key: str, overrides: Overrides, repeats: int, device: str) -> Table:
-    """One training on drawn shapes, with the bare loop between its steps."""
+    """One training on generated shapes, interleaved with the bare loop."""
     overrides = [*overrides, "dataset=shapes", "loader.num_workers=0", "loader.max_eval_images=1"]
     rounds = SKIPPED_ROUNDS + repeats
-    # A device with a queue is waited for at the end of a turn only, or the trainer could not run ahead of it.
+    # An asynchronous device is synchronised only after each turn: else the trainer could not run ahead of it.
     steps = 1 if device == "cpu" else pspexp.compose(overrides).trainer.log_every
-    # One step more: the last ends in validation.
+    # One extra step, since the last one ends with a validation.
     overrides += [f"trainer.max_steps={rounds * steps + 1}", "trainer.epochs=1000", "trainer.validate_every=1000"]
     config = pspexp.compose(overrides)
     with tempfile.TemporaryDirectory() as folder, closing(bare_loop(config)) as loop:
@@ -117,11 +118,11 @@ def overhead(key: str, overrides: Overrides, repeats: int, device: str) -> Table
     more = statistics.median(ours) - statistics.median(bare)
     pairs = [ours_s - bare_s for ours_s, bare_s in zip(ours, bare, strict=True)]
     facts = {
-        "pspexp's median is longer by ms": 1e3 * more,
-        "by %": 100 * more / statistics.median(bare),
-        "median difference of neighbouring turns, ms": 1e3 * statistics.median(pairs),
-        "its quartiles, ms": " to ".join(number(1e3 * value) for value in quartiles(pairs)),
-        "steps in a turn": steps,
-        "data": "drawn shapes, no workers; both read their own",
+        "difference of the medians (pspexp - bare loop), ms": 1e3 * more,
+        "the same, %": 100 * more / statistics.median(bare),
+        "median difference of adjacent turns, ms": 1e3 * statistics.median(pairs),
+        "quartiles of this difference, ms": " to ".join(number(1e3 * value) for value in quartiles(pairs)),
+        "steps per turn": steps,
+        "data": "generated shapes, no workers; each loop loads its own",
     }
     return Table(key, rows, "bare loop", facts)

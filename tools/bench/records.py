@@ -1,4 +1,4 @@
-"""One record of metrics, and one of an evaluation."""
+"""Time of one record of metrics, and of one of an evaluation."""
 
 import logging
 import tempfile
@@ -24,12 +24,12 @@ from tools.bench.results import Row, Table
 from tools.bench.timing import take_turns
 from tools.bench.works import CLASSES, IGNORE, random_labels
 
-RECORDS = 20  # in a row, for one time of one record
+RECORDS = 20  # consecutive records per measurement
 
 
 @contextmanager
 def quiet(folder: Path) -> Iterator[None]:
-    """Let logging and what is printed go into a file, as in a run folder."""
+    """Redirect logging and printed output to ``run.log`` in ``folder``."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     with (folder / "run.log").open("w", encoding="utf-8") as file:
@@ -44,7 +44,7 @@ def quiet(folder: Path) -> Iterator[None]:
 
 
 def bench_logging(options: Options) -> Iterator[Table]:
-    """What a record costs."""
+    """The time that a record takes."""
     with tempfile.TemporaryDirectory() as name, quiet(Path(name)):
         folder = Path(name)
         trackers = {"files only": new_tracker(folder / "files", "tracking=none")}
@@ -71,7 +71,7 @@ def new_tracker(folder: Path, *overrides: str) -> Tracker:
 
 
 def record_metrics(tracker: Tracker, steps: Iterator[int]) -> float:
-    """Mean seconds of a record of training metrics."""
+    """Mean seconds to record training metrics once."""
     values = {"loss": 0.5, "lr": 1e-4, "images_per_second": 10.0, "data_time": 0.01, "step_time": 0.2}
     values = {f"train/{name}": value for name, value in values.items()}
     start = time.perf_counter()
@@ -81,7 +81,7 @@ def record_metrics(tracker: Tracker, steps: Iterator[int]) -> float:
 
 
 def record_report(tracker: Tracker, epochs: Iterator[int]) -> float:
-    """Seconds of a record of an evaluation: metrics, table, figures."""
+    """Seconds to record one evaluation: metrics, table, figures."""
     epoch = next(epochs)
     matrix = ConfusionMatrix(CLASSES, IGNORE)
     matrix.update(torch.randint(0, CLASSES, (1, 64, 64)), random_labels(1, 64, "cpu"))

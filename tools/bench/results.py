@@ -1,4 +1,4 @@
-"""What was measured, and how it is shown."""
+"""The measurements, and how they are printed."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -8,14 +8,15 @@ from typing import Any
 
 @dataclass
 class Row:
-    """What was measured of one thing.
+    """The measurements in one row of a table.
 
     Attributes:
-        times: seconds; of ``images`` images, where it is about images.
-        workers: processes that share the work.
-        flops: of what was timed.
+        times: seconds per run; a run processes ``images`` images, if set.
+        workers: number of loader workers.
+        flops: floating-point operations per run.
         peak: floating-point operations per second of a large matrix product in the same format.
-        memory_mib, reserved_mib: at the peak.
+        memory_mib, reserved_mib: peak memory, used and reserved.
+        note: printed below the table.
         failure: why there are no times.
     """
 
@@ -31,11 +32,11 @@ class Row:
 
     @property
     def best_flops(self) -> float:
-        """Floating-point operations per second, at the best of the times."""
+        """Floating-point operations per second, at the shortest of the times."""
         return max(((self.flops or 0) / seconds for seconds in self.times), default=0.0)
 
     def as_dict(self, baseline: "Row | None") -> dict[str, Any]:
-        """For JSON, with what follows from the times."""
+        """Plain values for JSON, including those derived from the times."""
         content: dict[str, Any] = {"times_s": self.times, "note": self.note, "failure": self.failure}
         content |= {"flops": self.flops, "memory_mib": self.memory_mib, "reserved_mib": self.reserved_mib}
         if not self.times:
@@ -55,11 +56,11 @@ class Row:
 
 @dataclass
 class Table:
-    """Things that were measured in turns.
+    """Rows that were measured in interleaved order.
 
     Attributes:
-        key: what tells it from the other tables of its benchmark.
-        baseline: the row that the others are compared with.
+        key: identifies it among the tables of its benchmark.
+        baseline: name of the row that the others are compared with.
         facts: further facts, by name.
     """
 
@@ -88,7 +89,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float | str | None]] = {
 
 
 def cell(row: dict[str, Any], column: str) -> str:
-    """A cell of the printed table; empty where the row has no such value."""
+    """A cell of the printed table; empty if the row has no such value."""
     try:
         value = COLUMNS[column](row)
     except KeyError:
@@ -97,7 +98,7 @@ def cell(row: dict[str, Any], column: str) -> str:
 
 
 def show(bench: str, key: str, table: dict[str, Any]) -> None:
-    """Print a table (of `Table.as_dict`), without columns that would be empty."""
+    """Print a table (from `Table.as_dict`), without empty columns."""
     rows = table["rows"]
     columns = [column for column in COLUMNS if any(cell(row, column) for row in rows.values())]
     lines = [["", *columns]]
@@ -123,7 +124,7 @@ def number(value: float | None) -> str:
 
 
 def quartiles(times: Sequence[float]) -> list[float]:
-    """The first and the third."""
+    """The first and the third quartile."""
     if len(times) == 1:
         return [times[0], times[0]]
     first, _, third = statistics.quantiles(times, n=4, method="inclusive")

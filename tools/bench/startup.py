@@ -1,4 +1,4 @@
-"""From the command to its first output and to its first training step."""
+"""Time from the command to its first output and to its first training step."""
 
 import shlex
 import subprocess
@@ -26,7 +26,7 @@ def bench_startup(options: Options) -> Iterator[Table]:
         samplers: dict[str, Callable[[], float]] = {
             "--help": partial(first_output, folder),
             "quickstart's first step": lambda: first_step(next(runs), known, options.device),
-            "same, new MLflow database": lambda: first_step(next(runs), next(new), options.device),
+            "the same, new MLflow database": lambda: first_step(next(runs), next(new), options.device),
         }
         rows = {label: Row() for label in samplers}
         take_turns(samplers, rows, min(options.repeats, 5))
@@ -45,7 +45,7 @@ def first_output(folder: Path) -> float:
 
 
 def first_step(folder: Path, database: Path, device: str) -> float:
-    """Seconds to the record of the first step."""
+    """Seconds until the first step is recorded."""
     folder.mkdir()
     arguments = command(
         "experiment=quickstart",

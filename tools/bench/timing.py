@@ -1,4 +1,4 @@
-"""Interleaved timing, and memory."""
+"""Interleaved timing, and peak memory."""
 
 import gc
 import json
@@ -30,7 +30,7 @@ def synchronize(device: str) -> None:
 
 
 def sample(work: Work, setting: Setting, runs: int = 1) -> float:
-    """Mean seconds of one run among ``runs`` in a row."""
+    """Mean seconds per run, over ``runs`` consecutive runs."""
     setting.allow_tf32()
     synchronize(setting.device)
     start = time.perf_counter()
@@ -41,7 +41,7 @@ def sample(work: Work, setting: Setting, runs: int = 1) -> float:
 
 
 def take_turns(samplers: Mapping[str, Callable[[], float]], rows: Mapping[str, Row], repeats: int) -> None:
-    """Take ``repeats`` times of each row, one after another; who comes first changes with every round."""
+    """Measure each row ``repeats`` times, in rounds; the row that comes first rotates."""
     left = dict(samplers)
     for turn in range(repeats):
         order = list(left)
@@ -51,13 +51,13 @@ def take_turns(samplers: Mapping[str, Callable[[], float]], rows: Mapping[str, R
                 rows[name].times.append(left[name]())
             except torch.cuda.OutOfMemoryError:
                 rows[name].times, rows[name].failure = [], "out of memory"
-            if rows[name].failure:  # not above: there, the error keeps the memory
+            if rows[name].failure:  # not above: there, the exception still holds memory
                 del left[name]
                 release()
 
 
 def release() -> None:
-    """Give unused memory of the device back."""
+    """Release unused device memory."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
@@ -66,14 +66,14 @@ def release() -> None:
 def compare(
     kind: str, candidates: Mapping[str, tuple[str, Setting]], key: str, baseline: str, options: Options
 ) -> Table:
-    """A table of a kind of `WORKS`, with one row for each of ``candidates`` (name and setting)."""
+    """A table of one kind of `WORKS`, with a row for each of ``candidates`` (name and setting)."""
     if any(setting.compile for _, setting in candidates.values()):
-        torch.compiler.reset()  # its limit on versions of one function is for all that share its code
+        torch.compiler.reset()  # the recompilation limit is per code object, which the rows share
     rows: dict[str, Row] = {}
     samplers: dict[str, Callable[[], float]] = {}
     products: dict[str, Row] = {}
     for label, (name, setting) in candidates.items():
-        if setting.product not in products:  # before the network, which else seems to need cuBLAS's workspace alone
+        if setting.product not in products:  # first: else cuBLAS's workspace counts as the network's memory
             products[setting.product], samplers[setting.product] = matrix_product(setting, options)
         rows[label], sampler = prepare(kind, name, setting, options)
         samplers |= {} if sampler is None else {label: sampler}
@@ -84,15 +84,15 @@ def compare(
         rows[label].peak = peak = products[setting.product].best_flops
         facts[f"TFLOP/s of a {setting.product}"] = peak / 1e12
     if rows_with_memory := [row for row in rows.values() if row.memory_mib is not None]:
-        about = "allocated at the peak, weights and optimizer included"
+        about = "peak allocation, including weights and optimizer"
         if rows_with_memory[0].reserved_mib is None:
-            about = "resident at the peak of two runs in a process of their own, beyond what was before the first"
+            about = "peak resident size of two runs in a separate process, minus the size before the first"
         facts["MiB"] = about
     return Table(key, rows, baseline, facts)
 
 
 def prepare(kind: str, name: str, setting: Setting, options: Options) -> tuple[Row, Callable[[], float] | None]:
-    """A row with everything but times, and what takes one; None where that failed."""
+    """A row with everything but times, and the function that measures one; None if preparation failed."""
     row = Row(images=setting.batch)
     before = allocated(setting.device)
     try:
@@ -106,7 +106,7 @@ def prepare(kind: str, name: str, setting: Setting, options: Options) -> tuple[R
             work.run()
         if setting.device == "cuda":
             row.memory_mib, row.reserved_mib = cuda_peak(work, before)
-        elif not options.no_memory and setting.compile is None:  # compiling would count
+        elif not options.no_memory and setting.compile is None:  # compilation would count
             row.memory_mib = probed_memory(kind, name, setting)
         runs = runs_for(work, setting, options)
     except UnavailableError as error:
@@ -123,7 +123,7 @@ def prepare(kind: str, name: str, setting: Setting, options: Options) -> tuple[R
 
 
 def matrix_product(setting: Setting, options: Options) -> tuple[Row, Callable[[], float]]:
-    """A large square product in a setting's format, whose best time says what the machine can do."""
+    """A large square matrix product in a setting's format; its shortest time gives the machine's peak."""
     side = options.matmul or (8192 if setting.device == "cuda" else 4096)
     left, right = (torch.randn(side, side, device=setting.device, dtype=setting.dtype) for _ in range(2))
     work = Work(lambda: left @ right, lambda: None)
@@ -132,7 +132,7 @@ def matrix_product(setting: Setting, options: Options) -> tuple[Row, Callable[[]
 
 
 def runs_for(work: Work, setting: Setting, options: Options) -> int:
-    """How many runs in a row make one time."""
+    """The number of consecutive runs per measurement."""
     return max(1, math.ceil(options.sample_seconds / sample(work, setting)))
 
 
@@ -142,11 +142,11 @@ def allocated(device: str) -> tuple[int, int]:
 
 
 def cuda_peak(work: Work, before: tuple[int, int]) -> tuple[float, float]:
-    """MiB that a run has allocated at its peak, and reserved, beyond what was ``before`` the work was built.
+    """Peak MiB allocated and reserved during a run, minus those ``before`` the work was built.
 
-    What CUDA graphs hold shows in the second only.
+    Memory held by CUDA graphs is only in the second value.
     """
-    release()  # what warming up took and a run does not need
+    release()  # what only the warm-up needed
     torch.cuda.reset_peak_memory_stats()
     work.run()
     torch.cuda.synchronize()
@@ -155,7 +155,7 @@ def cuda_peak(work: Work, before: tuple[int, int]) -> tuple[float, float]:
 
 
 def probed_memory(kind: str, name: str, setting: Setting) -> float | None:
-    """MiB of `peak_resident` in a process of its own; None if that failed."""
+    """`peak_resident` in a separate process; None if it failed."""
     asked = json.dumps({"kind": kind, "name": name, "threads": torch.get_num_threads(), "setting": asdict(setting)})
     command = [sys.executable, "-m", "tools.bench", "--probe", asked]
     done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=False)
@@ -163,11 +163,11 @@ def probed_memory(kind: str, name: str, setting: Setting) -> float | None:
 
 
 def peak_resident(asked: str) -> float:
-    """MiB of memory at the peak of two runs, beyond what the process had before the first."""
+    """Peak resident MiB of two runs, minus those before the first."""
     request = json.loads(asked)
     torch.set_num_threads(request["threads"])
     work = WORKS[request["kind"]](request["name"], Setting(**request["setting"]))
-    with suppress(OSError):  # lets the peak begin here, where the system has this
+    with suppress(OSError):  # resets the peak, if the system supports it
         Path("/proc/self/clear_refs").write_text("5")
     before, _ = resident_mib()
     for _ in range(2):
@@ -176,7 +176,7 @@ def peak_resident(asked: str) -> float:
 
 
 def resident_mib() -> tuple[float, float]:
-    """Memory of this process, now and at its peak."""
+    """Resident MiB of this process, now and at its peak."""
     status = Path("/proc/self/status")
     if status.is_file():
         # Not ru_maxrss: on Linux that starts with the peak of the process that started this one.
@@ -190,6 +190,6 @@ def resident_mib() -> tuple[float, float]:
 
 
 def environment() -> dict[str, str]:
-    """Of a process that runs this pspexp, from whatever folder."""
+    """Environment variables of a process that runs this pspexp from any folder."""
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

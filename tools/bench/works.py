@@ -1,4 +1,4 @@
-"""What is timed: networks and pyramid heads, trained and applied."""
+"""The work that is timed: training and inference of networks and pyramid heads."""
 
 import importlib.metadata
 import math
@@ -39,13 +39,13 @@ NETWORKS = (*PSPNETS, *(name + FACTORISED for name in PSPNETS), *TORCHVISION, SM
 
 
 NOTES = {
-    **dict.fromkeys(TORCHVISION, "torchvision's; computes its auxiliary head in inference too"),
-    SMP: "another, far smaller network: encoder depth 3, no dilated stages, no auxiliary head",
+    **dict.fromkeys(TORCHVISION, "computes the auxiliary head in inference, too"),
+    SMP: "a different, much smaller network: encoder depth 3, no dilated stages, no auxiliary head",
 }
 
 
 class UnavailableError(Exception):
-    """Something cannot be measured here; says why."""
+    """A network cannot be measured here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Setting:
     """How a network runs.
 
     Attributes:
-        size, batch: of the images.
-        network: of which the head is, in `head`.
+        size, batch: side of the images in pixels, and their number.
+        network: the one whose head is measured, in the benchmark ``head``.
         precision: ``fp32`` or ``bf16``.
         compile: a mode of ``torch.compile``, or None.
         tf32: whether float32 products may be computed in TF32.
@@ -77,26 +77,26 @@ class Setting:
         return torch.autocast(self.device, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def to_device(self, thing: Any) -> Any:
-        """A tensor or module on the device in the memory order."""
+        """A tensor or module on the device, in the configured memory format."""
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         return thing.to(self.device, memory_format=order)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, compiled if wanted."""
+        """``function``, compiled if configured."""
         if self.compile is None:
             return function
-        # Not dynamic: another batch size is another comparison.
+        # Not dynamic: each batch size is measured separately.
         compiled: Callable[..., Any] = torch.compile(function, mode=self.compile, dynamic=False)
         return compiled
 
     def begin(self) -> None:
-        """Make ready for one run: with CUDA graphs, earlier results may be overwritten."""
+        """Prepare for one run: with CUDA graphs, earlier results may be overwritten."""
         if self.compile == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     @property
     def product(self) -> str:
-        """What its speed is compared with."""
+        """The matrix product that its speed is compared with."""
         return f"matrix product in {'tf32' if self.tf32 and self.precision == 'fp32' else self.precision}"
 
     def allow_tf32(self) -> None:
@@ -112,7 +112,7 @@ class Setting:
 
 @dataclass
 class Work:
-    """Something to measure: ``run`` does it once as it is set, ``eager`` uncompiled."""
+    """Something to measure: ``run`` executes it once as configured, ``eager`` without compilation."""
 
     run: Callable[[], object]
     eager: Callable[[], object]
@@ -121,7 +121,7 @@ class Work:
 
 @cache
 def pspnet_node(name: str) -> dict[str, Any]:
-    """The configuration of pspexp's network; `FACTORISED` at the end of its name chooses the head."""
+    """The configuration of a pspexp network; a name that ends in `FACTORISED` selects that head."""
     base = name.removesuffix(FACTORISED)
     head = "concat" if name == base else "factorised"
     config = pspexp.compose([f"model={base}", f"model.head={head}", "dataset=shapes"])
@@ -129,12 +129,12 @@ def pspnet_node(name: str) -> dict[str, Any]:
 
 
 def pspnet(name: str) -> Any:
-    """pspexp's network."""
+    """A pspexp network."""
     return pspexp.build(pspnet_node(name))
 
 
 def network(name: str, size: int) -> tuple[nn.Module, int, str]:
-    """A network with fresh weights, the size of image it gets, and what is to be said about it."""
+    """A network with random weights, the image size it gets, and a note about it."""
     torch.manual_seed(0)
     note = NOTES.get(name, "")
     if name in TORCHVISION:
@@ -147,14 +147,14 @@ def network(name: str, size: int) -> tuple[nn.Module, int, str]:
             smp: Any = importlib.import_module("segmentation_models_pytorch")
         except ImportError:
             raise UnavailableError("segmentation-models-pytorch is not installed") from None
-        allowed = math.ceil(size / 8) * 8  # it refuses others
+        allowed = math.ceil(size / 8) * 8  # it refuses other sizes
         note += f"; images of {allowed}×{allowed}" if allowed != size else ""
         return smp.PSPNet(encoder_name="resnet50", encoder_weights=None, classes=CLASSES), allowed, note
     return pspnet(name), size, note
 
 
 def logits(outputs: Any) -> dict[str, Tensor]:
-    """What a network returns, as ``{"out", "aux"}``, in float32."""
+    """The outputs of a network as ``{"out", "aux"}``, in float32."""
     named = outputs if isinstance(outputs, Mapping) else {"out": outputs}
     return {name: output.float() for name, output in named.items()}
 
@@ -195,7 +195,7 @@ def training_step(name: str, setting: Setting) -> Work:
 
 
 def inference(name: str, setting: Setting) -> Work:
-    """From images to class ids at their size."""
+    """From images to class ids at the size of the images."""
     model, size, note = network(name, setting.size)
     model = setting.to_device(model.eval())
     images = random_images(setting, size)

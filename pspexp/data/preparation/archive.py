@@ -31,16 +31,16 @@ def extract(
     replaced only with ``overwrite``.
 
     Args:
-        archive: the tar, compressed or not.
-        output_dir: created if missing.
-        overwrite: replace existing files with other contents.
-        show_progress: show a progress bar.
+        archive: The tar, compressed or not.
+        output_dir: Folder to unpack into; created if missing.
+        overwrite: Whether to replace existing files with other contents.
+        show_progress: Whether to show a progress bar.
 
     Returns:
         The files' paths within ``output_dir``.
 
     Raises:
-        UserError: the archive is unsafe, damaged or not a tar; files with other contents exist; the disk is too small.
+        UserError: The archive is unsafe, damaged or not a tar; files with other contents exist; the disk is too small.
     """
     partial = output_dir / f".{archive.name}.{os.getpid()}.partial"
     try:

@@ -35,9 +35,9 @@ class Conversion(NamedTuple):
     """The result of `convert_folder`.
 
     Attributes:
-        written: number of files written.
-        kept: number of files that existed already, with the same labels.
-        pixels: file name without suffix → number of pixels of each index, int64 ``[256]``.
+        written: Number of files written.
+        kept: Number of files that existed already, with the same labels.
+        pixels: File name without suffix → number of pixels of each index, int64 ``[256]``.
     """
 
     written: int
@@ -69,16 +69,16 @@ def convert_folder(
     (8-bit grey), or, with ``to_colour``, palette PNGs with VOC's colours, like VOC's own labels.
 
     Args:
-        input_dir: folder of the labels.
-        output_dir: created if missing.
-        to_colour: write palette PNGs.
-        num_classes: indices from 0 to ``num_classes - 1`` and 255 are valid.
-        overwrite: replace files in the output folder that contain other labels.
-        num_workers: number of processes; None means one per core.
-        show_progress: show a progress bar.
+        input_dir: Folder of the labels.
+        output_dir: Folder for the results; created if missing.
+        to_colour: Whether to write palette PNGs.
+        num_classes: Number of classes: indices from 0 to ``num_classes - 1`` and 255 are valid.
+        overwrite: Whether to replace files in the output folder that contain other labels.
+        num_workers: Number of processes; None means one per core.
+        show_progress: Whether to show a progress bar.
 
     Raises:
-        UserError: lists unreadable files, values without a class, and existing files with other labels.
+        UserError: Lists unreadable files, values without a class, and existing files with other labels.
     """
     if not 1 <= num_classes <= VOID:
         raise UserError(f"num_classes={num_classes}: must be from 1 to {VOID}")
@@ -107,8 +107,8 @@ def to_index(image: Image.Image, num_classes: int) -> tuple[Labels, dict[str, in
     """The indices in a label image.
 
     Args:
-        image: mode P, L or RGB.
-        num_classes: indices from 0 to ``num_classes - 1`` and 255 are valid.
+        image: Image of mode P, L or RGB.
+        num_classes: Number of classes: indices from 0 to ``num_classes - 1`` and 255 are valid.
 
     Returns:
         uint8 ``[H, W]``, and the number of pixels of each invalid value, by a description of it.

@@ -31,11 +31,11 @@ class Prepared(NamedTuple):
     """A data set that passed all checks.
 
     Attributes:
-        folder: contains ``JPEGImages``.
-        class_names: by label value.
-        splits: sample names of each split.
-        pixels: sample name → number of pixels of each label value, int64 ``[256]``.
-        written: number of grey labels written.
+        folder: The folder that contains ``JPEGImages``.
+        class_names: Class names by label value.
+        splits: Sample names of each split.
+        pixels: Sample name → number of pixels of each label value, int64 ``[256]``.
+        written: Number of grey labels written.
     """
 
     folder: Path
@@ -71,14 +71,14 @@ def prepare(
     The results of an earlier, interrupted call are kept.
 
     Args:
-        source: a tar, or an unpacked folder, which is used in place.
-        output_dir: where to unpack the tar.
-        overwrite: replace existing files with other contents.
-        num_workers: number of processes; None means one per core.
-        show_progress: show progress bars.
+        source: A tar, or an unpacked folder, which is used in place.
+        output_dir: Folder to unpack the tar into.
+        overwrite: Whether to replace existing files with other contents.
+        num_workers: Number of processes; None means one per core.
+        show_progress: Whether to show progress bars.
 
     Raises:
-        UserError: lists everything that is wrong with the archive, the folders, the splits or the labels.
+        UserError: Lists everything that is wrong with the archive, the folders, the splits or the labels.
     """
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a VOC tar or an unpacked folder")

@@ -18,7 +18,7 @@ class ComparedItem:
         label: Column title.
         runs: The run, or the runs of the group.
         table: IoU of the classes.
-        partly_defined: Classes that are defined in only some of the runs → the number of these runs.
+        partly_defined: Classes defined in only some of the runs → the number of these runs.
     """
 
     label: str

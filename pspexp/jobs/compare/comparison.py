@@ -85,7 +85,7 @@ def common_split(runs: Sequence[Run]) -> str | None:
 
 
 def score(metrics: dict[str, float], split: str | None) -> float | None:
-    """The mean IoU by which runs are ranked; it is of a single split, since those of two are not comparable."""
+    """The mean IoU by which runs are ranked; all of one split, since those of two splits are not comparable."""
     name = "test/mean_iou" if split == "test" else "best/mean_iou"
     return metrics.get(name, metrics.get(f"{split}/mean_iou"))
 

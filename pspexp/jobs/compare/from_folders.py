@@ -44,7 +44,7 @@ def read_below(place: str) -> RunSet:
         )
     folders, ended_early = run_folders(root)
     if not folders:
-        early = f"; {len(ended_early)} in it contain only a run.log: these runs never started" if ended_early else ""
+        early = f"; folders of runs that never started, with only a run.log: {len(ended_early)}" if ended_early else ""
         raise UserError(f"compare.runs={place}: no run folder at or below it (looked for summary.json){early}")
     runs: list[Run] = []
     problems: list[str] = []

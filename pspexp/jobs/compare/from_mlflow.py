@@ -42,12 +42,12 @@ def get(uri: str, run_id: str) -> RunSet:
             raise UserError(f"compare.runs=runs:/{run_id}: is deleted in MLflow; restore it there, or remove it here")
         if is_overview(run):
             sweep = run.data.tags.get("sweep")
-            raise UserError(f"compare.runs=runs:/{run_id}: summarizes a sweep; set compare.sweep={sweep} instead")
+            raise UserError(f"compare.runs=runs:/{run_id}: summarises a sweep; set compare.sweep={sweep} instead")
         return read(client, [run], f"runs:/{run_id}")
 
 
 def search(uri: str, experiment: str, sweep: str | None, filter_string: str | None) -> RunSet:
-    """The runs of an experiment, oldest first, without those that summarize a sweep.
+    """The runs of an experiment, oldest first, without those that summarise a sweep.
 
     Args:
         uri: MLflow tracking URI.
@@ -72,7 +72,7 @@ def search(uri: str, experiment: str, sweep: str | None, filter_string: str | No
             raise UserError(f"{settings}: MLflow reports: {one_line(error)}; {EXAMPLE}") from error
         if not runs:
             problem = nothing_found(query, list(paged(client, experiment_id, "")))
-            raise UserError(f"{settings}: {problem}; change that, or name run folders in compare.runs")
+            raise UserError(f"{settings}: {problem}; change these keys, or name run folders in compare.runs")
         return read(client, runs, f"MLflow experiment '{experiment}'{f', {query}' if query else ''}")
 
 
@@ -87,7 +87,7 @@ def find_experiment(client: Any, uri: str, name: str) -> str:
         names = sorted(experiment.name for experiment in client.search_experiments())
         raise UserError(
             f"compare.experiment={name}: no such experiment in MLflow at {mask_logins(uri)}"
-            f"{did_you_mean(name, names)}; it has {', '.join(names)}; or name run folders in compare.runs"
+            f"{did_you_mean(name, names)}; choose one of {', '.join(names)}, or name run folders in compare.runs"
         )
     if found.lifecycle_stage == "deleted":
         raise UserError(
@@ -98,7 +98,7 @@ def find_experiment(client: Any, uri: str, name: str) -> str:
 
 
 def paged(client: Any, experiment_id: str, query: str) -> Iterator[Any]:
-    """The runs of an experiment, oldest first, without those that summarize a sweep."""
+    """The runs of an experiment, oldest first, without those that summarise a sweep."""
     token: str | None = None
     while token != "":
         order = ["attributes.start_time ASC"]
@@ -108,7 +108,7 @@ def paged(client: Any, experiment_id: str, query: str) -> Iterator[Any]:
 
 
 def is_overview(run: Any) -> bool:
-    """Whether a run only summarizes a sweep with its table and figures."""
+    """Whether a run only summarises a sweep with its table and figures."""
     return bool(run.data.tags.get("kind") == "sweep")
 
 

@@ -22,7 +22,7 @@ HEADERS = {
     "mean_iou": "mean IoU %",
     "mean_acc": "mean acc. %",
     "overall_acc": "overall acc. %",
-    "freqw_acc": "freq.-weighted IoU %",
+    "freqw_acc": "frequency-weighted IoU %",
     "loss": "loss",
 }
 # Columns that a narrow terminal omits, the largest number first.
@@ -36,8 +36,8 @@ class Cell:
     Attributes:
         text: As shown.
         value: The number to sort by.
-        style: CSS class: ``best`` of a column, ``differs`` from the baseline, or ``unfinished``.
-        intensity: Fraction of the largest difference, -1 to 1; determines the color.
+        style: CSS class: ``best`` in its column, ``differs`` from the baseline, or ``unfinished``.
+        intensity: Fraction of the largest difference, -1 to 1; determines the colour.
         link: Relative URL of a folder.
         full_text: The text that ``text`` abbreviates.
     """
@@ -69,7 +69,7 @@ class Column:
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """A table with a title and a caption; ``scale`` is the difference shown in the strongest color, if any."""
+    """A table with a title and a caption; ``scale`` is the difference shown in the strongest colour, if any."""
 
     title: str
     caption: str

@@ -1,4 +1,4 @@
-"""Comparing runs: what a person reads on the terminal and in the files, from folders written by hand."""
+"""Comparing runs from hand-written run folders: the terminal output and the files."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ def make_run(
     status: str = "FINISHED",
     config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A run folder with what a comparison reads; `config` holds dotted keys that are not as in CONFIG."""
+    """Write a run folder with the files a comparison reads; `config` holds dotted keys that differ from CONFIG."""
     (folder / "tables").mkdir(parents=True)
     whole = OmegaConf.create(CONFIG)
     for key, value in (config or {}).items():
@@ -63,7 +63,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 class Page(HTMLParser):
-    """The texts of a page's cells, table by table and row by row; attributes and scripts for closer looks."""
+    """The text of a page's table cells, and the attributes of all its tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -91,13 +91,13 @@ class Page(HTMLParser):
             self._cell = None
 
 
-def compared(cli: Cli, *words: str) -> Path:
-    """The folder of a comparison."""
-    assert cli("mode=compare", "hydra.run.dir=out", *words) == 0
+def compared(cli: Cli, *overrides: str) -> Path:
+    """Compare runs and return the output folder."""
+    assert cli("mode=compare", "hydra.run.dir=out", *overrides) == 0
     return Path("out")
 
 
-def test_what_differs_stands_beside_the_metrics_the_best_run_first(cli: Cli, tmp_path: Path) -> None:
+def test_runs_are_ranked_with_differing_settings_and_metrics(cli: Cli, tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "a", 0.25, {"cat": 0.25})
     changes = {
         "optimizer.lr": 0.01,
@@ -119,26 +119,26 @@ def test_what_differs_stands_beside_the_metrics_the_best_run_first(cli: Cli, tmp
     ]
 
 
-def test_columns_have_short_names_unless_two_would_collide(cli: Cli, tmp_path: Path) -> None:
+def test_columns_have_short_names_unless_ambiguous(cli: Cli, tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.5, config={"optimizer.lr": 0.1, "loader.size": 1, "model.size": 5})
     make_run(tmp_path / "b", 0.5, config={"optimizer.lr": 0.2, "loader.size": 2, "model.size": 5.5})
     text = (compared(cli, "compare.runs=[a,b]") / "compare.md").read_text()
     assert "\n| run | loader.size | lr | model.size | status |" in text
 
 
-def test_an_option_stands_for_what_it_implies(cli: Cli, tmp_path: Path) -> None:
+def test_settings_implied_by_an_option_are_omitted(cli: Cli, tmp_path: Path) -> None:
     sgd = {"choices.optimizer": "sgd", "optimizer._target_": "torch.optim.SGD", "optimizer.momentum": 0.9}
     make_run(tmp_path / "a", 0.5)
     make_run(tmp_path / "b", 0.4, config={**sgd, "optimizer.lr": 0.1})
     found = rows(compared(cli, "compare.runs=[a,b]") / "compare.csv")
     assert [key for key in found[0] if "optimizer" in key] == ["choices.optimizer", "optimizer.lr"]
-    # Two momenta are no longer implied.
+    # Two values of momentum are no longer implied by the option.
     make_run(tmp_path / "c", 0.3, config={**sgd, "optimizer.momentum": 0.8})
     found = rows(compared(cli, "compare.runs=[a,b,c]") / "compare.csv")
     assert [row["optimizer.momentum"] for row in found] == ["", "0.9", "0.8"]
 
 
-def test_classes_show_the_largest_differences_to_the_baseline_first(cli: Cli, tmp_path: Path) -> None:
+def test_classes_are_sorted_by_difference_from_the_baseline(cli: Cli, tmp_path: Path) -> None:
     names = ("same", "rises", "falls", "gone", "never")
     make_run(tmp_path / "base", 0.4, dict(zip(names, (0.5, 0.25, 0.75, 0.5, None), strict=True)))
     make_run(tmp_path / "other", 0.6, dict(zip(names, (0.5, 0.375, 0.25, None, None), strict=True)))
@@ -159,7 +159,7 @@ def test_classes_show_the_largest_differences_to_the_baseline_first(cli: Cli, tm
 
 
 @pytest.mark.parametrize("baseline", ["other", "runs/other", "unique"])
-def test_the_baseline_can_be_chosen(baseline: str, cli: Cli, tmp_path: Path) -> None:
+def test_baseline_can_be_chosen(baseline: str, cli: Cli, tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "base", 0.75, {"cat": 0.75})
     make_run(
         tmp_path / "runs" / "other", 0.5, {"cat": 0.5}, config={"run_name": "unique"} if baseline == "unique" else {}
@@ -169,7 +169,7 @@ def test_the_baseline_can_be_chosen(baseline: str, cli: Cli, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "columns"),
+    ("overrides", "columns"),
     [
         (["compare.runs=runs", "compare.baseline=3"], ["3", "0", "0.5", "lr=0.1"]),
         (["compare.runs=runs", "compare.baseline=4"], ["lr=0.1", "0", "0.5", "3"]),
@@ -178,17 +178,17 @@ def test_the_baseline_can_be_chosen(baseline: str, cli: Cli, tmp_path: Path) -> 
         (["compare.runs=0"], ["named", "x"]),
     ],
 )
-def test_a_name_may_be_a_number(words: list[str], columns: list[str], cli: Cli, tmp_path: Path) -> None:
+def test_names_may_be_numbers(overrides: list[str], columns: list[str], cli: Cli, tmp_path: Path) -> None:
     for name in ("0", "0.5", "3"):
         make_run(tmp_path / "runs" / name, 0.5, {"cat": 0.5})
-    make_run(tmp_path / "runs" / "4", 0.5, {"cat": 0.5}, config={"run_name": "lr=0.1"})  # as jobs of a sweep are named
+    make_run(tmp_path / "runs" / "4", 0.5, {"cat": 0.5}, config={"run_name": "lr=0.1"})  # like the jobs of a sweep
     make_run(tmp_path / "0", 0.5, {"cat": 0.5}, config={"run_name": "named"})
     make_run(tmp_path / "0" / "x", 0.5, {"cat": 0.5})
-    found = list(rows(compared(cli, *words) / "classes.csv")[0])
+    found = list(rows(compared(cli, *overrides) / "classes.csv")[0])
     assert [name for name in found if " - " not in name] == ["class", *columns]
 
 
-def test_runs_that_differ_only_in_their_seed_are_averaged(cli: Cli, tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_seed_are_averaged(cli: Cli, tmp_path: Path) -> None:
     for seed, value in enumerate((0.25, 0.5, 0.75), start=1):
         make_run(
             tmp_path / f"s{seed}", value, {"cat": value, "dog": None if seed == 3 else value}, config={"seed": seed}
@@ -214,7 +214,7 @@ def test_runs_that_differ_only_in_their_seed_are_averaged(cli: Cli, tmp_path: Pa
     )
 
 
-def test_one_seed_alone_has_no_deviation(cli: Cli, tmp_path: Path) -> None:
+def test_single_seed_has_no_standard_deviation(cli: Cli, tmp_path: Path) -> None:
     make_run(tmp_path / "s1", 0.25, {"cat": 0.25}, config={"seed": 1})
     make_run(tmp_path / "s2", None, status="RUNNING", config={"seed": 2})
     folder = compared(cli, "compare.runs=[s1,s2]")
@@ -225,7 +225,7 @@ def test_one_seed_alone_has_no_deviation(cli: Cli, tmp_path: Path) -> None:
     assert list(rows(folder / "classes.csv")[0]) == ["class", "s1"]
 
 
-def test_values_of_unfinished_runs_are_not_compared(cli: Cli, tmp_path: Path) -> None:
+def test_unfinished_runs_have_no_metrics(cli: Cli, tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.25, {"cat": 0.25})
     make_run(tmp_path / "b", 0.9, {"cat": 0.9}, status="FAILED")
     folder = compared(cli, "compare.runs=[a,b]")
@@ -233,9 +233,7 @@ def test_values_of_unfinished_runs_are_not_compared(cli: Cli, tmp_path: Path) ->
     assert list(rows(folder / "classes.csv")[0]) == ["class", "a"]
 
 
-def test_without_any_table_the_runs_are_compared_all_the_same(
-    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_without_class_tables_are_compared(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in "ab":
         make_run(tmp_path / name, None, status="FAILED")
     folder = compared(cli, "compare.runs=[a,b]")
@@ -244,31 +242,37 @@ def test_without_any_table_the_runs_are_compared_all_the_same(
 
 
 TESTED = {"mode": "test", "checkpoint.path": "a.pt"}
-UNREAD = {"mode": "test", "checkpoint.path": "bad.pt", "choices.dataset": "voc", "crop_size": 513, "optimizer.lr": 0.5}
+UNREADABLE = {
+    "mode": "test",
+    "checkpoint.path": "bad.pt",
+    "choices.dataset": "voc",
+    "crop_size": 513,
+    "optimizer.lr": 0.5,
+}
 
 
-def test_what_a_test_would_have_taken_from_an_unreadable_checkpoint_is_not_known(
+def test_settings_from_an_unreadable_checkpoint_are_unknown(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(tmp_path / "a", 0.5, {"cat": 0.5}, split="test", config=TESTED)
-    make_run(tmp_path / "bad", None, status="FAILED", config=UNREAD)
+    make_run(tmp_path / "bad", None, status="FAILED", config=UNREADABLE)
     (tmp_path / "bad" / "overrides.txt").write_text("mode=test\ncheckpoint.path=bad.pt\n")
     found = rows(compared(cli, "compare.runs=[a,bad]") / "compare.csv")
     assert list(found[0])[:6] == ["run", "where", "status", "started", "checkpoint.path", "test/mean_iou"]
     assert [row["checkpoint.path"] for row in found] == ["a.pt", "bad.pt"]
     assert "different data sets" not in capsys.readouterr().out
-    # What was typed is known.
+    # Overrides are known.
     (tmp_path / "bad" / "overrides.txt").write_text("mode=test\ncheckpoint.path=bad.pt\ndataset=voc\n+crop_size=513\n")
     found = rows(compared(cli, "compare.runs=[a,bad]") / "compare.csv")
     assert list(found[0])[4:8] == ["choices.dataset", "crop_size", "checkpoint.path", "test/mean_iou"]
     assert [(row["choices.dataset"], row["crop_size"]) for row in found] == [("shapes", "33"), ("voc", "513")]
-    # Beside a run that differs in the rest, it stays unknown.
+    # Settings that differ between other runs stay unknown.
     make_run(tmp_path / "b", 0.25, {"cat": 0.5}, split="test", config={**TESTED, "optimizer.lr": 0.25})
     found = rows(compared(cli, "compare.runs=[bad,a,b]") / "compare.csv")
     assert [(row["run"], row["optimizer.lr"]) for row in found] == [("a", "0.001"), ("b", "0.25"), ("bad", "")]
 
 
-def test_what_a_rerun_would_have_taken_from_an_unreadable_run_is_not_known(cli: Cli, tmp_path: Path) -> None:
+def test_settings_of_a_rerun_of_an_unreadable_run_are_unknown(cli: Cli, tmp_path: Path) -> None:
     make_run(tmp_path / "a", 0.5, {"cat": 0.5})
     make_run(tmp_path / "bad", None, status="FAILED", config={"rerun": "gone", "seed": 2, "optimizer.lr": 0.5})
     (tmp_path / "bad" / "overrides.txt").write_text("rerun=gone\nseed=2\n")
@@ -276,13 +280,13 @@ def test_what_a_rerun_would_have_taken_from_an_unreadable_run_is_not_known(cli: 
     assert list(found[0])[4:6] == ["seed", "best/mean_iou"]
 
 
-def test_what_an_unevaluated_run_was_to_do_is_known_where_it_was_configured(
+def test_settings_of_configured_runs_without_results_are_known(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(tmp_path / "a", 0.5, {"cat": 0.5}, split="test", config=TESTED)
-    began = make_run(tmp_path / "began", None, status="FAILED", config=UNREAD)
+    began = make_run(tmp_path / "began", None, status="FAILED", config=UNREADABLE)
     (began / "provenance.json").write_text("{}")
-    make_run(tmp_path / "running", None, status="RUNNING", config=UNREAD)
+    make_run(tmp_path / "running", None, status="RUNNING", config=UNREADABLE)
     make_run(tmp_path / "train", None, status="FAILED", config={"choices.dataset": "zoo", "crop_size": 49})
     found = rows(compared(cli, "compare.runs=[a,began,running,train]") / "compare.csv")
     assert [(row["run"], row["choices.dataset"], row["crop_size"], row["optimizer.lr"]) for row in found] == [
@@ -294,7 +298,7 @@ def test_what_an_unevaluated_run_was_to_do_is_known_where_it_was_configured(
     assert "different data sets" not in capsys.readouterr().out
 
 
-def test_only_evaluated_runs_count_in_the_mean_of_their_seeds(
+def test_only_evaluated_runs_count_in_the_mean_over_seeds(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, seed in (("a", 1), ("b", 2)):
@@ -307,7 +311,9 @@ def test_only_evaluated_runs_count_in_the_mean_of_their_seeds(
     assert "2 runs have seed 2; all of them count in the mean" in capsys.readouterr().out
 
 
-def test_a_finished_run_without_a_table_is_told(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_without_class_table_is_reported(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in "abc":
         make_run(tmp_path / name, 0.5, {"cat": 0.5})
     (tmp_path / "b" / "tables" / "val_iou.csv").unlink()
@@ -320,7 +326,7 @@ def test_a_finished_run_without_a_table_is_told(cli: Cli, tmp_path: Path, capsys
     assert f"> {note}\n" in (folder / "compare.md").read_text()
 
 
-def test_tables_of_two_splits_are_not_mixed(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_splits_are_not_mixed_in_one_table(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "v1", 0.25, {"cat": 0.25})
     for name, value in (("t1", 0.5), ("t2", 0.75)):
         changes = {"mode": "test", "checkpoint.path": f"{name}.pt"}
@@ -338,21 +344,21 @@ def test_tables_of_two_splits_are_not_mixed(cli: Cli, tmp_path: Path, capsys: py
     ]
 
 
-def test_runs_with_other_classes_are_compared_by_those_they_share(
+def test_runs_with_different_classes_are_compared_on_common_ones(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(tmp_path / "a", 0.5, {"cat": 0.5, "dog": 0.5})
-    others = {"choices.dataset": "zoo", "dataset.class_names": ["cat", "emu"]}
-    make_run(tmp_path / "b", 0.25, {"cat": 0.25, "emu": 0.25}, config=others)
+    zoo = {"choices.dataset": "zoo", "dataset.class_names": ["cat", "emu"]}
+    make_run(tmp_path / "b", 0.25, {"cat": 0.25, "emu": 0.25}, config=zoo)
     folder = compared(cli, "compare.runs=[a,b]")
     assert [row["class"] for row in rows(folder / "classes.csv")] == ["cat"]
-    told = " ".join(capsys.readouterr().out.split())
-    assert "Compared: 1 in common; omitted: dog, emu" in told
-    assert "evaluated on different data sets: shapes, zoo" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Compared: 1 in common; omitted: dog, emu" in output
+    assert "evaluated on different data sets: shapes, zoo" in output
     assert "class_names" not in (folder / "compare.md").read_text()
 
 
-def test_runs_are_found_at_any_depth_and_once(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_found_once_at_any_depth(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = tmp_path / "outputs"
     for number in (0, 2, 10):
         make_run(outputs / "sweeps" / "lr" / str(number), 0.5, {"cat": 0.5}, config={"optimizer.lr": number})
@@ -364,7 +370,7 @@ def test_runs_are_found_at_any_depth_and_once(cli: Cli, tmp_path: Path, capsys: 
     assert "ended before its configuration was written: outputs/sweeps/lr/3" in capsys.readouterr().out
 
 
-def test_runs_of_one_name_are_told_apart(cli: Cli, tmp_path: Path) -> None:
+def test_runs_with_equal_names_get_distinct_labels(cli: Cli, tmp_path: Path) -> None:
     for parent in "xy":
         make_run(tmp_path / parent / "0", 0.5, {"cat": 0.5})
     folder = compared(cli, "compare.runs=[x,y]")
@@ -372,14 +378,14 @@ def test_runs_of_one_name_are_told_apart(cli: Cli, tmp_path: Path) -> None:
     assert cli("mode=compare", "compare.runs=[x,y]", "compare.baseline='0'") == 2
 
 
-def test_a_run_named_twice_keeps_its_first_place(cli: Cli, tmp_path: Path) -> None:
+def test_run_listed_twice_keeps_its_first_position(cli: Cli, tmp_path: Path) -> None:
     for number, name in enumerate("abc"):
         make_run(tmp_path / "s" / name, 0.5, {"cat": 0.5}, config={"optimizer.lr": number})
     folder = compared(cli, "compare.runs=[s/c,s]")
     assert list(rows(folder / "classes.csv")[0]) == ["class", "c", "a", "b", "a - c", "b - c"]
 
 
-def test_where_and_how_a_run_was_computed_is_no_part_of_what_differs(cli: Cli, tmp_path: Path) -> None:
+def test_machine_settings_do_not_count_as_differences(cli: Cli, tmp_path: Path) -> None:
     machine = {
         **{"device.index": 1, "dataset.root": "/b", "loader.num_workers": 8, "loader.cache_mib": 10},
         **{"trainer.log_every": 5, "checkpoint.path": "unused.pt", "optimizer.lr": 1, "optimizer.eps": 1e-08},
@@ -393,16 +399,16 @@ def test_where_and_how_a_run_was_computed_is_no_part_of_what_differs(cli: Cli, t
     assert group["best/mean_iou n"] == "2"
 
 
-def test_one_number_written_in_two_ways_is_not_marked(cli: Cli, tmp_path: Path) -> None:
+def test_equal_numbers_in_different_notation_do_not_differ(cli: Cli, tmp_path: Path) -> None:
     for name, lr in (("a", 1), ("b", 1.0), ("c", 2)):
         make_run(tmp_path / name, 0.5, {"cat": 0.5}, config={"optimizer.lr": lr})
     text = (compared(cli, "compare.runs=[a,b,c]") / "compare.html").read_text()
     assert text.count('class="key differs"') == 1
 
 
-@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
-def test_only_finite_values_count(odd: float, cli: Cli, tmp_path: Path) -> None:
-    make_run(tmp_path / "s1", odd, {"cat": odd}, config={"seed": 1})
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_only_finite_values_count(value: float, cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "s1", value, {"cat": value}, config={"seed": 1})
     make_run(tmp_path / "s2", 0.5, {"cat": 0.5}, config={"seed": 2})
     make_run(tmp_path / "s3", 0.25, {"cat": 0.25}, config={"seed": 3})
     make_run(tmp_path / "other", 0.75, {"cat": 0.75}, config={"optimizer.lr": 1})
@@ -414,30 +420,30 @@ def test_only_finite_values_count(odd: float, cli: Cli, tmp_path: Path) -> None:
     assert list(rows(folder / "classes.csv")[0].values()) == ["cat", "0.75", "0.375", "-0.375"]
 
 
-@pytest.mark.parametrize(("words", "shown"), [([], ["s1", "s2"]), (["compare.baseline=s2"], ["s2", "s1"])])
-def test_seeds_are_not_averaged_where_nothing_else_is_left(
-    words: list[str], shown: list[str], cli: Cli, tmp_path: Path
+@pytest.mark.parametrize(("overrides", "shown"), [([], ["s1", "s2"]), (["compare.baseline=s2"], ["s2", "s1"])])
+def test_seeds_are_not_averaged_if_nothing_else_differs(
+    overrides: list[str], shown: list[str], cli: Cli, tmp_path: Path
 ) -> None:
     for seed in (1, 2):
         make_run(tmp_path / f"s{seed}", seed / 4, {"cat": seed / 4}, config={"seed": seed})
-    folder = compared(cli, "compare.runs=[s1,s2]", *words)
+    folder = compared(cli, "compare.runs=[s1,s2]", *overrides)
     assert list(rows(folder / "classes.csv")[0]) == ["class", *shown, f"{shown[1]} - {shown[0]}"]
 
 
 @pytest.mark.parametrize("baseline", ["s2", "named", "lr=0.001, mean of 2"])
-def test_a_baseline_that_is_one_of_several_seeds_stays_one(baseline: str, cli: Cli, tmp_path: Path) -> None:
+def test_baseline_may_be_one_run_or_a_mean_over_seeds(baseline: str, cli: Cli, tmp_path: Path) -> None:
     for seed in (1, 2):
         config = {"seed": seed, "run_name": "named"} if baseline == "named" else {"seed": seed}
         make_run(tmp_path / f"s{seed}", seed / 4, {"cat": seed / 4}, config=config)
         make_run(tmp_path / f"o{seed}", 0.5, {"cat": 0.5}, config={"seed": seed, "optimizer.lr": 0.1})
     folder = compared(cli, "compare.runs=[s1,s2,o1,o2]", f"compare.baseline='{baseline}'")
     found = [name for name in rows(folder / "classes.csv")[0] if " - " not in name]
-    of_others = "lr=0.1, mean of 2"
-    shown = ["s2", of_others, "s1"] if baseline == "s2" else ["lr=0.001, mean of 2", of_others]
+    other_mean = "lr=0.1, mean of 2"
+    shown = ["s2", other_mean, "s1"] if baseline == "s2" else ["lr=0.001, mean of 2", other_mean]
     assert found == ["class", *shown]
 
 
-def test_what_somebody_typed_is_not_implied(cli: Cli, tmp_path: Path) -> None:
+def test_explicit_overrides_are_not_omitted_as_implied(cli: Cli, tmp_path: Path) -> None:
     sgd = {"choices.optimizer": "sgd", "optimizer._target_": "torch.optim.SGD", "optimizer.momentum": 0.5}
     make_run(tmp_path / "a", 0.5)
     make_run(tmp_path / "b", 0.4, config=sgd)
@@ -446,7 +452,7 @@ def test_what_somebody_typed_is_not_implied(cli: Cli, tmp_path: Path) -> None:
     assert [row["optimizer.momentum"] for row in found] == ["", "0.5"]
 
 
-def test_a_broken_line_of_records_is_left_out(cli: Cli, tmp_path: Path) -> None:
+def test_corrupt_record_lines_are_skipped(cli: Cli, tmp_path: Path) -> None:
     for name in "ab":
         make_run(tmp_path / name, 0.5, {"cat": 0.5})
     with (tmp_path / "a" / "metrics.jsonl").open("ab") as file:
@@ -455,7 +461,7 @@ def test_a_broken_line_of_records_is_left_out(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("record", ["[]", '[["time", "x"]]', "{}"])
-def test_a_line_that_is_no_record_is_left_out(record: str, cli: Cli, tmp_path: Path) -> None:
+def test_lines_that_are_not_records_are_skipped(record: str, cli: Cli, tmp_path: Path) -> None:
     for name in "ab":
         make_run(tmp_path / name, 0.5, {"cat": 0.5})
     file = tmp_path / "a" / "metrics.jsonl"
@@ -477,28 +483,28 @@ def test_a_line_that_is_no_record_is_left_out(record: str, cli: Cli, tmp_path: P
         ("tables/val_iou.csv", "class,iou\ncat,high", "ValueError"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named(
+def test_damaged_files_of_a_run_are_named(
     name: str, text: str, reason: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for run in "ab":
         make_run(tmp_path / run, 0.5, {"cat": 0.5})
     (tmp_path / "b" / name).write_text(text)
     assert cli("mode=compare", "compare.runs=[a,b]") == 2
-    told = capsys.readouterr().err
-    assert f"b/{name}: cannot be read ({reason}" in told
-    assert "; fix it, or remove this run from compare.runs" in told
-    assert "Traceback" not in told
+    stderr = capsys.readouterr().err
+    assert f"b/{name}: cannot be read ({reason}" in stderr
+    assert "; fix it, or remove this run from compare.runs" in stderr
+    assert "Traceback" not in stderr
 
 
-def test_a_loss_is_that_of_the_last_evaluation(cli: Cli, tmp_path: Path) -> None:
+def test_loss_is_that_of_the_last_evaluation(cli: Cli, tmp_path: Path) -> None:
     for name in "ab":
         make_run(tmp_path / name, 0.5, {"cat": 0.5})
-    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:  # its loss was infinite
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:  # without a loss, because it was infinite
         file.write('{"step": 2, "epoch": 2, "time": 1.7e9, "val/mean_iou": 0.5}\n')
     assert [row["val/loss"] for row in rows(compared(cli, "compare.runs=[a,b]") / "compare.csv")] == ["", "0.75"]
 
 
-def test_folders_that_are_linked_to_are_found_once(cli: Cli, tmp_path: Path) -> None:
+def test_symlinked_folders_are_found_once(cli: Cli, tmp_path: Path) -> None:
     for number, name in enumerate("ab"):
         make_run(tmp_path / "elsewhere" / name, 0.5, {"cat": 0.5}, config={"optimizer.lr": number})
     (tmp_path / "runs").mkdir()
@@ -508,7 +514,7 @@ def test_folders_that_are_linked_to_are_found_once(cli: Cli, tmp_path: Path) -> 
     assert [row["run"] for row in rows(compared(cli, "compare.runs=runs") / "compare.csv")] == ["a", "b"]
 
 
-def test_a_folder_whose_name_is_not_utf8_is_linked_to(cli: Cli, tmp_path: Path) -> None:
+def test_folder_with_a_non_utf8_name_is_linked(cli: Cli, tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "a", 0.75, {"cat": 0.75})
     make_run(tmp_path / "runs" / os.fsdecode(b"caf\xe9"), 0.5, {"cat": 0.5})
     folder = compared(cli, "compare.runs=runs")
@@ -518,7 +524,7 @@ def test_a_folder_whose_name_is_not_utf8_is_linked_to(cli: Cli, tmp_path: Path) 
     assert links == ["../runs/a/", "../runs/caf%E9/"]
 
 
-def test_a_long_name_does_not_empty_the_printed_table(
+def test_long_names_are_shortened_in_the_printed_table(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = "begins" + "-" * 123 + "ends"
@@ -532,7 +538,7 @@ def test_a_long_name_does_not_empty_the_printed_table(
     assert f"| {long} | 0.125" in (folder / "compare.md").read_text()
 
 
-def test_the_page_is_whole_by_itself_and_escapes_what_runs_are_called(cli: Cli, tmp_path: Path) -> None:
+def test_html_page_is_self_contained_and_escapes_run_names(cli: Cli, tmp_path: Path) -> None:
     name = '<script>alert("1|2")</script>'
     make_run(tmp_path / "a", 0.25, {"cat": 0.25, "<dog>": 0.5}, config={"run_name": name})
     make_run(tmp_path / "b=1", 0.5, {"cat": 0.5, "<dog>": 0.5}, config={"optimizer.lr": 0.1})
@@ -551,7 +557,7 @@ def test_the_page_is_whole_by_itself_and_escapes_what_runs_are_called(cli: Cli, 
         ["<dog>", "50.00", "50.00 (+0.00)"],
     ]
     assert "<script>alert" not in text
-    assert not [one for one in page.attributes if one[1] == "src"]
+    assert not [attribute for attribute in page.attributes if attribute[1] == "src"]
     assert "http" not in text
     links = [value for tag, key, value in page.attributes if (tag, key) == ("a", "href")]
     assert links == ["../b%3D1/", "../a/"]
@@ -560,7 +566,7 @@ def test_the_page_is_whole_by_itself_and_escapes_what_runs_are_called(cli: Cli, 
     assert r"1\|2" in (folder / "compare.md").read_text()
 
 
-def test_what_is_printed_fits_and_tells_where_the_files_are(
+def test_printed_output_fits_and_names_the_output_folder(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(6):
@@ -577,7 +583,7 @@ def test_what_is_printed_fits_and_tells_where_the_files_are(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "message"),
     [
         (["compare.runs=nowhere"], "compare.runs=nowhere: no such folder"),
         (["compare.runs=empty"], "compare.runs=empty: no run folder at or below it"),
@@ -605,8 +611,8 @@ def test_what_is_printed_fits_and_tells_where_the_files_are(
         (["compare.runs=runs:/123"], "there are no MLflow records at"),
     ],
 )
-def test_what_cannot_be_compared_is_said_and_leaves_nothing(
-    words: list[str], said: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_comparisons_are_explained_and_leave_no_files(
+    overrides: list[str], message: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b", "broken"):
         make_run(tmp_path / name, 0.5, {"cat": 0.5})
@@ -614,14 +620,14 @@ def test_what_cannot_be_compared_is_said_and_leaves_nothing(
         make_run(tmp_path / name, None, status="FAILED")
     (tmp_path / "broken" / "summary.json").write_text("{")
     (tmp_path / "empty").mkdir()
-    assert cli("mode=compare", *words) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert "Traceback" not in told
+    assert cli("mode=compare", *overrides) == 2
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert "Traceback" not in stderr
     assert not list(tmp_path.glob("outputs/compare/*"))
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
 
 
-def test_comparing_is_asked_for(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_settings_need_mode_compare(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("compare.runs=[a,b]", "dataset=shapes", "model=pspnet18") == 2
     assert "compare.runs=['a', 'b']: has no effect on mode=train; add mode=compare" in capsys.readouterr().err

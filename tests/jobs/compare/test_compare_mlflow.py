@@ -1,4 +1,4 @@
-"""Comparing runs that MLflow knows, of which nothing but params and metrics may be left."""
+"""Comparing MLflow runs, which may have only params and metrics left."""
 
 import csv
 from pathlib import Path
@@ -14,7 +14,7 @@ CLASSES = "['cat', 'a+b', 'gone']"
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store with an experiment ``pspexp``: three jobs and the overview of sweep ``s1``, and one run beside it."""
+    """A store with an experiment ``pspexp``: three jobs and the overview of sweep ``s1``, and one other run."""
     from mlflow import MlflowClient
 
     home = tmp_path_factory.mktemp("store")
@@ -40,14 +40,14 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{home}/mlflow.db"
 
 
-def compared(cli: Cli, uri: str, *words: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The rows of both tables."""
-    return compared_runs(cli, uri, *words), read("classes.csv")
+def compared(cli: Cli, uri: str, *overrides: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return the rows of both tables."""
+    return compared_runs(cli, uri, *overrides), read("classes.csv")
 
 
-def compared_runs(cli: Cli, uri: str, *words: str) -> list[dict[str, str]]:
-    """The rows of the table of runs."""
-    assert cli("mode=compare", "hydra.run.dir=out", f"tracking.tracking_uri={uri}", *words) == 0
+def compared_runs(cli: Cli, uri: str, *overrides: str) -> list[dict[str, str]]:
+    """Return the rows of the table of runs."""
+    assert cli("mode=compare", "hydra.run.dir=out", f"tracking.tracking_uri={uri}", *overrides) == 0
     return read("compare.csv")
 
 
@@ -56,7 +56,7 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def test_a_sweep_without_its_overview(uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_is_compared_without_its_overview(uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     runs, classes = compared(cli, uri, "compare.sweep=s1")
     columns = ("run", "status", "optimizer.lr", "best/mean_iou")
     assert [tuple(row[name] for name in columns) for row in runs] == [
@@ -72,15 +72,15 @@ def test_a_sweep_without_its_overview(uri: str, cli: Cli, capsys: pytest.Capture
     assert "lr=0.2: no config.yaml, summary.json, tables in MLflow" in capsys.readouterr().out
 
 
-def test_an_experiment_and_a_filter(uri: str, cli: Cli) -> None:
+def test_runs_chosen_by_experiment_and_filter(uri: str, cli: Cli) -> None:
     assert [row["run"] for row in compared(cli, uri)[0]] == ["alone", "lr=0.2", "lr=0.1", "lr=0.3"]
-    words = "compare.filter='metrics.`best/mean_iou` >= 0.5'", "compare.experiment=pspexp"
-    assert [row["run"] for row in compared(cli, uri, *words)[0]] == ["alone", "lr=0.2", "lr=0.3"]
-    words = "compare.filter=\"params.`optimizer.lr` != '0.3'\"", "compare.sweep=s1"
-    assert [row["run"] for row in compared(cli, uri, *words)[0]] == ["lr=0.2", "lr=0.1"]
+    overrides = "compare.filter='metrics.`best/mean_iou` >= 0.5'", "compare.experiment=pspexp"
+    assert [row["run"] for row in compared(cli, uri, *overrides)[0]] == ["alone", "lr=0.2", "lr=0.3"]
+    overrides = "compare.filter=\"params.`optimizer.lr` != '0.3'\"", "compare.sweep=s1"
+    assert [row["run"] for row in compared(cli, uri, *overrides)[0]] == ["lr=0.2", "lr=0.1"]
 
 
-def test_folders_and_runs_of_mlflow_together(uri: str, cli: Cli, tmp_path: Path) -> None:
+def test_run_folders_and_mlflow_runs_together(uri: str, cli: Cli, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -88,13 +88,13 @@ def test_folders_and_runs_of_mlflow_together(uri: str, cli: Cli, tmp_path: Path)
     ids = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
     folder = make_run(tmp_path / "local", 0.5, {"cat": 0.5})
     summary = (folder / "summary.json").read_text()
-    words = f"compare.runs=[runs:/{ids['alone']},local]"
-    assert [row["run"] for row in compared(cli, uri, words)[0]] == ["alone", "local"]
-    # The same run from both places is one.
+    override = f"compare.runs=[runs:/{ids['alone']},local]"
+    assert [row["run"] for row in compared(cli, uri, override)[0]] == ["alone", "local"]
+    # A run given as a folder and by its MLflow ID is one run.
     (folder / "summary.json").write_text(summary.replace("{", f'{{"mlflow_run_id": "{ids["alone"]}",', 1))
-    assert cli("mode=compare", f"tracking.tracking_uri={uri}", words) == 2
+    assert cli("mode=compare", f"tracking.tracking_uri={uri}", override) == 2
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", f"compare.runs=[local,runs:/{ids['sweep s1']}]") == 2
-    # It keeps the place where it was named first.
+    # It keeps its first position.
     make_run(tmp_path / "third", 0.5, {"cat": 0.5})
     _, classes = compared(cli, uri, f"compare.runs=[runs:/{ids['alone']},third,local]")
     assert list(classes[0]) == ["class", "local", "third", "third - local"]
@@ -104,7 +104,9 @@ def test_folders_and_runs_of_mlflow_together(uri: str, cli: Cli, tmp_path: Path)
     assert list(classes[0]) == ["class", "local", "third", "third - local"]
 
 
-def test_what_was_deleted_takes_no_part(uri: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_deleted_runs_and_experiments_are_refused(
+    uri: str, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -119,7 +121,7 @@ def test_what_was_deleted_takes_no_part(uri: str, cli: Cli, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "messages"),
     [
         (
             ["compare.experiment=pspex"],
@@ -140,21 +142,21 @@ def test_what_was_deleted_takes_no_part(uri: str, cli: Cli, tmp_path: Path, caps
         (["compare.runs=[runs:/123]"], ["compare.runs=runs:/123", "Run with id=123 not found"]),
     ],
 )
-def test_what_is_not_found_is_said_with_what_is_there(
-    words: list[str], said: list[str], uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]
+def test_unmatched_selection_is_reported_with_suggestions(
+    overrides: list[str], messages: list[str], uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli("mode=compare", f"tracking.tracking_uri={uri}", *words) == 2
-    told = capsys.readouterr().err
-    assert [text for text in said if text not in told] == []
+    assert cli("mode=compare", f"tracking.tracking_uri={uri}", *overrides) == 2
+    stderr = capsys.readouterr().err
+    assert [text for text in messages if text not in stderr] == []
     assert not list(Path("outputs/compare").iterdir())
 
 
-def test_a_name_with_a_quote_is_told_as_one(uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quoted_name_is_reported_unquoted(uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=compare", f"tracking.tracking_uri={uri}", 'compare.sweep="it\'s"') == 2
     assert "compare.sweep=it's: no match among 4 runs" in capsys.readouterr().err
 
 
-def test_a_sweep_whose_id_has_a_quote(uri: str, cli: Cli) -> None:
+def test_sweep_id_may_contain_a_quote(uri: str, cli: Cli) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -165,9 +167,7 @@ def test_a_sweep_whose_id_has_a_quote(uri: str, cli: Cli) -> None:
     assert [row["run"] for row in runs] == ["one", "two"]
 
 
-def test_a_test_that_failed_of_its_checkpoint_is_known_by_what_was_typed(
-    uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_test_run_is_compared_by_its_overrides(uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -193,20 +193,20 @@ def test_a_test_that_failed_of_its_checkpoint_is_known_by_what_was_typed(
     assert "different data sets" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("word", ["compare.experiment=0", "compare.sweep=0"])
-def test_a_name_may_be_a_number(word: str, uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("mode=compare", f"tracking.tracking_uri={uri}", word) == 2
-    told = capsys.readouterr().err
-    assert f"{word}: " in told
-    assert "no such experiment in MLflow" in told or "no match among" in told
+@pytest.mark.parametrize("override", ["compare.experiment=0", "compare.sweep=0"])
+def test_names_may_be_numbers(override: str, uri: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("mode=compare", f"tracking.tracking_uri={uri}", override) == 2
+    stderr = capsys.readouterr().err
+    assert f"{override}: " in stderr
+    assert "no such experiment in MLflow" in stderr or "no match among" in stderr
 
 
-def test_records_far_away_that_do_not_answer_are_wrong_input(
+def test_unreachable_server_is_a_user_error(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    words: list[Any] = ["tracking.tracking_uri='http://someone:secret@127.0.0.1:9'"]
-    assert cli("mode=compare", *words) == 2
-    told = capsys.readouterr().err
-    assert "127.0.0.1:9" in told
-    assert "secret" not in told
+    overrides: list[Any] = ["tracking.tracking_uri='http://someone:secret@127.0.0.1:9'"]
+    assert cli("mode=compare", *overrides) == 2
+    stderr = capsys.readouterr().err
+    assert "127.0.0.1:9" in stderr
+    assert "secret" not in stderr
