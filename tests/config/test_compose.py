@@ -117,11 +117,11 @@ def test_an_overlay_of_an_engine_that_is_not_there(root: str, monkeypatch: pytes
         ("++optimizer.lr=1", "++optimizer.lr=1: this sweep varies the key; write optimizer.lr=<value>"),
         (
             "model.dropout=interval(0,1)",
-            "model.dropout=interval(0,1): only a search takes an interval; add +sweep=optuna, or give values",
+            "model.dropout=interval(0,1): an interval needs a search; add +sweep=optuna, or give values",
         ),
         (
             "hydra.sweeper.params.optimizer.lr='1,2'",
-            "hydra.sweeper.params.optimizer.lr: cannot be set so; write optimizer",
+            "hydra.sweeper.params.optimizer.lr: cannot be set like this; write optimizer",
         ),
         ("optimizer.lrr=1,2", "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?"),
     ],
@@ -135,8 +135,8 @@ def test_groups_vary_by_glob(root: str) -> None:
     whole = composition.compose_checked([root, "model=glob(pspnet*,exclude=*50*)"], sweep=True)
     assert whole.hydra.runtime.choices["model"] == "pspnet101"
     for word, said in (
-        ("model=glob(x*)", "model=glob(x*): finds no option; model is one of deeplabv3_resnet50, "),
-        ("seed=glob(*)", "seed=glob(*): glob chooses among the options of a group; give values"),
+        ("model=glob(x*)", "model=glob(x*): matches no option; model is one of deeplabv3_resnet50, "),
+        ("seed=glob(*)", "seed=glob(*): a glob can only select options of a group; give values"),
     ):
         with pytest.raises(UserError) as refused:
             composition.compose_checked([root, word], sweep=True)
@@ -280,7 +280,7 @@ def test_one_problem_is_named_with_key_value_and_fix(override: str, said: str, r
 )
 def test_what_hydra_cannot_read_tells_how_to_quote(word: str, root: str) -> None:
     (found,) = problems(root, word)
-    assert found.startswith(f"{word}: cannot be read as key=value; spaces, quotes and other signs need quotes")
+    assert found.startswith(f"{word}: cannot be read as key=value; special characters need quotes")
     assert """'key="some value"'""" in found
     assert "\n" not in found
 

@@ -43,7 +43,7 @@ def test_invalid_overrides_are_refused_before_anything_is_created(
         (("--seed=3",), "--seed=3: no such option; settings are written key=value, without dashes; write seed=3"),
         (("--cfg", "jobs"), "--cfg/-c: invalid choice: 'jobs'"),
         (("--config-dir", "nowhere", *TINY), "--config-dir=nowhere: no such folder"),
-        (("--resolve", *TINY), "--resolve: goes with --cfg only"),
+        (("--resolve", *TINY), "--resolve: has no effect without --cfg"),
         ((), "experiment=quickstart"),
     ],
 )
@@ -111,7 +111,7 @@ def test_hydra_flags_work(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("--help") == 0
     assert "model:" in capsys.readouterr().out
     assert cli("-m", "--cfg", "job", *TINY) == 2
-    assert "--multirun: does not go with --cfg; leave one of them out" in capsys.readouterr().err
+    assert "--multirun: cannot be combined with --cfg; remove one of them" in capsys.readouterr().err
 
 
 def test_cfg_shows_the_configuration_that_would_run(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:

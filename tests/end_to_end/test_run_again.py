@@ -209,9 +209,9 @@ def test_unknown_facts_of_older_runs_are_reported(copy: Path, cli: Cli, tmp_path
     warned = [line for line in rerun_messages(tmp_path / "again") if "as overridden" not in line]
     assert warned == [
         "rerun: there is no provenance.json: uncommitted changes, machine and data of the repeated run are unknown",
-        "rerun: configuration: optimizer.older_key=4 of then does not exist any more and is left out",
-        "rerun: configuration: trainer.compile is new since then, False by default",
-        "rerun: configuration: trainer.old_key=3 of then does not exist any more and is left out",
+        "rerun: configuration: optimizer.older_key=4 no longer exists and is ignored",
+        "rerun: configuration: trainer.compile did not exist then; it is False by default",
+        "rerun: configuration: trainer.old_key=3 no longer exists and is ignored",
     ]
 
 
