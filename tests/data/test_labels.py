@@ -64,7 +64,7 @@ def test_a_palette_of_other_colours_is_read_by_index(tmp_path: Path) -> None:
 
 def test_a_sorted_voc_palette_is_refused(tmp_path: Path) -> None:
     path = save_palette(tmp_path / "sorted.png", np.array([[0, 1]], np.uint8), VOC_COLOURS[[15, 0]])
-    with pytest.raises(UserError, match=r"sorted\.png.*index 0 has the colour of class 15.*convert_voc_label"):
+    with pytest.raises(UserError, match=r"sorted\.png.*index 0 has the colour of VOC's class 15.*convert_voc_label"):
         read_label(path)
 
 

@@ -115,7 +115,7 @@ def test_a_wrong_root_names_all_places_tried(tmp_path: Path) -> None:
 
 def test_a_misspelt_split_is_corrected(tmp_path: Path) -> None:
     make_tree(tmp_path / "VOC2007")
-    with pytest.raises(UserError, match=r"dataset\.train_split=trian.*has train, val.*did you mean 'train'"):
+    with pytest.raises(UserError, match=r"dataset\.train_split=trian.*contains train, val.*did you mean 'train'"):
         make_source(tmp_path, train_split="trian").open("train")
 
 

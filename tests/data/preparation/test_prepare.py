@@ -123,7 +123,7 @@ HOSTILE: list[tuple[str, tarfile.TarInfo]] = [
     ("outside the archive", member("VOCdevkit/link", tarfile.LNKTYPE, "/etc/passwd")),
     ("not a file in this archive", member("VOCdevkit/link", tarfile.SYMTYPE, "..")),
     ("not a file in this archive", member("VOCdevkit/link", tarfile.SYMTYPE, "absent")),
-    ("link to a link", member("VOCdevkit/link", tarfile.SYMTYPE, "link")),
+    ("chain of more than 10 links", member("VOCdevkit/link", tarfile.SYMTYPE, "link")),
     ("special file", member("VOCdevkit/null", tarfile.CHRTYPE)),
     ("special file", member("VOCdevkit/disk", tarfile.BLKTYPE)),
     ("special file", member("VOCdevkit/pipe", tarfile.FIFOTYPE)),
@@ -187,7 +187,7 @@ def test_archives_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytes
     with tarfile.open(tmp_path / "big.tar", "w") as tar:
         tar.addfile(member("a"), io.BytesIO(b"good"))
         tar.addfile(member("b"), io.BytesIO(b"good"))
-    with pytest.raises(UserError, match="take 8 bytes, but only 7 are free"):
+    with pytest.raises(UserError, match="needs 8 bytes, but only 7 are free"):
         extract(tmp_path / "big.tar", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

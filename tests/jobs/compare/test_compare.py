@@ -605,7 +605,7 @@ def test_printed_output_fits_and_names_the_output_folder(
             "compare.baseline=7: matches none of the runs; set a name or folder",
         ),
         (["compare.runs=[a,b]", "compare.baseline=[a]"], "compare.baseline=[a]: must be a valid string"),
-        (["compare.runs=[a,b]", "compare.sweep=x"], "compare.sweep=x: chooses runs from MLflow"),
+        (["compare.runs=[a,b]", "compare.sweep=x"], "compare.sweep=x: selects runs from MLflow"),
         (["compare.run=[a,b]"], "compare.run"),
         ([], "there are no MLflow records at"),
         (["compare.runs=runs:/123"], "there are no MLflow records at"),
