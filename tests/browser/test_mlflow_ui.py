@@ -75,9 +75,7 @@ def digits(value: float) -> str:
     return str(value)[:7]
 
 
-def test_the_table_ranks_the_jobs_of_the_sweep(
-    page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot
-) -> None:
+def test_table_ranks_the_jobs_of_the_sweep(page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot) -> None:
     open_runs(page, sweep)
     type_filter(page, f"tags.sweep = '{sweep.sweep_id}'", count=5)
     choose_columns(page, ["Dataset", "Source", "Models", "optimizer.lr", "loader.batch_size", "best/mean_iou"])
@@ -97,7 +95,7 @@ def test_the_table_ranks_the_jobs_of_the_sweep(
     take_screenshot("mlflow_runs")
 
 
-def test_a_failed_job_is_marked(page: "Page", sweep: FinishedSweep) -> None:
+def test_failed_job_is_marked(page: "Page", sweep: FinishedSweep) -> None:
     open_runs(page, sweep)
     type_filter(page, f"tags.sweep = '{sweep.sweep_id}'", count=5)
     sort_by(page, "best/mean_iou")
@@ -112,9 +110,7 @@ def test_a_failed_job_is_marked(page: "Page", sweep: FinishedSweep) -> None:
     expect(page.get_by_text("Failed", exact=True)).to_be_visible()
 
 
-def test_the_chart_view_plots_every_validation(
-    page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot
-) -> None:
+def test_chart_view_plots_every_validation(page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot) -> None:
     open_runs(page, sweep)
     type_filter(page, f"tags.sweep = '{sweep.sweep_id}'", count=5)
     sort_by(page, "best/mean_iou")
@@ -133,7 +129,7 @@ def test_the_chart_view_plots_every_validation(
     take_screenshot("mlflow_chart")
 
 
-def test_the_comparison_shows_what_differs(page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot) -> None:
+def test_comparison_shows_the_differences(page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot) -> None:
     open_runs(page, sweep)
     type_filter(page, f"tags.sweep = '{sweep.sweep_id}'", count=5)
     sort_by(page, "best/mean_iou")
@@ -172,7 +168,7 @@ def test_the_comparison_shows_what_differs(page: "Page", sweep: FinishedSweep, t
     expect(page.locator(".scatterlayer .trace").first).to_be_attached()
 
 
-def test_a_runs_page_shows_its_note_and_metrics(
+def test_run_page_shows_description_and_metrics(
     page: "Page", sweep: FinishedSweep, take_screenshot: TakeScreenshot
 ) -> None:
     best = sweep.finished[0]
@@ -189,7 +185,7 @@ def test_a_runs_page_shows_its_note_and_metrics(
     take_screenshot("mlflow_run")
 
 
-def test_a_runs_table_is_shown_as_a_table(page: "Page", sweep: FinishedSweep) -> None:
+def test_table_artifact_is_shown_as_a_table(page: "Page", sweep: FinishedSweep) -> None:
     best = sweep.finished[0]
     open_run(page, sweep, best.run_id, "/artifacts/tables/val_iou.csv")
     for title in ("class", "iou", "accuracy", "pixels"):
@@ -200,7 +196,7 @@ def test_a_runs_table_is_shown_as_a_table(page: "Page", sweep: FinishedSweep) ->
 
 
 @pytest.mark.parametrize("folder", [("plots",), ("plots", "samples")])
-def test_a_runs_images_are_shown(page: "Page", sweep: FinishedSweep, folder: tuple[str, ...]) -> None:
+def test_image_artifacts_are_shown(page: "Page", sweep: FinishedSweep, folder: tuple[str, ...]) -> None:
     best = sweep.finished[0]
     open_run(page, sweep, best.run_id, "/artifacts")
     for name in folder:
@@ -210,7 +206,7 @@ def test_a_runs_images_are_shown(page: "Page", sweep: FinishedSweep, folder: tup
         expect_image(page, f"{'/'.join(folder)}/{name}")
 
 
-def test_the_overview_ranks_the_jobs_and_shows_the_filter(page: "Page", sweep: FinishedSweep) -> None:
+def test_overview_ranks_the_jobs_and_shows_the_filter(page: "Page", sweep: FinishedSweep) -> None:
     open_run(page, sweep, sweep.overview_id)
     expect(page.get_by_role("heading", name=f"sweep {sweep.sweep_id}")).to_be_visible()
     expect(page.get_by_text(f"tags.sweep = '{sweep.sweep_id}'")).to_be_visible()

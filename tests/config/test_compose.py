@@ -50,7 +50,7 @@ def test_every_experiment_composes(experiment: str, root: str) -> None:
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
-def test_every_sweep_composes_and_varies_what_exists(sweep: str, root: str) -> None:
+def test_every_sweep_composes_and_varies_existing_keys(sweep: str, root: str) -> None:
     if sweep == "optuna":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
     whole = composition.compose_checked([root, f"+sweep={sweep}"])
@@ -58,7 +58,7 @@ def test_every_sweep_composes_and_varies_what_exists(sweep: str, root: str) -> N
     assert "optimizer.lr" in whole.hydra.sweeper.params
 
 
-def test_a_search_can_go_on_and_survives_failures(root: str) -> None:
+def test_search_can_be_resumed_and_survives_failures(root: str) -> None:
     """It asks for the same trials again, given the same results: with a seed, and with no memory of its own."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
     words = ("seed=7", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.25,0.5)")
@@ -68,7 +68,7 @@ def test_a_search_can_go_on_and_survives_failures(root: str) -> None:
     assert pspexp.compose([root, "+sweep=optuna", *words]).optimizer.lr == 0.25
 
 
-def test_a_sweep_composes_as_its_first_job(root: str) -> None:
+def test_sweep_composes_as_its_first_job(root: str) -> None:
     def found(*words: str) -> tuple[float, int]:
         config = pspexp.compose([root, "+sweep=lr_batch", *words])
         return config.optimizer.lr, config.loader.batch_size
@@ -79,7 +79,7 @@ def test_a_sweep_composes_as_its_first_job(root: str) -> None:
     assert found("hydra.mode=RUN") == (5e-5, 4)
 
 
-def test_a_sweep_of_the_users(root: str, tmp_path: Path) -> None:
+def test_users_own_sweep(root: str, tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {optimizer: 'sgd,adam', %s: '0.5,0.9'}}}\n"
     (tmp_path / "sweep" / "good.yaml").write_text(text % "optimizer.momentum")
@@ -91,9 +91,7 @@ def test_a_sweep_of_the_users(root: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("option", "brought_by"), overrides.ENGINES.items())
-def test_an_engine_that_is_not_there_is_named_with_what_brings_it(
-    option: str, brought_by: tuple[str, str], root: str
-) -> None:
+def test_missing_plugin_is_named_with_its_extra(option: str, brought_by: tuple[str, str], root: str) -> None:
     group, _, name = option.rpartition("/")
     package, extra = brought_by
     if package in {one.name for one in distributions()}:
@@ -103,7 +101,7 @@ def test_an_engine_that_is_not_there_is_named_with_what_brings_it(
         assert found == f"{group}={name}: {package} is not installed; pip install 'pspexp[{extra}]'"
 
 
-def test_an_overlay_of_an_engine_that_is_not_there(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sweep_file_with_a_missing_plugin(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(overrides.ENGINES, "hydra/sweeper/nosuch", ("hydra-nosuch-sweeper", "nosuch"))
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text("# @package _global_\ndefaults: [override /hydra/sweeper: nosuch]\n")
@@ -126,12 +124,12 @@ def test_an_overlay_of_an_engine_that_is_not_there(root: str, monkeypatch: pytes
         ("optimizer.lrr=1,2", "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?"),
     ],
 )
-def test_what_a_sweep_cannot_take_is_named(word: str, said: str, root: str) -> None:
+def test_overrides_that_a_sweep_cannot_use_are_named(word: str, said: str, root: str) -> None:
     (found,) = problems(root, "+sweep=lr_batch", word)
     assert found.startswith(said)
 
 
-def test_groups_vary_by_glob(root: str) -> None:
+def test_glob_selects_options(root: str) -> None:
     whole = composition.compose_checked([root, "model=glob(pspnet*,exclude=*50*)"], sweep=True)
     assert whole.hydra.runtime.choices["model"] == "pspnet101"
     for word, said in (
@@ -155,7 +153,7 @@ def test_groups_vary_by_glob(root: str) -> None:
         (("seed=1,2", "checkpoint.resume=nowhere"), []),  # it may be where the jobs run
     ],
 )
-def test_what_is_wrong_with_every_job_of_a_sweep_is_told_before_it_begins(
+def test_problems_of_every_job_are_reported_before_the_sweep_begins(
     words: tuple[str, ...], told: list[str], root: str
 ) -> None:
     if not told:
@@ -166,7 +164,7 @@ def test_what_is_wrong_with_every_job_of_a_sweep_is_told_before_it_begins(
     assert [one.startswith(said) for one, said in zip(refused.value.problems, told, strict=True)] == [True]
 
 
-def test_every_promised_option_exists() -> None:
+def test_every_documented_option_exists() -> None:
     promised = {
         "model": "pspnet50 pspnet18 pspnet101 pspnet50_mmseg fcn_resnet50 deeplabv3_resnet50",
         "dataset": "voc2007 voc2007_21 voc2012 camvid shapes voc_folder",
@@ -184,7 +182,7 @@ def test_every_promised_option_exists() -> None:
     assert {"quickstart", "voc2007_single", "camvid_cpu"} <= set(EXPERIMENTS)
 
 
-def test_no_yaml_key_is_written_twice() -> None:
+def test_no_yaml_key_is_repeated() -> None:
     class Strict(yaml.SafeLoader):
         pass
 
@@ -198,7 +196,7 @@ def test_no_yaml_key_is_written_twice() -> None:
         yaml.load(file.read_text(), Strict)
 
 
-def test_the_reference_defaults(root: str) -> None:
+def test_defaults_are_those_of_the_reference(root: str) -> None:
     config = pspexp.compose([root])
     assert (config.crop_size, config.seed, config.loader.batch_size, config.loader.eval_batch_size) == (513, 1122, 4, 1)
     assert (config.trainer.epochs, config.trainer.validate_every, config.trainer.log_every) == (50, 5, 5)
@@ -269,7 +267,7 @@ def test_yaml_floats_are_numbers(root: str) -> None:
         ("model._target_=pspexp.models.psp.pspnet", "model._target_=pspexp.models.psp.pspnet: cannot be imported"),
     ],
 )
-def test_one_problem_is_named_with_key_value_and_fix(override: str, said: str, root: str) -> None:
+def test_problem_is_named_with_key_value_and_fix(override: str, said: str, root: str) -> None:
     found = problems(root, override)
     assert len(found) == 1, found
     assert found[0].startswith(said), found[0]
@@ -278,14 +276,14 @@ def test_one_problem_is_named_with_key_value_and_fix(override: str, said: str, r
 @pytest.mark.parametrize(
     "word", ["compare.filter=params.optimizer.lr = '0.001'", "hydra.sweep.dir=outputs/my sweeps/bad ünï"]
 )
-def test_what_hydra_cannot_read_tells_how_to_quote(word: str, root: str) -> None:
+def test_unreadable_override_explains_how_to_quote(word: str, root: str) -> None:
     (found,) = problems(root, word)
     assert found.startswith(f"{word}: cannot be read as key=value; special characters need quotes")
     assert """'key="some value"'""" in found
     assert "\n" not in found
 
 
-def test_all_problems_are_shown_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     found = "\n".join(
         problems(
             f"dataset.root={tmp_path}/nowhere",
@@ -318,7 +316,7 @@ def test_all_problems_are_shown_at_once(tmp_path: Path) -> None:
         ("optimizer/mine.yaml", "lr: [1\n", "mine.yaml"),
     ],
 )
-def test_a_mistake_in_a_yaml_file_is_named(
+def test_mistake_in_a_yaml_file_is_named(
     file: str, text: str, said: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -331,35 +329,35 @@ def test_a_mistake_in_a_yaml_file_is_named(
     assert said in "\n".join(problems(root, f"{group}=mine"))
 
 
-def test_cuda_graphs_do_not_go_with_accumulation(root: str) -> None:
+def test_cuda_graphs_exclude_accumulation(root: str) -> None:
     found = problems(root, "trainer.compile=reduce-overhead", "trainer.accumulate=2")
     assert len(found) == 1
     assert found[0].startswith("trainer.compile=reduce-overhead: CUDA graphs overwrite gradients")
 
 
-def test_a_key_that_is_null_can_be_set(root: str) -> None:
+def test_null_key_can_be_set(root: str) -> None:
     assert pspexp.compose([root, "run_name=first"]).run_name == "first"
 
 
-def test_home_folders_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert pspexp.compose(["dataset.root='~'"]).dataset.root == str(tmp_path)
 
 
-def test_a_data_folder_is_remembered_by_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_folder_is_stored_as_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     assert pspexp.compose(["dataset.root=data"]).dataset.root == str(tmp_path / "data")
 
 
-def test_a_wrong_checkpoint_brings_no_other_problems() -> None:
+def test_wrong_checkpoint_is_the_only_problem() -> None:
     assert problems("mode=test", "checkpoint.path=no/such.pt") == [
         f"no/such.pt: no checkpoint there (looked for {Path('no/such.pt').absolute()})"
     ]
     assert problems("mode=test", "checkpoint.path=5", "dataset=shapes")[0].startswith("checkpoint.path=5")
 
 
-def test_class_names_of_a_folder(tmp_path: Path) -> None:
+def test_class_names_from_a_folder(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
     config = pspexp.compose(["dataset=voc_folder", f"dataset.root={tmp_path}"])
     assert list(config.dataset.class_names) == ["cat", "dog", "bird"]
@@ -369,13 +367,13 @@ def test_class_names_of_a_folder(tmp_path: Path) -> None:
     assert given.model.num_classes == 2
 
 
-def test_the_configuration_is_closed(root: str) -> None:
+def test_unknown_keys_are_refused(root: str) -> None:
     config = pspexp.compose([root])
     with pytest.raises(AttributeError):
         _ = config.trainer.epoch
 
 
-def test_options_in_a_folder_of_the_users(root: str, tmp_path: Path) -> None:
+def test_options_from_the_users_folder(root: str, tmp_path: Path) -> None:
     (tmp_path / "own" / "optimizer").mkdir(parents=True)
     (tmp_path / "own" / "optimizer" / "mine.yaml").write_text("defaults: [sgd]\nlr: 0.5\n")
     word = f"hydra.searchpath=[file://{tmp_path / 'own'}]"
@@ -398,7 +396,7 @@ def test_options_in_a_folder_of_the_users(root: str, tmp_path: Path) -> None:
         (["dataset=shapes", "model.backbone_weights=imagenet"], ["model.backbone_weights=imagenet: no such file"]),
     ],
 )
-def test_a_problem_that_follows_from_another_is_not_shown(words: list[str], said: list[str]) -> None:
+def test_consequences_of_a_problem_are_not_reported(words: list[str], said: list[str]) -> None:
     """Without a folder for the data, which is missing by default: that is told if nothing else is wrong."""
     found = problems(*words)
     assert [one.startswith(start) for one, start in zip(found, said, strict=True)] == [True], found
@@ -407,7 +405,7 @@ def test_a_problem_that_follows_from_another_is_not_shown(words: list[str], said
 @pytest.mark.parametrize(
     ("file", "word"), [("experiment/mine.yaml", "experiment=mine"), ("sweep/mine.yaml", "+sweep=mine")]
 )
-def test_a_recipe_in_the_wrong_package_is_explained(file: str, word: str, root: str, tmp_path: Path) -> None:
+def test_experiment_in_the_wrong_package_is_explained(file: str, word: str, root: str, tmp_path: Path) -> None:
     (tmp_path / file).parent.mkdir()
     (tmp_path / file).write_text("seed: 3\nhydra: {mode: MULTIRUN}\n")
     (found,) = problems(root, word, f"hydra.searchpath=[file://{tmp_path}]")
@@ -431,7 +429,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own_net.Net"
 
 
-def test_a_users_own_target(own: str, root: str) -> None:
+def test_users_own_target(own: str, root: str) -> None:
     """It may have any keys if it takes them, and nodes in its nodes and lists."""
     node = f"{{_target_: {own}, width: 1, other: [2], parts: [{{_target_: {own}, width: 2}}]}}"
     config = pspexp.compose([root, f"+hooks.mine={node}"])
@@ -441,7 +439,7 @@ def test_a_users_own_target(own: str, root: str) -> None:
     assert found == "hooks.mine.parts.0.width=two: must be a valid integer"
 
 
-def test_what_a_target_refuses_is_named_by_its_full_key(own: str, root: str) -> None:
+def test_invalid_argument_of_a_target_is_named_by_its_full_key(own: str, root: str) -> None:
     node = f"{{_target_: {own}, width: 1, parts: {{_target_: {own}, width: 3}}}}"
     config = pspexp.compose([root, f"+hooks.mine={node}"])
     with pytest.raises(UserError, match=r"^hooks\.mine\.parts: three is not possible$"):

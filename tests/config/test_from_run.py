@@ -50,13 +50,13 @@ def refusal(*words: str) -> str:
     return str(caught.value)
 
 
-def test_everything_that_decides_is_taken(saved: Saved) -> None:
+def test_rerun_takes_everything_that_determines_the_result(saved: Saved) -> None:
     words = ("optimizer=sgd", "optimizer.lr=1e-5", "loss=focal", "augment=semseg", "trainer.ema=0.5", "seed=3")
     run = saved(*words, "crop_size=65", "dataset.mean=[0.1,0.2,0.3]")
     assert again(run) == {**recorded(run), "rerun": str(run)}
 
 
-def test_where_records_go_is_not_taken(saved: Saved) -> None:
+def test_rerun_does_not_take_where_records_go(saved: Saved) -> None:
     run = saved("output_root=elsewhere", "run_name=first", "tracking=mlflow", "tracking.tracking_uri=http://far")
     config = again(run)
     assert (config["output_root"], config["run_name"], config["checkpoint"]["resume"]) == ("outputs", None, None)
@@ -65,7 +65,7 @@ def test_where_records_go_is_not_taken(saved: Saved) -> None:
     assert again(run, "output_root=here")["tracking"]["output_root"] == "here"
 
 
-def test_secrets_do_not_come_back_masked(saved: Saved) -> None:
+def test_masked_secrets_are_not_taken(saved: Saved) -> None:
     def mask(config: dict[str, Any]) -> None:
         config["tracking"]["tracking_uri"] = "http://***@host"
         config["tracking"]["experiment"] = "***"
@@ -78,7 +78,7 @@ def test_secrets_do_not_come_back_masked(saved: Saved) -> None:
     assert config["dataset"]["class_names"][1] == "striped disc"
 
 
-def test_keys_that_are_typed_win(saved: Saved) -> None:
+def test_explicit_keys_take_precedence(saved: Saved) -> None:
     run = saved("optimizer=sgd", "optimizer.lr=0.5", "dataset.mean=[0.1,0.2,0.3]")
     config = again(run, "optimizer.momentum=0.3", "++trainer.ema=0.7", "dataset.mean.1=0.9")
     assert (config["optimizer"]["lr"], config["optimizer"]["momentum"]) == (0.5, 0.3)
@@ -86,7 +86,7 @@ def test_keys_that_are_typed_win(saved: Saved) -> None:
     assert config["dataset"]["mean"] == [0.1, 0.9, 0.3]
 
 
-def test_a_typed_option_replaces_its_group_whole(saved: Saved) -> None:
+def test_explicit_option_replaces_its_whole_group(saved: Saved) -> None:
     run = saved("optimizer=sgd", "optimizer.lr=0.5")
     config = again(run, "optimizer=adamw", "optimizer.weight_decay=0.25")
     fresh = OmegaConf.to_container(pspexp.compose([*TINY, "optimizer=adamw", "optimizer.weight_decay=0.25"]).optimizer)
@@ -94,20 +94,20 @@ def test_a_typed_option_replaces_its_group_whole(saved: Saved) -> None:
     assert config["choices"]["optimizer"] == "adamw"
 
 
-def test_what_followed_a_key_goes_on_following_it(saved: Saved) -> None:
+def test_interpolated_keys_stay_interpolated(saved: Saved) -> None:
     run = saved("inference=center_crop", "augment.crop_size=25")
     config = again(run, "crop_size=65")
     assert config["inference"]["crop_size"] == 65
     assert config["augment"]["crop_size"] == 25  # had a value of its own
 
 
-def test_another_data_set_brings_its_classes(saved: Saved, voc: Path) -> None:
+def test_another_data_set_has_its_own_classes(saved: Saved, voc: Path) -> None:
     run = saved("model.dropout=0.3")
     config = again(run, "dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]")
     assert (config["model"]["num_classes"], config["model"]["dropout"]) == (3, 0.3)
 
 
-def test_new_keys_get_todays_default_and_old_ones_are_left_out(saved: Saved) -> None:
+def test_new_keys_get_defaults_and_old_ones_are_ignored(saved: Saved) -> None:
     def age(config: dict[str, Any]) -> None:
         del config["rerun"], config["trainer"]["compile"], config["optimizer"]["weight_decay"]
         config["trainer"]["old"] = 1
@@ -119,7 +119,7 @@ def test_new_keys_get_todays_default_and_old_ones_are_left_out(saved: Saved) -> 
     assert again(run) == {**now, "rerun": str(run), "choices": again(run)["choices"]}  # type: ignore[dict-item]
 
 
-def test_an_option_of_the_users_own_folder(saved: Saved, tmp_path: Path) -> None:
+def test_option_from_the_users_folder(saved: Saved, tmp_path: Path) -> None:
     folder = tmp_path / "own" / "optimizer"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("defaults: [sgd]\nlr: 0.5\n")
@@ -130,7 +130,7 @@ def test_an_option_of_the_users_own_folder(saved: Saved, tmp_path: Path) -> None
     assert again(run, path, "optimizer.momentum=0.1")["optimizer"]["momentum"] == 0.1
 
 
-def test_what_cannot_be_done_again_is_refused(saved: Saved, tmp_path: Path) -> None:
+def test_impossible_reruns_are_refused(saved: Saved, tmp_path: Path) -> None:
     run = saved()
     assert refusal(f"rerun={run}/nowhere").startswith(f"{run}/nowhere: no config.yaml there (looked for ")
     assert "experiment=quickstart: rerun=" in refusal(f"rerun={run}", "experiment=quickstart")
@@ -143,7 +143,7 @@ def test_what_cannot_be_done_again_is_refused(saved: Saved, tmp_path: Path) -> N
     assert "config.yaml is not the record of a run" in refusal(f"rerun={run}")
 
 
-def test_data_that_is_gone_is_named(saved: Saved, voc: Path) -> None:
+def test_missing_data_is_named(saved: Saved, voc: Path) -> None:
     words = ("dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]")
     run = saved("dataset.num_train=5")
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -157,7 +157,7 @@ def test_data_that_is_gone_is_named(saved: Saved, voc: Path) -> None:
     assert again(run, f"dataset.root={voc.with_name('moved')}")["dataset"]["class_names"] == ["a", "b", "c"]
 
 
-def test_a_moved_data_set_brings_the_classes_its_folder_names(saved: Saved, voc: Path) -> None:
+def test_moved_data_set_takes_the_classes_from_its_folder(saved: Saved, voc: Path) -> None:
     (voc / "classes.txt").write_text("a\nb\nc\n")
     run = saved("dataset=voc_folder", f"dataset.root={voc}", tiny=("model=pspnet18", "inference=whole"))
     assert again(run)["dataset"]["class_names"] == ["a", "b", "c"]
@@ -171,7 +171,7 @@ def test_a_moved_data_set_brings_the_classes_its_folder_names(saved: Saved, voc:
     assert typed["dataset"]["class_names"] == ["a", "b"]
 
 
-def test_a_rerun_from_another_folder_finds_the_files(
+def test_rerun_from_another_folder_finds_the_files(
     saved: Saved, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -187,7 +187,7 @@ def test_a_rerun_from_another_folder_finds_the_files(
     assert (then["checkpoint"]["resume"], then["output_root"]) == ("auto", "here")
 
 
-def test_a_run_that_is_out_of_reach_by_now_is_a_warning(
+def test_run_that_became_unreachable_is_a_warning(
     saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = saved()
@@ -197,7 +197,7 @@ def test_a_run_that_is_out_of_reach_by_now_is_a_warning(
     assert "rerun: differences are unknown: " in caplog.text
 
 
-def test_home_folders_are_understood(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_is_expanded(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved("optimizer=sgd")
     monkeypatch.setenv("HOME", str(tmp_path))
     config = pspexp.compose(["rerun='~/run'", "optimizer.momentum=0.1"])
@@ -205,7 +205,7 @@ def test_home_folders_are_understood(saved: Saved, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("overlay", ["lr_batch", "optuna"])
-def test_a_job_of_a_sweep_is_done_again_alone(saved: Saved, overlay: str) -> None:
+def test_job_of_a_sweep_is_rerun_alone(saved: Saved, overlay: str) -> None:
     if overlay == "optuna":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     run = saved(f"+sweep={overlay}", "optimizer.weight_decay=0.5")
@@ -217,7 +217,7 @@ def test_a_job_of_a_sweep_is_done_again_alone(saved: Saved, overlay: str) -> Non
     assert str(compose_checked([*words, *saved_choices(words)]).hydra.mode) != "RunMode.MULTIRUN"
 
 
-def test_a_quoted_folder(tmp_path: Path, saved: Saved) -> None:
+def test_quoted_folder(tmp_path: Path, saved: Saved) -> None:
     run = saved("optimizer=sgd").rename(tmp_path / "it's")
     folder = str(run).replace("'", "\\'")
     assert pspexp.compose([f"rerun='{folder}'", "optimizer.momentum=0.1"]).optimizer.momentum == 0.1

@@ -35,7 +35,7 @@ def docstrings(tree: ast.Module) -> set[int]:
     return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
 
 
-def test_settings_are_named_through_one_helper_only() -> None:
+def test_settings_are_named_only_through_the_helper() -> None:
     found = []
     for file, tree in trees():
         allowed = docstrings(tree) | {id(arg) for node in ast.walk(tree) if is_setting(node) for arg in node.args}  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ def named() -> set[str]:
 
 
 @pytest.mark.parametrize("key", sorted(named()))
-def test_a_named_setting_exists(key: str) -> None:
+def test_named_settings_exist(key: str) -> None:
     group, _, rest = key.partition(".")
     config = OmegaConf.load(Path(conf_dir()) / "config.yaml")
     if group in GROUPS:

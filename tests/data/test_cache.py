@@ -68,7 +68,7 @@ class Sized(Counted):
 
 
 @pytest.mark.parametrize("kind", [Counted, Sized])
-def test_a_cached_split_is_the_split_and_decodes_once(kind: Callable[[int], Counted]) -> None:
+def test_cached_split_equals_the_split_and_decodes_once(kind: Callable[[int], Counted]) -> None:
     split = kind(20)
     cached = make_cache().wrap(split)
     assert list(cached.names) == split.names
@@ -82,12 +82,12 @@ def test_a_cached_split_is_the_split_and_decodes_once(kind: Callable[[int], Coun
         cached[20]
 
 
-def test_no_limit_no_cache() -> None:
+def test_limit_of_zero_disables_the_cache() -> None:
     split = Counted(3)
     assert make_cache(0).wrap(split) is split
 
 
-def test_the_limit_holds_for_all_splits_together_and_what_came_first_stays(caplog: pytest.LogCaptureFixture) -> None:
+def test_limit_is_shared_by_all_splits_and_nothing_is_evicted(caplog: pytest.LogCaptureFixture) -> None:
     cache = make_cache(1)
     first, second = Counted(2, side=256), Counted(5, side=256)  # a quarter of the limit each, without the tables
     cached = cache.wrap(first), cache.wrap(second)
@@ -102,7 +102,7 @@ def test_the_limit_holds_for_all_splits_together_and_what_came_first_stays(caplo
     assert caplog.messages == ["cache: 3 of 7 samples so far, 0.8 of 1 MiB"]
 
 
-def test_small_samples_still_find_room_when_a_large_one_does_not() -> None:
+def test_small_samples_are_cached_although_a_large_one_does_not_fit() -> None:
     cache = make_cache(1)
     large, small = Counted(3, side=400), Counted(3, side=8)
     for split, kept in ((large, 1), (small, 3)):
@@ -113,12 +113,12 @@ def test_small_samples_still_find_room_when_a_large_one_does_not() -> None:
         assert split.new_count() == 3 - kept
 
 
-def test_a_table_without_room_leaves_the_split_alone() -> None:
+def test_split_is_not_wrapped_if_its_table_does_not_fit() -> None:
     split = Counted(50_000)
     assert make_cache(1).wrap(split) is split
 
 
-def test_what_is_handed_out_may_be_written_to() -> None:
+def test_returned_samples_are_writable_copies() -> None:
     cached = make_cache().wrap(Counted(1))
     before = values(cached[0])
     for _ in range(2):
@@ -129,7 +129,7 @@ def test_what_is_handed_out_may_be_written_to() -> None:
         assert values(cached[0]) == before
 
 
-def test_memory_that_was_used_before_is_no_trouble() -> None:
+def test_reused_memory_is_cleared() -> None:
     context = multiprocessing.get_context("spawn")
     for side in (200, 150, 210):
         split = Counted(4, side)
@@ -138,7 +138,7 @@ def test_memory_that_was_used_before_is_no_trouble() -> None:
         del cached  # a next block of this size may lie in the same place
 
 
-def test_broken_files_are_not_kept() -> None:
+def test_broken_files_are_not_cached() -> None:
     class Broken(Counted):
         broken = True
 
@@ -156,7 +156,7 @@ def test_broken_files_are_not_kept() -> None:
     assert values(cached[1]) == values(split[1])
 
 
-def test_a_sample_that_another_process_keeps_meanwhile_takes_room_once() -> None:
+def test_sample_cached_by_two_processes_is_stored_once() -> None:
     class Overtaken(Counted):
         """While this process decodes a sample, another one decodes and keeps it."""
 
@@ -177,7 +177,7 @@ def test_a_sample_that_another_process_keeps_meanwhile_takes_room_once() -> None
     assert split.new_count() == 0
 
 
-def test_a_sample_is_not_handed_out_before_it_is_whole() -> None:
+def test_sample_is_not_returned_before_it_is_complete() -> None:
     class Slow:
         """A image whose pixels come late: another process asks for the sample first."""
 
@@ -212,7 +212,7 @@ def test_a_sample_is_not_handed_out_before_it_is_whole() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_are_the_same_with_and_without(num_workers: int) -> None:
+def test_batches_are_the_same_with_and_without_cache(num_workers: int) -> None:
     whole = content(make_loader(Counted(20)).batches(0, 8))
     cached = make_cache().wrap(Counted(20))
     data = make_loader(cached, num_workers=num_workers)
@@ -222,7 +222,7 @@ def test_batches_are_the_same_with_and_without(num_workers: int) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_workers_share_what_they_decode(num_workers: int) -> None:
+def test_workers_share_the_cache(num_workers: int) -> None:
     split = Counted(20)
     data = make_loader(make_cache().wrap(split), batch_size=20, accumulate=1, num_workers=num_workers)
     list(data.batches(0, 1))
@@ -232,7 +232,7 @@ def test_workers_share_what_they_decode(num_workers: int) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_later_validations_decode_nothing(num_workers: int) -> None:
+def test_later_validations_do_not_decode(num_workers: int) -> None:
     split = Counted(10)
     cached = make_cache().wrap(split)
     seen = []
@@ -245,7 +245,7 @@ def test_later_validations_decode_nothing(num_workers: int) -> None:
     assert seen[0] == seen[1] == seen[2]
 
 
-def test_processes_in_step_do_not_mix_samples_up() -> None:
+def test_concurrent_processes_do_not_mix_up_samples() -> None:
     context = worker_context()
     split = Counted(40, side=64)
     wanted = samples(split)
@@ -263,7 +263,7 @@ def test_processes_in_step_do_not_mix_samples_up() -> None:
     assert [process.exitcode for process in sweepers] == [0, 0, 0]
 
 
-def test_spawned_workers_share_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spawned_workers_share_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS and Windows."""
     spawn = multiprocessing.get_context("spawn")
     monkeypatch.setattr(workers, "worker_context", lambda: spawn)
@@ -277,13 +277,13 @@ def test_spawned_workers_share_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert split.new_count() == 0
 
 
-def test_more_than_the_machine_has_is_refused() -> None:
+def test_cache_larger_than_the_memory_is_refused() -> None:
     with pytest.raises(UserError, match=r"loader\.cache_mib=1000000000: .*make it smaller"):
         make_cache(10**9)
 
 
 @pytest.mark.parametrize(("mib", "count"), [(0, 2 * 8 + 3 * 3), (1, 4 + 1 + 3)])
-def test_training_and_validation_of_a_run_go_through_one_cache(
+def test_training_and_validation_share_a_cache(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mib: int, count: int
 ) -> None:
     decoded = []

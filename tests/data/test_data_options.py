@@ -53,7 +53,7 @@ def test_class_names_are_those_of_the_labels() -> None:
     assert build("dataset", "+dataset=camvid").info.num_classes == 11
 
 
-def test_a_folder_takes_its_names_from_the_command_line() -> None:
+def test_class_names_may_come_from_the_command_line() -> None:
     source = build("dataset", "+dataset=voc_folder", "dataset.root=x", "dataset.class_names=[a,b]")
     assert (source.info.num_classes, source.info.class_names) == (2, ["a", "b"])
 

@@ -27,19 +27,19 @@ def test_colours_are_those_of_the_voc_devkit(index: int, colour: tuple[int, int,
     assert tuple(VOC_COLOURS[index]) == colour
 
 
-def test_there_are_21_class_names() -> None:
+def test_voc_has_21_class_names() -> None:
     assert len(set(VOC_CLASSES)) == 21
     assert VOC_CLASSES[0] == "background"
     assert VOC_CLASSES[20] == "tvmonitor"
 
 
-def test_every_voc_colour_has_its_index_and_no_other_colour_has_one() -> None:
+def test_only_voc_colours_have_an_index() -> None:
     assert colours_to_index(VOC_COLOURS).tolist() == list(range(256))
     others = np.array([[1, 0, 0], [128, 0, 1], [255, 255, 255], [0, 0, 32]], np.uint8)
     assert colours_to_index(others).tolist() == [-1] * 4
 
 
-def test_all_kinds_of_label_images_read_the_same(tmp_path: Path) -> None:
+def test_all_kinds_of_label_images_give_the_same_labels(tmp_path: Path) -> None:
     save_palette(tmp_path / "palette.png", LABEL)
     Image.fromarray(LABEL).save(tmp_path / "grey.png")
     Image.fromarray(VOC_COLOURS[LABEL]).save(tmp_path / "rgb.png")
@@ -50,19 +50,19 @@ def test_all_kinds_of_label_images_read_the_same(tmp_path: Path) -> None:
         assert label.tolist() == LABEL.tolist(), path.name
 
 
-def test_a_short_palette_is_read_by_index(tmp_path: Path) -> None:
+def test_short_palette_is_read_by_index(tmp_path: Path) -> None:
     label = np.array([[0, 1], [2, 1]], np.uint8)
     path = save_palette(tmp_path / "short.png", label, VOC_COLOURS[:3])
     assert read_label(path).tolist() == label.tolist()
 
 
-def test_a_palette_of_other_colours_is_read_by_index(tmp_path: Path) -> None:
+def test_palette_with_other_colours_is_read_by_index(tmp_path: Path) -> None:
     colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
     label = np.array([[0, 1], [2, 1]], np.uint8)
     assert read_label(save_palette(tmp_path / "own.png", label, colours)).tolist() == label.tolist()
 
 
-def test_a_sorted_voc_palette_is_refused(tmp_path: Path) -> None:
+def test_sorted_voc_palette_is_refused(tmp_path: Path) -> None:
     path = save_palette(tmp_path / "sorted.png", np.array([[0, 1]], np.uint8), VOC_COLOURS[[15, 0]])
     with pytest.raises(UserError, match=r"sorted\.png.*index 0 has the colour of VOC's class 15.*convert_voc_label"):
         read_label(path)
@@ -77,7 +77,7 @@ def test_unknown_colours_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "I;16", "LA"])
-def test_images_of_unclear_meaning_are_refused(tmp_path: Path, mode: str) -> None:
+def test_ambiguous_label_images_are_refused(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (4, 4)).save(tmp_path / "odd.png")
     with pytest.raises(UserError, match=r"odd\.png: a label must be"):
         read_label(tmp_path / "odd.png")

@@ -59,7 +59,7 @@ def content(batches: Any) -> list[tuple[list[int], bytes, bytes]]:
     return [(b.indices, b.images.numpy().tobytes(), b.labels.numpy().tobytes()) for b in batches]
 
 
-def test_an_epoch_is_a_permutation_in_whole_steps() -> None:
+def test_epoch_is_a_permutation_in_whole_steps() -> None:
     loader = make_loader()
     assert loader.steps_per_epoch == 3
     batches = list(loader.batches(0, 6))
@@ -74,7 +74,7 @@ def test_an_epoch_is_a_permutation_in_whole_steps() -> None:
     assert batch.images[:, 0, 0, 0].tolist() == batch.indices
 
 
-def test_neither_workers_nor_restarts_change_anything() -> None:
+def test_batches_do_not_depend_on_workers_or_restarts() -> None:
     whole = content(make_loader().batches(0, 8))
     assert content(make_loader(num_workers=2).batches(0, 8)) == whole
     loader = make_loader(num_workers=1)
@@ -83,14 +83,14 @@ def test_neither_workers_nor_restarts_change_anything() -> None:
     assert content(make_loader(seed=8).batches(0, 8)) != whole
 
 
-def test_the_same_image_looks_different_in_another_epoch() -> None:
+def test_augmentation_differs_between_epochs() -> None:
     batches = list(make_loader(batch_size=20, accumulate=1).batches(0, 2))
     a, b = (batch.images[batch.indices.index(5)] for batch in batches)
     assert not torch.equal(a, b)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_the_global_random_state_is_left_alone(num_workers: int) -> None:
+def test_global_random_state_is_unchanged(num_workers: int) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(make_loader(num_workers=num_workers).batches(0, 2))
@@ -98,7 +98,7 @@ def test_the_global_random_state_is_left_alone(num_workers: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_no_steps_are_no_batches() -> None:
+def test_zero_steps_give_no_batches() -> None:
     assert list(make_loader(num_workers=2).batches(4, 4)) == []
 
 
@@ -108,7 +108,7 @@ def test_too_few_images_are_refused() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_failures_name_the_files_without_a_traceback(num_workers: int) -> None:
+def test_errors_name_the_files_without_a_traceback(num_workers: int) -> None:
     loader = make_loader(Numbered(6, broken=(1, 4)), batch_size=6, accumulate=1, num_workers=num_workers)
     with pytest.raises(UserError) as caught:
         list(loader.batches(0, 1))
@@ -121,7 +121,7 @@ def test_failures_name_the_files_without_a_traceback(num_workers: int) -> None:
     assert caught.value.problems == ("4.jpg: broken",)
 
 
-def test_workers_outlive_interrupts_that_the_parent_survives() -> None:
+def test_workers_ignore_interrupts() -> None:
     batches = make_loader(num_workers=2).batches(0, 12)
     got = content([next(batches)])
     children = [child.pid for child in multiprocessing.active_children()]
@@ -134,7 +134,7 @@ def test_workers_outlive_interrupts_that_the_parent_survives() -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_evaluation_is_in_order_and_groups_by_size(num_workers: int, batch_size: int) -> None:
+def test_evaluation_is_ordered_and_grouped_by_size(num_workers: int, batch_size: int) -> None:
     split = Numbered(10, sizes=(4, 6, 4))
     loader = eval_loader(split, same, batch_size=batch_size, num_workers=num_workers, max_images=9, pin_memory=False)
     assert len(loader) == -(-9 // batch_size)
@@ -149,7 +149,7 @@ def test_evaluation_is_in_order_and_groups_by_size(num_workers: int, batch_size:
     assert len(list(loader)) == len(loader)
 
 
-def test_a_forgotten_iterator_does_not_keep_the_process_alive() -> None:
+def test_abandoned_iterator_does_not_keep_the_process_alive() -> None:
     """As after a crash: a traceback still refers to the iterator when Python exits."""
     code = """
 import sys

@@ -28,7 +28,7 @@ def make_source(**changes: Any) -> ShapesDataset:
     return ShapesDataset(**{**arguments, **changes})
 
 
-def test_images_are_the_same_everywhere() -> None:
+def test_images_are_the_same_on_every_platform() -> None:
     image, label = make_source().open("train")[3]
     digest = hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()
     assert digest == "b9176d0f537b9557a0d7cd3eac7e350f027796000ba1e4910b61a6e5a7d4106c"
@@ -42,7 +42,7 @@ def test_images_depend_on_seed_split_and_index() -> None:
     assert source.open("train")[0][0].tobytes() == images[0][0].tobytes()
 
 
-def test_all_classes_and_the_boundary_occur() -> None:
+def test_all_classes_and_boundaries_occur() -> None:
     source = make_source(num_train=60)
     labels = [np.asarray(label) for _, label in map(source.open("train").__getitem__, range(60))]
     counts = np.bincount(np.concatenate(labels, None), minlength=256)[[0, 1, 2, 3, 4, 255]]
@@ -67,7 +67,7 @@ def test_lengths_and_roles() -> None:
         source.open("val")[5]
 
 
-def test_all_wrong_settings_are_named_at_once() -> None:
+def test_invalid_settings_are_reported_together() -> None:
     with pytest.raises(UserError) as caught:
         make_source(val_split="vall", image_size=8, num_train=0, seed=-1)
     text = str(caught.value)
@@ -75,7 +75,7 @@ def test_all_wrong_settings_are_named_at_once() -> None:
         assert part in text
 
 
-def test_a_fingerprint_tells_what_is_drawn() -> None:
+def test_fingerprint_identifies_the_images() -> None:
     first = make_source().open("train").fingerprint()
     assert make_source(val_split="train").open("val").fingerprint() == first
     others = [make_source(**change).open("train") for change in ({"seed": 9}, {"image_size": 60}, {"num_train": 11})]

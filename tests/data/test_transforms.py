@@ -24,7 +24,7 @@ def scale_crop_flip(crop: int, low: float, high: float, flip: float = 0.0) -> Sc
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.8, 1.0, 1.37, 2.0])
-def test_crop_before_resize_equals_a_crop_of_the_whole(scale: float) -> None:
+def test_cropping_before_resizing_equals_cropping_after(scale: float) -> None:
     image, label = make_sample()
     size = (round(61 * scale), round(47 * scale))
     whole = np.asarray(image.resize(size, Image.Resampling.BILINEAR)).astype(int)
@@ -42,7 +42,7 @@ def test_crop_before_resize_equals_a_crop_of_the_whole(scale: float) -> None:
         assert (whole_label[y : y + 20, x : x + 20] == np.asarray(got_label)).mean() > 0.99
 
 
-def test_small_images_are_centred_in_mean_colour_and_ignore() -> None:
+def test_small_images_are_centred_and_padded() -> None:
     image, label = make_sample(10, 6)
     got, got_label = scale_crop_flip(16, 1.0, 1.0)(image, label, np.random.default_rng(0))
     pixels, ids = np.asarray(got), np.asarray(got_label)
@@ -76,7 +76,7 @@ def test_scale_and_flip_follow_their_distributions() -> None:
     assert abs(flips - 200) < 40
 
 
-def test_every_part_of_the_image_is_reached() -> None:
+def test_crops_reach_every_part_of_the_image() -> None:
     image = Image.new("RGB", (30, 20))
     label = Image.fromarray(np.arange(30, dtype=np.uint8)[None].repeat(20, 0))
     lefts = {
@@ -87,7 +87,7 @@ def test_every_part_of_the_image_is_reached() -> None:
 
 
 @pytest.mark.parametrize("name", ["scale_crop_flip", "semseg", "none"])
-def test_results_have_the_size_depend_on_the_rng_only_and_keep_the_ids(name: str) -> None:
+def test_results_have_the_crop_size_and_depend_only_on_the_rng(name: str) -> None:
     augment = {
         "scale_crop_flip": scale_crop_flip(33, 0.5, 2.0, 0.5),
         "semseg": SemsegAugment(33, 0.5, 2.0, 0.5, 10.0, 0.5, 0.5, 1.1, MEAN, 255),
@@ -108,7 +108,7 @@ def test_results_have_the_size_depend_on_the_rng_only_and_keep_the_ids(name: str
     assert (len(set(results)) == 4) == (name == "none")
 
 
-def test_rotation_turns_image_and_label_alike_about_the_centre() -> None:
+def test_image_and_label_are_rotated_alike_about_the_centre() -> None:
     image = Image.new("RGB", (64, 64))
     image.paste((200, 0, 0), (40, 20, 60, 28))
     label = Image.new("L", (64, 64))
@@ -128,7 +128,7 @@ def test_rotation_turns_image_and_label_alike_about_the_centre() -> None:
     assert 2 < max(turned) < 10.5
 
 
-def test_no_augment_takes_the_middle() -> None:
+def test_no_augment_crops_the_centre() -> None:
     image, label = make_sample(40, 20)
     got, ids = NoAugment(30, MEAN, 255)(image, label, np.random.default_rng(0))
     assert (np.asarray(got)[5:25] == np.asarray(image)[:, 5:35]).all()
@@ -159,6 +159,6 @@ def test_tensors_and_normalisation() -> None:
         ((9, 0.5, 2.0, 1.5), "flip_probability=1.5"),
     ],
 )
-def test_impossible_settings_are_refused(arguments: tuple[int, float, float, float], match: str) -> None:
+def test_invalid_settings_are_refused(arguments: tuple[int, float, float, float], match: str) -> None:
     with pytest.raises(UserError, match=match):
         ScaleCropFlip(*arguments, MEAN, 255)

@@ -48,7 +48,7 @@ def make_source(root: Path, **changes: Any) -> VocDataset:
 
 
 @pytest.mark.parametrize("root", [".", "VOCdevkit", "VOCdevkit/VOC2007"])
-def test_root_may_be_any_of_the_three_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+def test_root_may_be_any_of_three_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     make_tree(tmp_path / "VOCdevkit/VOC2007")
     assert list(make_source(tmp_path / root).open("train").names) == ["000000", "000001"]
     monkeypatch.chdir(tmp_path / root)
@@ -86,7 +86,7 @@ def test_ignored_pixels_get_the_ignore_index(tmp_path: Path, ignore_background: 
     assert label[0, 0] == (200 if ignore_background else 0)
 
 
-def test_grey_labels_go_first_and_palette_labels_fill_in(tmp_path: Path) -> None:
+def test_grey_labels_take_precedence_over_palette_labels(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "VOC2007")
     (tree / "SegmentationClassGray").mkdir()
     grey = np.full_like(LABEL, 3)
@@ -96,7 +96,7 @@ def test_grey_labels_go_first_and_palette_labels_fill_in(tmp_path: Path) -> None
     assert np.asarray(split[1][1]).tolist() == (grey - 1).tolist()
 
 
-def test_splits_can_be_pickled(tmp_path: Path) -> None:
+def test_splits_are_picklable(tmp_path: Path) -> None:
     make_tree(tmp_path / "VOC2007")
     split = pickle.loads(pickle.dumps(make_source(tmp_path).open("train")))
     assert split[0][1].size == (4, 2)
@@ -108,18 +108,18 @@ def test_roles_map_to_split_files(tmp_path: Path) -> None:
     assert [len(source.open(role)) for role in ("train", "val", "test")] == [2, 1, 2]
 
 
-def test_a_wrong_root_names_all_places_tried(tmp_path: Path) -> None:
+def test_wrong_root_names_all_searched_places(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.root=.*VOC2007.*VOCdevkit/VOC2007.*prepare_voc"):
         make_source(tmp_path).open("train")
 
 
-def test_a_misspelt_split_is_corrected(tmp_path: Path) -> None:
+def test_misspelt_split_gets_a_suggestion(tmp_path: Path) -> None:
     make_tree(tmp_path / "VOC2007")
     with pytest.raises(UserError, match=r"dataset\.train_split=trian.*contains train, val.*did you mean 'train'"):
         make_source(tmp_path, train_split="trian").open("train")
 
 
-def test_all_missing_files_are_counted_at_once(tmp_path: Path) -> None:
+def test_missing_files_are_counted(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "VOC2007", train=9)
     for path in list((tree / "JPEGImages").iterdir()):
         path.unlink()
@@ -132,7 +132,7 @@ def test_all_missing_files_are_counted_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "match"), [("", "is empty"), ("000000\n000000\n", "000000 more than once")])
-def test_empty_and_repeating_splits_are_refused(tmp_path: Path, text: str, match: str) -> None:
+def test_empty_splits_and_repeated_names_are_refused(tmp_path: Path, text: str, match: str) -> None:
     tree = make_tree(tmp_path / "VOC2007")
     (tree / "ImageSets/Segmentation/train.txt").write_text(text)
     with pytest.raises(UserError, match=match):
@@ -146,20 +146,20 @@ def test_label_values_out_of_range_are_named(tmp_path: Path) -> None:
         split[0]
 
 
-def test_sizes_must_agree(tmp_path: Path) -> None:
+def test_image_and_label_must_have_the_same_size(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "VOC2007")
     Image.new("RGB", (5, 2)).save(tree / "JPEGImages/000000.jpg")
     with pytest.raises(UserError, match=r"000000\.png: 4×2 pixels, but 000000\.jpg has 5×2"):
         make_source(tmp_path).open("train")[0]
 
 
-def test_names_count_and_ignore_index_are_checked_together() -> None:
+def test_class_problems_are_reported_together() -> None:
     with pytest.raises(UserError) as caught:
         make_source(Path("nowhere"), num_classes=5, class_names=["a", "a"], ignore_index=3)
     assert len(caught.value.problems) == 3
 
 
-def test_a_folder_brings_its_own_class_names(tmp_path: Path) -> None:
+def test_class_names_are_read_from_the_folder(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "mine", label=np.array([[0, 1, 1, 255], [0] * 4], np.uint8))
     (tree / "classes.txt").write_text("\ufeffground\nsky \n\n", encoding="utf-8")
     settings: dict[str, Any] = {"subfolder": None, "ignore_background": False, "num_classes": None}
@@ -169,12 +169,12 @@ def test_a_folder_brings_its_own_class_names(tmp_path: Path) -> None:
     assert make_source(tree, class_names=["a", "b"], **settings).info.num_classes == 2
 
 
-def test_missing_class_names_say_how_to_give_them(tmp_path: Path) -> None:
+def test_missing_class_names_are_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classes\.txt cannot be read.*dataset\.class_names="):
         read_class_names(str(tmp_path))
 
 
-def test_a_fingerprint_is_of_names_and_sizes_in_their_order(voc: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_names_sizes_and_order(voc: Path, tmp_path: Path) -> None:
     def fingerprint(root: Path) -> str:
         return make_source(root, subfolder=None).open("train").fingerprint()
 

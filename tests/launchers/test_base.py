@@ -21,7 +21,7 @@ def _restore_handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_restore_handlers")
-def test_a_signal_is_recorded_and_handlers_are_restored() -> None:
+def test_signal_is_recorded_and_handlers_are_restored() -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     with catch_stop_signals() as stop_signal:
         assert stop_signal() is None
@@ -41,7 +41,7 @@ def test_repeated_signals_can_be_recorded() -> None:
 
 
 @pytest.mark.usefixtures("_restore_handlers")
-def test_an_ignored_signal_stays_ignored() -> None:
+def test_ignored_signal_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
     with catch_stop_signals() as stop_signal:
         os.kill(os.getpid(), signal.SIGINT)

@@ -25,13 +25,13 @@ from pspexp.launchers.elastic import Elastic
         ({"master_port": 70000}, ["master_port=70000: must be less than 65536"]),
     ],
 )
-def test_elastic_refuses_impossible_arguments(arguments: dict[str, Any], problems: list[str]) -> None:
+def test_elastic_refuses_invalid_arguments(arguments: dict[str, Any], problems: list[str]) -> None:
     with pytest.raises(ArgumentError) as caught:
         Elastic(**arguments)
     assert list(caught.value.problems) == problems
 
 
-def test_an_unknown_address_is_refused() -> None:
+def test_unknown_address_is_refused() -> None:
     with pytest.raises(
         ArgumentError, match=r"^master_addr=no\.such\.invalid: cannot be resolved \(.+\); give the name"
     ):
@@ -45,7 +45,7 @@ def _slurm_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_slurm_task")
-def test_a_slurm_task_is_recognised_without_changing_the_environment() -> None:
+def test_slurm_task_is_recognised_without_changing_the_environment() -> None:
     before = dict(os.environ)
     launcher = Slurm()
     assert (launcher.is_main_process, launcher.world_size, launcher.is_restart) == (False, 2, False)
@@ -53,7 +53,7 @@ def test_a_slurm_task_is_recognised_without_changing_the_environment() -> None:
 
 
 @pytest.mark.usefixtures("_slurm_task")
-def test_slurm_needs_address_and_port_together() -> None:
+def test_slurm_needs_both_address_and_port() -> None:
     with pytest.raises(ArgumentError, match=r"^master_addr=null: must be set together with master_port; set both or n"):
         Slurm(master_port=29505)
     with pytest.raises(ArgumentError, match=r"^master_port=null: must be set together with master_addr; set both or n"):

@@ -67,7 +67,7 @@ def test_networks_are_compared_for_each_batch_size(tmp_path: Path) -> None:
         assert rows["pspnet18"]["share_of_peak"] > 0
 
 
-def test_a_network_that_is_not_installed_is_a_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_network_is_noted_in_its_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = measured(tmp_path, "inference", "--models", "pspnet18,smp_pspnet_resnet50")["inference"]
     missing = importlib.util.find_spec("segmentation_models_pytorch") is None
     rows = check(table["33×33, batch 2"], *(["smp_pspnet_resnet50"] if missing else []))
@@ -81,7 +81,7 @@ def test_a_network_that_is_not_installed_is_a_cell(tmp_path: Path, capsys: pytes
         assert "images of 40×40" in printed
 
 
-def test_a_training_is_compared_with_a_bare_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_is_compared_with_a_bare_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "SMALL", ("pspnet18", 33, 2))  # the same once more
     table = measured(tmp_path, "overhead", "--repeats", "1")["overhead"]["pspnet18, crop 33, batch 2"]
     rows = check(table)
@@ -107,7 +107,7 @@ def test_the_loader_is_measured_by_number_of_workers(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-def test_memory_is_measured_in_a_process_of_its_own() -> None:
+def test_memory_is_measured_in_a_separate_process() -> None:
     kept = torch.ones(2**28)  # 1 GiB, which that process must not inherit
     setting = works.Setting(device="cpu", size=33, batch=2, network="pspnet18")
     weights = sum(parameter.numel() for parameter in works.pspnet("pspnet18").parameters()) / 2**18  # MiB
@@ -115,7 +115,7 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("runs", [0, 3])
-def test_what_does_not_fit_into_memory_is_a_cell(
+def test_out_of_memory_is_noted_in_its_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runs: int
 ) -> None:
     def make(name: str, setting: Any) -> Any:
@@ -144,12 +144,12 @@ def test_what_does_not_fit_into_memory_is_a_cell(
         (["step", "--device", "cuda"], "not available here; use --device cpu"),
     ],
 )
-def test_wrong_arguments_are_named(capsys: pytest.CaptureFixture[str], words: list[str], problem: str) -> None:
+def test_invalid_arguments_are_named(capsys: pytest.CaptureFixture[str], words: list[str], problem: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(words)
     assert problem in capsys.readouterr().err
 
 
-def test_an_impossible_size_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_size_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["overhead", "--size", "96", *QUICK]) == 2
     assert "crop_size=96" in capsys.readouterr().err

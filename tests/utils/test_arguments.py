@@ -47,7 +47,7 @@ def test_every_invalid_argument_is_named(wrong: dict[str, object], problems: lis
     assert list(caught.value.problems) == problems
 
 
-def test_a_missing_argument_is_named() -> None:
+def test_missing_argument_is_named() -> None:
     with pytest.raises(ArgumentError, match=r"^model: missing; give it a value$"):
         Example()  # type: ignore[call-arg]
 

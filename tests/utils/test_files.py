@@ -5,7 +5,7 @@ import pytest
 from pspexp.utils.files import atomic_write, write_text_atomic
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "a.txt"
     write_text_atomic(file, "é")
     (tmp_path / "deep" / "a.txt.part").write_text("of a killed process")

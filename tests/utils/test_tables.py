@@ -14,11 +14,11 @@ from pspexp.utils.tables import escape_markdown, markdown_table
         ("one\ntwo", "one two"),
     ],
 )
-def test_text_is_shown_as_it_is(text: str, shown: str) -> None:
+def test_text_is_shown_literally(text: str, shown: str) -> None:
     assert escape_markdown(text) == shown
 
 
-def test_a_table_sets_numbers_flush_right() -> None:
+def test_numbers_are_right_aligned() -> None:
     assert markdown_table(["class", "IoU"], [["sky", "90.1"], ["–", "–"]], right_aligned=[1]) == [
         "| class | IoU |",
         "| :-- | --: |",

@@ -47,7 +47,7 @@ def labels(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_all_kinds_become_index_images(labels: Path, tmp_path: Path, num_workers: int) -> None:
+def test_every_kind_of_label_becomes_an_index_image(labels: Path, tmp_path: Path, num_workers: int) -> None:
     done = convert_folder(labels, tmp_path / "new/out", num_workers=num_workers)
     assert (done.written, done.kept) == (5, 0)
     for seed in range(5):
@@ -59,7 +59,7 @@ def test_all_kinds_become_index_images(labels: Path, tmp_path: Path, num_workers
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
 
 
-def test_the_way_back_is_lossless(labels: Path, tmp_path: Path) -> None:
+def test_round_trip_is_lossless(labels: Path, tmp_path: Path) -> None:
     convert_folder(labels, tmp_path / "grey", num_workers=1)
     convert_folder(tmp_path / "grey", tmp_path / "colour", to_colour=True, num_workers=1)
     with Image.open(tmp_path / "colour/0.png") as back, Image.open(labels / "0.png") as original:
@@ -70,7 +70,7 @@ def test_the_way_back_is_lossless(labels: Path, tmp_path: Path) -> None:
         assert back.convert("RGB").tobytes() == original.tobytes()
 
 
-def test_a_sorted_palette_goes_by_colour(tmp_path: Path) -> None:
+def test_sorted_palette_is_converted_by_colour(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
     image.putpalette(VOC_COLOURS[[255, 15, 0]].tobytes())
@@ -79,7 +79,7 @@ def test_a_sorted_palette_goes_by_colour(tmp_path: Path) -> None:
     assert read_label(tmp_path / "out/a.png").tolist() == [[255, 15, 0]]
 
 
-def test_everything_wrong_is_listed_and_nothing_is_written(labels: Path, tmp_path: Path) -> None:
+def test_all_problems_are_listed_and_nothing_is_written(labels: Path, tmp_path: Path) -> None:
     odd = VOC_COLOURS[random_label(0)].copy()
     odd[0, :3] = 1, 2, 3
     odd[1, 0] = VOC_COLOURS[21]
@@ -102,7 +102,7 @@ def test_everything_wrong_is_listed_and_nothing_is_written(labels: Path, tmp_pat
     assert list((tmp_path / "there").iterdir()) == []
 
 
-def test_a_photograph_among_the_labels_does_not_flood_the_list(labels: Path, tmp_path: Path) -> None:
+def test_photograph_among_the_labels_does_not_flood_the_report(labels: Path, tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(labels / "photo.png")
     with pytest.raises(UserError) as caught:
         convert_folder(labels, tmp_path / "out", num_workers=1)
@@ -110,7 +110,7 @@ def test_a_photograph_among_the_labels_does_not_flood_the_list(labels: Path, tmp
     assert "more such values" in caught.value.problems[-2]
 
 
-def test_a_second_run_keeps_what_is_there(labels: Path, tmp_path: Path) -> None:
+def test_second_run_keeps_existing_files(labels: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert_folder(labels, out, num_workers=1)
     (out / "2.png").unlink()
@@ -120,7 +120,7 @@ def test_a_second_run_keeps_what_is_there(labels: Path, tmp_path: Path) -> None:
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.iterdir()}.items()
 
 
-def test_other_labels_are_replaced_only_when_told(labels: Path, tmp_path: Path) -> None:
+def test_different_labels_are_replaced_only_with_overwrite(labels: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     save(out / "1.png", np.zeros((9, 12), np.uint8), "grey")
     (out / "2.png").write_bytes(b"half a pict")
@@ -144,7 +144,7 @@ def test_leftovers_of_a_killed_run_are_removed(labels: Path, tmp_path: Path) -> 
     assert len(content(tmp_path / "out")) == 5
 
 
-def test_folders_are_checked(labels: Path, tmp_path: Path) -> None:
+def test_invalid_folders_are_refused(labels: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="no such folder"):
@@ -158,7 +158,7 @@ def test_folders_are_checked(labels: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_other_numbers_of_classes(tmp_path: Path) -> None:
+def test_number_of_classes_can_be_set(tmp_path: Path) -> None:
     save(tmp_path / "in/a.png", np.array([[0, 30, 255]], np.uint8))
     with pytest.raises(UserError, match="is not a class"):
         convert_folder(tmp_path / "in", tmp_path / "out", num_workers=1)
@@ -172,7 +172,7 @@ def run_tool(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
-def test_the_command_line(labels: Path, tmp_path: Path) -> None:
+def test_command_line(labels: Path, tmp_path: Path) -> None:
     done = run_tool("--input_dir", labels, "--output_dir", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert "5 labels written" in done.stdout
@@ -185,7 +185,7 @@ def test_the_command_line(labels: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_leaves_nothing_behind(tmp_path: Path, number: int, code: int) -> None:
+def test_interrupted_run_leaves_no_files(tmp_path: Path, number: int, code: int) -> None:
     label = np.random.default_rng(0).integers(0, 21, (400, 400), np.uint8)
     save(tmp_path / "in/0.png", label)
     for index in range(1, 3000):

@@ -48,7 +48,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "mode"), [("voc.tar", "w"), ("voc.tgz", "w:gz"), ("voc.tar.xz", "w:xz")])
-def test_a_tar_becomes_a_checked_data_set(tmp_path: Path, name: str, mode: str) -> None:
+def test_tar_becomes_a_checked_data_set(tmp_path: Path, name: str, mode: str) -> None:
     (data,) = prepare(make_tar(tmp_path, name, mode), tmp_path / "out", num_workers=1)
     assert data.folder == tmp_path / "out/VOCdevkit/VOC2007"
     assert read_label(data.folder / "SegmentationClassGray/a.png").tolist() == LABEL.tolist()
@@ -61,7 +61,7 @@ def test_a_tar_becomes_a_checked_data_set(tmp_path: Path, name: str, mode: str) 
     assert rows["all"] == ["2", "16", "3", "24", "1", "8"]
 
 
-def test_a_folder_is_prepared_where_it_is(tmp_path: Path) -> None:
+def test_folder_is_prepared_in_place(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "VOCdevkit/VOC2007")
     for source in (tmp_path, tmp_path / "VOCdevkit", tree):
         (data,) = prepare(source, tmp_path / "unused", num_workers=1)
@@ -69,14 +69,14 @@ def test_a_folder_is_prepared_where_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "unused").exists()
 
 
-def test_other_folders_use_their_own_class_names(tmp_path: Path) -> None:
+def test_folders_use_their_own_class_names(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "mine")
     assert prepare(tree, tmp_path, num_workers=1)[0].class_names[1] == "class 1"
     (tree / "classes.txt").write_text("\n".join(f"thing {index}" for index in range(21)))
     assert prepare(tree, tmp_path, num_workers=1)[0].class_names[1] == "thing 1"
 
 
-def test_a_second_run_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
+def test_second_run_continues_where_the_first_stopped(tmp_path: Path) -> None:
     archive, out = make_tar(tmp_path), tmp_path / "out"
     prepare(archive, out, num_workers=1)
     folder = out / "VOCdevkit/VOC2007"
@@ -91,7 +91,7 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
     assert all((folder / path).stat().st_mtime_ns == stamp for path, stamp in kept.items())
 
 
-def test_other_files_are_replaced_only_when_told(tmp_path: Path) -> None:
+def test_different_files_are_replaced_only_with_overwrite(tmp_path: Path) -> None:
     archive, out = make_tar(tmp_path), tmp_path / "out"
     note = out / "VOCdevkit/VOC2007/Annotations/a.xml"
     note.parent.mkdir(parents=True)
@@ -135,7 +135,7 @@ HOSTILE: list[tuple[str, tarfile.TarInfo]] = [
 
 @pytest.mark.parametrize("own_checks_only", [False, True])
 @pytest.mark.parametrize(("why", "evil"), HOSTILE, ids=[f"{w}-{e.name}-{e.linkname}" for w, e in HOSTILE])
-def test_hostile_members_stop_everything(
+def test_unsafe_members_prevent_unpacking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str, evil: tarfile.TarInfo, own_checks_only: bool
 ) -> None:
     if own_checks_only:  # as with early patch versions of Python 3.10 and 3.11
@@ -154,7 +154,7 @@ def test_hostile_members_stop_everything(
     assert not Path("/tmp/pspexp-evil").exists()
 
 
-def test_a_link_is_never_a_way_out_for_later_members(tmp_path: Path) -> None:
+def test_links_cannot_redirect_later_members(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
         tar.addfile(member("VOCdevkit/link", tarfile.SYMTYPE, str(tmp_path / "outside")))
@@ -164,7 +164,7 @@ def test_a_link_is_never_a_way_out_for_later_members(tmp_path: Path) -> None:
     assert files_in(tmp_path) == ["evil.tar"]
 
 
-def test_inner_links_become_plain_files(tmp_path: Path) -> None:
+def test_internal_links_become_plain_files(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         info = member("d/real")
         info.mode = 0o6777
@@ -182,7 +182,7 @@ def test_inner_links_become_plain_files(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o7111 == 0
 
 
-def test_archives_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_larger_than_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=7))
     with tarfile.open(tmp_path / "big.tar", "w") as tar:
         tar.addfile(member("a"), io.BytesIO(b"good"))
@@ -193,7 +193,7 @@ def test_archives_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["voc.tar", "voc.tgz"])
-def test_damaged_archives_are_named_and_leave_only_whole_files(tmp_path: Path, name: str) -> None:
+def test_damaged_archive_leaves_only_complete_files(tmp_path: Path, name: str) -> None:
     archive = make_tar(tmp_path, name, "w:gz" if name.endswith("gz") else "w")
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     with pytest.raises(UserError, match=r"voc\.t|missing"):
@@ -202,7 +202,7 @@ def test_damaged_archives_are_named_and_leave_only_whole_files(tmp_path: Path, n
         assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "src" / path).read_bytes()
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_files_other_than_archives_are_refused(tmp_path: Path) -> None:
     (tmp_path / "voc.zip").write_bytes(b"PK\3\4 no tar")
     (tmp_path / "empty.tar").write_bytes(b"")
     (tmp_path / "folder").mkdir()
@@ -246,7 +246,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_of_the_tree_are_named(tmp_path: Path, fault: str) -> None:
+def test_problems_with_the_folders_are_named(tmp_path: Path, fault: str) -> None:
     tree = make_tree(tmp_path / "VOC2007")
     spoil, match = FAULTS[fault]
     spoil(tree)
@@ -255,7 +255,7 @@ def test_faults_of_the_tree_are_named(tmp_path: Path, fault: str) -> None:
     assert not (tree / "SegmentationClassGray").exists()
 
 
-def test_the_test_split_may_come_without_labels(tmp_path: Path) -> None:
+def test_test_split_may_lack_labels(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "VOC2012")
     (tree / "ImageSets/Segmentation/test.txt").write_text("d\n")
     Image.new("RGB", (4, 2)).save(tree / "JPEGImages/d.jpg")
@@ -264,7 +264,7 @@ def test_the_test_split_may_come_without_labels(tmp_path: Path) -> None:
     assert data.rows()[-1][1:3] == ["0", "0"]
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_command_line(tmp_path: Path) -> None:
     archive = make_tar(tmp_path)
     env = {**os.environ, "PYTHONPATH": str(TOOL.parents[1])}
 
