@@ -61,20 +61,20 @@ def test_every_sweep_composes_and_varies_existing_keys(sweep: str, root: str) ->
 def test_search_can_be_resumed_and_survives_failures(root: str) -> None:
     """It asks for the same trials again, given the same results: with a seed, and with no memory of its own."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
-    words = ("seed=7", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.25,0.5)")
-    sweeper = composition.compose_checked([root, "+sweep=optuna", *words]).hydra.sweeper
+    overrides = ("seed=7", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.25,0.5)")
+    sweeper = composition.compose_checked([root, "+sweep=optuna", *overrides]).hydra.sweeper
     assert (sweeper.sampler.seed, sweeper.storage, sweeper.max_failure_rate) == (7, None, 1.0)
     assert (sweeper.direction, sweeper.n_trials, sweeper.n_jobs) == ("maximize", 3, 1)
-    assert pspexp.compose([root, "+sweep=optuna", *words]).optimizer.lr == 0.25
+    assert pspexp.compose([root, "+sweep=optuna", *overrides]).optimizer.lr == 0.25
 
 
 def test_sweep_composes_as_its_first_job(root: str) -> None:
-    def found(*words: str) -> tuple[float, int]:
-        config = pspexp.compose([root, "+sweep=lr_batch", *words])
+    def found(*overrides: str) -> tuple[float, int]:
+        config = pspexp.compose([root, "+sweep=lr_batch", *overrides])
         return config.optimizer.lr, config.loader.batch_size
 
     assert found() == (1e-4, 4)
-    assert found("optimizer.lr=0.5") == (0.5, 4)  # Hydra's sweeper takes the typed word
+    assert found("optimizer.lr=0.5") == (0.5, 4)  # Hydra's sweeper takes the explicit override
     assert found("optimizer.lr=0.5,1e-3", "seed=1,2") == (0.5, 4)
     assert found("hydra.mode=RUN") == (5e-5, 4)
 
@@ -84,10 +84,10 @@ def test_users_own_sweep(root: str, tmp_path: Path) -> None:
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {optimizer: 'sgd,adam', %s: '0.5,0.9'}}}\n"
     (tmp_path / "sweep" / "good.yaml").write_text(text % "optimizer.momentum")
     (tmp_path / "sweep" / "bad.yaml").write_text(text % "optimizer.momentun")
-    words = [root, f"hydra.searchpath=[file://{tmp_path}]"]
-    config = pspexp.compose([*words, "+sweep=good"])
+    overrides = [root, f"hydra.searchpath=[file://{tmp_path}]"]
+    config = pspexp.compose([*overrides, "+sweep=good"])
     assert (config.choices.optimizer, config.optimizer.momentum) == ("sgd", 0.5)
-    assert problems(*words, "+sweep=bad") == ["optimizer.momentun: unknown key; did you mean 'optimizer.momentum'?"]
+    assert problems(*overrides, "+sweep=bad") == ["optimizer.momentun: unknown key; did you mean 'optimizer.momentum'?"]
 
 
 @pytest.mark.parametrize(("option", "brought_by"), overrides.ENGINES.items())
@@ -110,7 +110,7 @@ def test_sweep_file_with_a_missing_plugin(root: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("++optimizer.lr=1", "++optimizer.lr=1: this sweep varies the key; write optimizer.lr=<value>"),
         (
@@ -124,25 +124,25 @@ def test_sweep_file_with_a_missing_plugin(root: str, monkeypatch: pytest.MonkeyP
         ("optimizer.lrr=1,2", "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?"),
     ],
 )
-def test_overrides_that_a_sweep_cannot_use_are_named(word: str, said: str, root: str) -> None:
+def test_overrides_that_a_sweep_cannot_use_are_named(word: str, message: str, root: str) -> None:
     (found,) = problems(root, "+sweep=lr_batch", word)
-    assert found.startswith(said)
+    assert found.startswith(message)
 
 
 def test_glob_selects_options(root: str) -> None:
     whole = composition.compose_checked([root, "model=glob(pspnet*,exclude=*50*)"], sweep=True)
     assert whole.hydra.runtime.choices["model"] == "pspnet101"
-    for word, said in (
+    for word, message in (
         ("model=glob(x*)", "model=glob(x*): matches no option; model is one of deeplabv3_resnet50, "),
         ("seed=glob(*)", "seed=glob(*): a glob can only select options of a group; give values"),
     ):
         with pytest.raises(UserError) as refused:
             composition.compose_checked([root, word], sweep=True)
-        assert str(refused.value).startswith(said)
+        assert str(refused.value).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "messages"),
     [
         (("seed=1,2", "loader.batch_size=two"), ["loader.batch_size=two: must be a valid integer"]),
         (("seed=1,2", "+model.foo=1"), ["model.foo: unknown key"]),
@@ -154,14 +154,14 @@ def test_glob_selects_options(root: str) -> None:
     ],
 )
 def test_problems_of_every_job_are_reported_before_the_sweep_begins(
-    words: tuple[str, ...], told: list[str], root: str
+    overrides: tuple[str, ...], messages: list[str], root: str
 ) -> None:
-    if not told:
-        composition.compose_checked([root, *words], sweep=True)
+    if not messages:
+        composition.compose_checked([root, *overrides], sweep=True)
         return
     with pytest.raises(UserError) as refused:
-        composition.compose_checked([root, *words], sweep=True)
-    assert [one.startswith(said) for one, said in zip(refused.value.problems, told, strict=True)] == [True]
+        composition.compose_checked([root, *overrides], sweep=True)
+    assert [one.startswith(message) for one, message in zip(refused.value.problems, messages, strict=True)] == [True]
 
 
 def test_every_documented_option_exists() -> None:
@@ -210,7 +210,7 @@ def test_yaml_floats_are_numbers(root: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("optimizer.lrr=1", "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?"),
         ("optimiser=adam", "optimiser: unknown key; did you mean 'optimizer'?"),
@@ -267,10 +267,10 @@ def test_yaml_floats_are_numbers(root: str) -> None:
         ("model._target_=pspexp.models.psp.pspnet", "model._target_=pspexp.models.psp.pspnet: cannot be imported"),
     ],
 )
-def test_problem_is_named_with_key_value_and_fix(override: str, said: str, root: str) -> None:
+def test_problem_is_named_with_key_value_and_fix(override: str, message: str, root: str) -> None:
     found = problems(root, override)
     assert len(found) == 1, found
-    assert found[0].startswith(said), found[0]
+    assert found[0].startswith(message), found[0]
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "message"),
     [
         ("augment/mine.yaml", "defaults: [scale_crop_flip]\nscale_mim: 0.7\n", "augment.scale_mim: unknown key"),
         ("experiment/mine.yaml", "# @package _global_\ntrainer:\n  epoch: 3\n", "trainer.epoch"),
@@ -317,7 +317,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     ],
 )
 def test_mistake_in_a_yaml_file_is_named(
-    file: str, text: str, said: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: str, text: str, message: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
 
@@ -326,7 +326,7 @@ def test_mistake_in_a_yaml_file_is_named(
     monkeypatch.setattr(composition, "conf_dir", lambda: str(tmp_path / "conf"))
     group = file.partition("/")[0]
 
-    assert said in "\n".join(problems(root, f"{group}=mine"))
+    assert message in "\n".join(problems(root, f"{group}=mine"))
 
 
 def test_cuda_graphs_exclude_accumulation(root: str) -> None:
@@ -383,7 +383,7 @@ def test_options_from_the_users_folder(root: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "message"),
     [
         (["optimizer=adm"], ["optimizer=adm: no such option"]),
         (["optimizer=sdg", "optimizer.momentum=0.5"], ["optimizer=sdg: no such option"]),
@@ -396,10 +396,10 @@ def test_options_from_the_users_folder(root: str, tmp_path: Path) -> None:
         (["dataset=shapes", "model.backbone_weights=imagenet"], ["model.backbone_weights=imagenet: no such file"]),
     ],
 )
-def test_consequences_of_a_problem_are_not_reported(words: list[str], said: list[str]) -> None:
-    """Without a folder for the data, which is missing by default: that is told if nothing else is wrong."""
-    found = problems(*words)
-    assert [one.startswith(start) for one, start in zip(found, said, strict=True)] == [True], found
+def test_consequences_of_a_problem_are_not_reported(overrides: list[str], message: list[str]) -> None:
+    """Without a folder for the data, which is missing by default: that is reported only if nothing else is wrong."""
+    found = problems(*overrides)
+    assert [one.startswith(start) for one, start in zip(found, message, strict=True)] == [True], found
 
 
 @pytest.mark.parametrize(

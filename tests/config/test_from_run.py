@@ -23,9 +23,9 @@ def saved(tmp_path: Path) -> Saved:
     """Records a configuration as a run does; ``change`` may then alter the record."""
 
     def record(
-        *words: str, change: Callable[[dict[str, Any]], object] = lambda config: None, tiny: Sequence[str] = TINY
+        *overrides: str, change: Callable[[dict[str, Any]], object] = lambda config: None, tiny: Sequence[str] = TINY
     ) -> Path:
-        config: Any = OmegaConf.to_container(pspexp.compose([*tiny, *words]))
+        config: Any = OmegaConf.to_container(pspexp.compose([*tiny, *overrides]))
         change(config)
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -34,8 +34,8 @@ def saved(tmp_path: Path) -> Saved:
     return record
 
 
-def again(run: Path, *words: str) -> dict[str, Any]:
-    config: Any = OmegaConf.to_container(pspexp.compose([f"rerun={run}", *words]))
+def again(run: Path, *overrides: str) -> dict[str, Any]:
+    config: Any = OmegaConf.to_container(pspexp.compose([f"rerun={run}", *overrides]))
     return dict(config)
 
 
@@ -44,15 +44,15 @@ def recorded(run: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def refusal(*words: str) -> str:
+def refusal(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        pspexp.compose(words)
+        pspexp.compose(overrides)
     return str(caught.value)
 
 
 def test_rerun_takes_everything_that_determines_the_result(saved: Saved) -> None:
-    words = ("optimizer=sgd", "optimizer.lr=1e-5", "loss=focal", "augment=semseg", "trainer.ema=0.5", "seed=3")
-    run = saved(*words, "crop_size=65", "dataset.mean=[0.1,0.2,0.3]")
+    overrides = ("optimizer=sgd", "optimizer.lr=1e-5", "loss=focal", "augment=semseg", "trainer.ema=0.5", "seed=3")
+    run = saved(*overrides, "crop_size=65", "dataset.mean=[0.1,0.2,0.3]")
     assert again(run) == {**recorded(run), "rerun": str(run)}
 
 
@@ -144,10 +144,10 @@ def test_impossible_reruns_are_refused(saved: Saved, tmp_path: Path) -> None:
 
 
 def test_missing_data_is_named(saved: Saved, voc: Path) -> None:
-    words = ("dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]")
+    overrides = ("dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]")
     run = saved("dataset.num_train=5")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    fresh: Any = OmegaConf.to_container(pspexp.compose([*words, "inference=whole"]))
+    fresh: Any = OmegaConf.to_container(pspexp.compose([*overrides, "inference=whole"]))
     config |= {"dataset": fresh["dataset"], "model": fresh["model"]}
     config["choices"] |= {"dataset": "voc_folder", "model": fresh["choices"]["model"]}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -167,8 +167,8 @@ def test_moved_data_set_takes_the_classes_from_its_folder(saved: Saved, voc: Pat
     assert config["dataset"]["class_names"] == ["w", "x", "y", "z"]
     assert (config["dataset"]["num_classes"], config["model"]["num_classes"]) == (4, 4)
     assert "dataset.root=5: " in refusal(f"rerun={run}", "dataset.root=5")
-    typed = again(run, f"dataset.root={other}", "dataset.class_names=[a,b]", "dataset.num_classes=2")
-    assert typed["dataset"]["class_names"] == ["a", "b"]
+    explicit = again(run, f"dataset.root={other}", "dataset.class_names=[a,b]", "dataset.num_classes=2")
+    assert explicit["dataset"]["class_names"] == ["a", "b"]
 
 
 def test_rerun_from_another_folder_finds_the_files(
@@ -176,8 +176,8 @@ def test_rerun_from_another_folder_finds_the_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.pt").touch()
-    words = ("model.weights=w.pt", "model.backbone_weights=timm", "checkpoint.resume=auto", "output_root=here")
-    run = saved(*words)
+    overrides = ("model.weights=w.pt", "model.backbone_weights=timm", "checkpoint.resume=auto", "output_root=here")
+    run = saved(*overrides)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     config = again(Path("..") / "run")
@@ -213,8 +213,8 @@ def test_job_of_a_sweep_is_rerun_alone(saved: Saved, overlay: str) -> None:
     assert then["choices"]["sweep"] == overlay
     choices = {group: option for group, option in then["choices"].items() if group != "sweep"}
     assert again(run) == {**then, "rerun": str(run), "choices": choices}
-    words = [f"rerun={run}"]
-    assert str(compose_checked([*words, *saved_choices(words)]).hydra.mode) != "RunMode.MULTIRUN"
+    overrides = [f"rerun={run}"]
+    assert str(compose_checked([*overrides, *saved_choices(overrides)]).hydra.mode) != "RunMode.MULTIRUN"
 
 
 def test_quoted_folder(tmp_path: Path, saved: Saved) -> None:

@@ -161,5 +161,5 @@ if __name__ == "__main__":
     raise SystemExit(3)
 """
     here = Path(__file__).parent
-    words = [sys.executable, "-c", code, str(here), str(here.parents[1])]
-    assert subprocess.run(words, timeout=60, check=False).returncode == 3
+    overrides = [sys.executable, "-c", code, str(here), str(here.parents[1])]
+    assert subprocess.run(overrides, timeout=60, check=False).returncode == 3

@@ -1,4 +1,4 @@
-"""The VOC layout: roots, protocols, and what is said when something is missing."""
+"""The VOC layout: roots, protocols, and what is message when something is missing."""
 
 import pickle
 import shutil

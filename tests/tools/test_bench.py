@@ -16,12 +16,12 @@ TINY = ("--network", "pspnet18", "--size", "33", "--repeats", "2", "--warmup", "
 QUICK = ("--sample-seconds", "0", "--matmul", "64", "--no-memory")
 
 
-def measured(folder: Path, *words: str) -> dict[str, Any]:
+def measured(folder: Path, *overrides: str) -> dict[str, Any]:
     file = folder / "bench.json"
-    assert main([words[0], *TINY, *QUICK, *words[1:], "--json", str(file)]) == 0
+    assert main([overrides[0], *TINY, *QUICK, *overrides[1:], "--json", str(file)]) == 0
     record: dict[str, Any] = json.loads(file.read_text())
     assert set(record) == {"command", "date", "machine", "versions", "results"}
-    assert record["command"].startswith(f"python -m tools.bench {words[0]}")
+    assert record["command"].startswith(f"python -m tools.bench {overrides[0]}")
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"cpu", "cores", "threads"} <= set(record["machine"])
     results: dict[str, Any] = record["results"]
@@ -56,8 +56,8 @@ def test_the_heads_are_compared_with_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_networks_are_compared_for_each_batch_size(tmp_path: Path) -> None:
-    words = ("--models", "pspnet18,pspnet18_factorised", "--baseline", "pspnet18_factorised", "--batch", "2,3")
-    tables = measured(tmp_path, "step", *words)["step"]
+    overrides = ("--models", "pspnet18,pspnet18_factorised", "--baseline", "pspnet18_factorised", "--batch", "2,3")
+    tables = measured(tmp_path, "step", *overrides)["step"]
     assert list(tables) == ["33×33, batch 2", "33×33, batch 3"]
     for batch, table in zip((2, 3), tables.values(), strict=True):
         assert table["baseline"] == "pspnet18_factorised"
@@ -135,7 +135,7 @@ def test_out_of_memory_is_noted_in_its_cell(
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("overrides", "problem"),
     [
         (["heads"], "heads: choose from head"),
         (["step", "--models", "unet"], "unet: choose from"),
@@ -144,9 +144,9 @@ def test_out_of_memory_is_noted_in_its_cell(
         (["step", "--device", "cuda"], "not available here; use --device cpu"),
     ],
 )
-def test_invalid_arguments_are_named(capsys: pytest.CaptureFixture[str], words: list[str], problem: str) -> None:
+def test_invalid_arguments_are_named(capsys: pytest.CaptureFixture[str], overrides: list[str], problem: str) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(words)
+        main(overrides)
     assert problem in capsys.readouterr().err
 
 
