@@ -1,4 +1,4 @@
-"""A PSPNet with a backbone of a few convolutions, for tests of everything but the network: it starts and saves fast."""
+"""A PSPNet with a backbone of a few convolutions, for tests of everything but the network: fast to start and save."""
 
 from functools import wraps
 from math import log2

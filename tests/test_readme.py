@@ -30,7 +30,7 @@ def test_command_composes(command: str) -> None:
         raise
 
 
-def test_the_documentation_has_commands() -> None:
+def test_documentation_has_commands() -> None:
     assert len(COMMANDS) >= 7
 
 

@@ -1,4 +1,4 @@
-"""A sweep, an MLflow server on its records, and headless Chromium."""
+"""Fixtures: a sweep, an MLflow server with its records, and headless Chromium."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium")
 SERVER_TIMEOUT_S = 90
 PAGE_TIMEOUT_MS = 30_000
-# As on a second visit: pages for model training, and no assistant covering them.
+# Like on a second visit: the pages for model training, not covered by the assistant.
 SETTINGS = {
     "mlflow.workflowType_v1": '"machine_learning"',
     "mlflow.assistant.panelOpen_v1": "false",
@@ -38,7 +38,7 @@ TakeScreenshot = Callable[[str], None]
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> FinishedSweep:
-    """Run once; tests only read it."""
+    """A finished sweep, which tests only read."""
     return run_example_sweep(tmp_path_factory.mktemp("sweep"))
 
 
@@ -56,7 +56,7 @@ def server(sweep: FinishedSweep, tmp_path_factory: pytest.TempPathFactory) -> It
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # its children are stopped with it
+            start_new_session=True,  # so that its children can be stopped with it
         )
     try:
         _wait_for(f"http://127.0.0.1:{port}/health", process, log)
@@ -81,7 +81,7 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
 
 @pytest.fixture(scope="session")
 def browser(sweep: FinishedSweep) -> Iterator["Browser"]:
-    """Started after the sweep has run: playwright leaves an event loop running in this thread."""
+    """Chromium, started after the sweep, because playwright leaves an event loop running in this thread."""
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=PAGE_TIMEOUT_MS)
@@ -105,7 +105,7 @@ def page(browser: "Browser", server: str) -> Iterator["Page"]:
 
 @pytest.fixture
 def take_screenshot(page: "Page", request: pytest.FixtureRequest, tmp_path: Path) -> TakeScreenshot:
-    """Saves a screenshot as ``<name>.png`` to the folder ``PSPEXP_SCREENSHOTS``, by default a temporary one."""
+    """Save a screenshot as ``<name>.png`` in the folder ``PSPEXP_SCREENSHOTS``, by default a temporary folder."""
     from PIL import Image
 
     folder = request.config.rootpath / os.environ.get("PSPEXP_SCREENSHOTS", tmp_path)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import TINY, run_commands
+from tests.conftest import PSPNET18, run_commands
 
-# Four jobs finish; the fifth fails, since its batch is too small, and the sixth is not started.
+# Four jobs finish; the fifth fails because its batch is too small, and the sixth is not started.
 GRID = ("optimizer.lr=0.01,0.001", "loader.batch_size=2,4,1", "sweep.fail_fast=true")
 LEARNING = (
     *("optimizer=adamw", "model.output_stride=16", "model.pyramid_channels=16", "model.head_channels=32"),
@@ -93,7 +93,7 @@ class FinishedSweep:
 
     @property
     def finished(self) -> list[Job]:
-        """Best first."""
+        """The finished jobs, best first."""
         return sorted((job for job in self.jobs if job.status == "FINISHED"), key=lambda job: -job.best)
 
     @property
@@ -102,10 +102,10 @@ class FinishedSweep:
 
 
 def run_example_sweep(home: Path) -> FinishedSweep:
-    """Run the sweep in ``home``, tracked by MLflow there."""
+    """Run the sweep in ``home``, tracked with MLflow."""
     folder = home / "outputs" / "sweeps" / "learning"
-    with suppress(SystemExit):  # exit code 1, since a job fails
-        run_commands(home, ("-m", *TINY, *LEARNING, *GRID, f"hydra.sweep.dir={folder}"))
+    with suppress(SystemExit):  # exit code 1, because a job fails
+        run_commands(home, ("-m", *PSPNET18, *LEARNING, *GRID, f"hydra.sweep.dir={folder}"))
     with (folder / "sweep.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["status"] != "NOT STARTED"]
     jobs = [

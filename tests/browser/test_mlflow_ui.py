@@ -1,4 +1,4 @@
-"""A sweep in the MLflow UI, in a real browser."""
+"""A sweep in the MLflow UI, viewed in a real browser."""
 
 import re
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def expect_names(page: "Page", jobs: Sequence[Job]) -> None:
 
 
 def digits(value: float) -> str:
-    """The leading digits of a number, which may be shown truncated."""
+    """Return the leading digits of a number, which the UI may truncate."""
     return str(value)[:7]
 
 
@@ -90,7 +90,7 @@ def test_table_ranks_the_jobs_of_the_sweep(page: "Page", sweep: FinishedSweep, t
     expect(page.get_by_role("link", name=f"sweep {sweep.sweep_id}")).to_have_count(0)
 
     page.set_viewport_size({"width": 1200, "height": 480})
-    for column in (BATCH_SIZE, BEST):  # fit to their names
+    for column in (BATCH_SIZE, BEST):  # fit the width to the name
         page.locator(f'.ag-header-cell[col-id="{column}"] .ag-header-cell-resize').dblclick()
     take_screenshot("mlflow_runs")
 
@@ -159,7 +159,7 @@ def test_comparison_shows_the_differences(page: "Page", sweep: FinishedSweep, ta
     page.set_viewport_size({"width": 1440, "height": 920})
     take_screenshot("mlflow_compare")
 
-    # Not by a click, which is lost while the page is still being laid out.
+    # Navigate by URL: a click would be lost while the page is still being laid out.
     page.goto(f"/{page.get_by_role('link', name='val/mean_iou', exact=True).get_attribute('href')}")
     table = page.get_by_role("table").filter(has_text=sweep.finished[0].name)
     for job in sweep.finished:
@@ -212,9 +212,9 @@ def test_overview_ranks_the_jobs_and_shows_the_filter(page: "Page", sweep: Finis
     expect(page.get_by_text(f"tags.sweep = '{sweep.sweep_id}'")).to_be_visible()
     page.get_by_text("Show more", exact=True).click()
     rows = page.get_by_role("table").filter(has_text="mean IoU").get_by_role("row")
-    for place, job in enumerate(sweep.finished, 1):
-        expect(rows.nth(place)).to_contain_text(job.name)
-        expect(rows.nth(place)).to_contain_text(percent(job.best))
+    for rank, job in enumerate(sweep.finished, 1):
+        expect(rows.nth(rank)).to_contain_text(job.name)
+        expect(rows.nth(rank)).to_contain_text(percent(job.best))
     for job in sweep.failed:
         expect(rows.filter(has_text=job.name)).to_contain_text("FAILED")
 

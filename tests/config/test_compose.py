@@ -1,4 +1,4 @@
-"""Overrides: what composes, and the messages about what does not."""
+"""Composing configurations from overrides, and messages about invalid ones."""
 
 from importlib.metadata import distributions
 from pathlib import Path
@@ -24,7 +24,7 @@ SWEEPS = sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
-    """An override that gives every data set a folder to be in."""
+    """An override that sets an existing data folder."""
     return f"dataset.root={tmp_path}"
 
 
@@ -59,7 +59,7 @@ def test_every_sweep_composes_and_varies_existing_keys(sweep: str, root: str) ->
 
 
 def test_search_can_be_resumed_and_survives_failures(root: str) -> None:
-    """It asks for the same trials again, given the same results: with a seed, and with no memory of its own."""
+    """With a seed and without storage, it suggests the same trials again if given the same results."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
     overrides = ("seed=7", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.25,0.5)")
     sweeper = composition.compose_checked([root, "+sweep=optuna", *overrides]).hydra.sweeper
@@ -90,11 +90,11 @@ def test_users_own_sweep(root: str, tmp_path: Path) -> None:
     assert problems(*overrides, "+sweep=bad") == ["optimizer.momentun: unknown key; did you mean 'optimizer.momentum'?"]
 
 
-@pytest.mark.parametrize(("option", "brought_by"), overrides.ENGINES.items())
-def test_missing_plugin_is_named_with_its_extra(option: str, brought_by: tuple[str, str], root: str) -> None:
+@pytest.mark.parametrize(("option", "provider"), overrides.ENGINES.items())
+def test_missing_plugin_is_named_with_its_extra(option: str, provider: tuple[str, str], root: str) -> None:
     group, _, name = option.rpartition("/")
-    package, extra = brought_by
-    if package in {one.name for one in distributions()}:
+    package, extra = provider
+    if package in {distribution.name for distribution in distributions()}:
         assert pspexp.compose([root, f"{group}={name}"]).seed == 1122
     else:
         (found,) = problems(root, f"{group}={name}", f"{group.replace('/', '.')}.n_jobs=2")
@@ -110,7 +110,7 @@ def test_sweep_file_with_a_missing_plugin(root: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("override", "message"),
     [
         ("++optimizer.lr=1", "++optimizer.lr=1: this sweep varies the key; write optimizer.lr=<value>"),
         (
@@ -124,20 +124,20 @@ def test_sweep_file_with_a_missing_plugin(root: str, monkeypatch: pytest.MonkeyP
         ("optimizer.lrr=1,2", "optimizer.lrr: unknown key; did you mean 'optimizer.lr'?"),
     ],
 )
-def test_overrides_that_a_sweep_cannot_use_are_named(word: str, message: str, root: str) -> None:
-    (found,) = problems(root, "+sweep=lr_batch", word)
+def test_overrides_that_a_sweep_cannot_use_are_named(override: str, message: str, root: str) -> None:
+    (found,) = problems(root, "+sweep=lr_batch", override)
     assert found.startswith(message)
 
 
 def test_glob_selects_options(root: str) -> None:
     whole = composition.compose_checked([root, "model=glob(pspnet*,exclude=*50*)"], sweep=True)
     assert whole.hydra.runtime.choices["model"] == "pspnet101"
-    for word, message in (
+    for override, message in (
         ("model=glob(x*)", "model=glob(x*): matches no option; model is one of deeplabv3_resnet50, "),
         ("seed=glob(*)", "seed=glob(*): a glob can only select options of a group; give values"),
     ):
         with pytest.raises(UserError) as refused:
-            composition.compose_checked([root, word], sweep=True)
+            composition.compose_checked([root, override], sweep=True)
         assert str(refused.value).startswith(message)
 
 
@@ -147,10 +147,10 @@ def test_glob_selects_options(root: str) -> None:
         (("seed=1,2", "loader.batch_size=two"), ["loader.batch_size=two: must be a valid integer"]),
         (("seed=1,2", "+model.foo=1"), ["model.foo: unknown key"]),
         (("seed=1,two", "crop_size=34"), ["crop_size=34"]),
-        (("seed=two,1", "crop_size=33"), []),  # of the first job alone
-        (("model=pspnet50,fcn_resnet50", "model.pyramid_channels=x"), []),  # what varies decides
+        (("seed=two,1", "crop_size=33"), []),  # affects the first job only
+        (("model=pspnet50,fcn_resnet50", "model.pyramid_channels=x"), []),  # depends on the varied option
         (("experiment=camvid_cpu,voc2007_single", "loader.batch_size=two"), []),
-        (("seed=1,2", "checkpoint.resume=nowhere"), []),  # it may be where the jobs run
+        (("seed=1,2", "checkpoint.resume=nowhere"), []),  # may exist where the jobs run
     ],
 )
 def test_problems_of_every_job_are_reported_before_the_sweep_begins(
@@ -165,7 +165,7 @@ def test_problems_of_every_job_are_reported_before_the_sweep_begins(
 
 
 def test_every_documented_option_exists() -> None:
-    promised = {
+    documented = {
         "model": "pspnet50 pspnet18 pspnet101 pspnet50_mmseg fcn_resnet50 deeplabv3_resnet50",
         "dataset": "voc2007 voc2007_21 voc2012 camvid shapes voc_folder",
         "augment": "scale_crop_flip semseg none",
@@ -178,7 +178,7 @@ def test_every_documented_option_exists() -> None:
         "inference": "center_crop whole",
         "tracking": "mlflow none",
     }
-    assert {(group, option) for group, options in promised.items() for option in options.split()} <= set(OPTIONS)
+    assert {(group, option) for group, options in documented.items() for option in options.split()} <= set(OPTIONS)
     assert {"quickstart", "voc2007_single", "camvid_cpu"} <= set(EXPERIMENTS)
 
 
@@ -274,11 +274,11 @@ def test_problem_is_named_with_key_value_and_fix(override: str, message: str, ro
 
 
 @pytest.mark.parametrize(
-    "word", ["compare.filter=params.optimizer.lr = '0.001'", "hydra.sweep.dir=outputs/my sweeps/bad ünï"]
+    "override", ["compare.filter=params.optimizer.lr = '0.001'", "hydra.sweep.dir=outputs/my sweeps/bad ünï"]
 )
-def test_unreadable_override_explains_how_to_quote(word: str, root: str) -> None:
-    (found,) = problems(root, word)
-    assert found.startswith(f"{word}: cannot be read as key=value; special characters need quotes")
+def test_unreadable_override_explains_how_to_quote(override: str, root: str) -> None:
+    (found,) = problems(root, override)
+    assert found.startswith(f"{override}: cannot be read as key=value; special characters need quotes")
     assert """'key="some value"'""" in found
     assert "\n" not in found
 
@@ -295,7 +295,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
             "hydra.rnu.dir=x",
         )
     )
-    named = (
+    keys = (
         "optimizer=adm",
         "optimizer.lrr",
         "model.dropout",
@@ -304,7 +304,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
         "hydra.rnu.dir",
         "dataset.root",
     )
-    assert [key for key in named if key not in found] == []
+    assert [key for key in keys if key not in found] == []
 
 
 @pytest.mark.parametrize(
@@ -376,14 +376,14 @@ def test_unknown_keys_are_refused(root: str) -> None:
 def test_options_from_the_users_folder(root: str, tmp_path: Path) -> None:
     (tmp_path / "own" / "optimizer").mkdir(parents=True)
     (tmp_path / "own" / "optimizer" / "mine.yaml").write_text("defaults: [sgd]\nlr: 0.5\n")
-    word = f"hydra.searchpath=[file://{tmp_path / 'own'}]"
-    assert pspexp.compose([root, "optimizer=mine", word]).optimizer.lr == 0.5
+    searchpath = f"hydra.searchpath=[file://{tmp_path / 'own'}]"
+    assert pspexp.compose([root, "optimizer=mine", searchpath]).optimizer.lr == 0.5
     config = composition.compose_checked([root, "optimizer=mine"], folders=[str(tmp_path / "own")])
     assert config.optimizer.lr == 0.5
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "messages"),
     [
         (["optimizer=adm"], ["optimizer=adm: no such option"]),
         (["optimizer=sdg", "optimizer.momentum=0.5"], ["optimizer=sdg: no such option"]),
@@ -396,24 +396,24 @@ def test_options_from_the_users_folder(root: str, tmp_path: Path) -> None:
         (["dataset=shapes", "model.backbone_weights=imagenet"], ["model.backbone_weights=imagenet: no such file"]),
     ],
 )
-def test_consequences_of_a_problem_are_not_reported(overrides: list[str], message: list[str]) -> None:
-    """Without a folder for the data, which is missing by default: that is reported only if nothing else is wrong."""
+def test_consequences_of_a_problem_are_not_reported(overrides: list[str], messages: list[str]) -> None:
+    """The default data folder does not exist: this is reported only if nothing else is wrong."""
     found = problems(*overrides)
-    assert [one.startswith(start) for one, start in zip(found, message, strict=True)] == [True], found
+    assert [problem.startswith(message) for problem, message in zip(found, messages, strict=True)] == [True], found
 
 
 @pytest.mark.parametrize(
-    ("file", "word"), [("experiment/mine.yaml", "experiment=mine"), ("sweep/mine.yaml", "+sweep=mine")]
+    ("file", "override"), [("experiment/mine.yaml", "experiment=mine"), ("sweep/mine.yaml", "+sweep=mine")]
 )
-def test_experiment_in_the_wrong_package_is_explained(file: str, word: str, root: str, tmp_path: Path) -> None:
+def test_experiment_in_the_wrong_package_is_explained(file: str, override: str, root: str, tmp_path: Path) -> None:
     (tmp_path / file).parent.mkdir()
     (tmp_path / file).write_text("seed: 3\nhydra: {mode: MULTIRUN}\n")
-    (found,) = problems(root, word, f"hydra.searchpath=[file://{tmp_path}]")
+    (found,) = problems(root, override, f"hydra.searchpath=[file://{tmp_path}]")
     assert "begin the file" in found
     assert "# @package _global_" in found
 
 
-OWN = """
+CUSTOM_NET = """
 class Net:
     def __init__(self, width: int, parts: object = None, **anything: object) -> None:
         if width == 3:
@@ -423,15 +423,15 @@ class Net:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def custom_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "own_net.py").write_text(OWN)
-    return "own_net.Net"
+    (tmp_path / "my_net.py").write_text(CUSTOM_NET)
+    return "my_net.Net"
 
 
-def test_users_own_target(own: str, root: str) -> None:
-    """It may have any keys if it takes them, and nodes in its nodes and lists."""
-    node = f"{{_target_: {own}, width: 1, other: [2], parts: [{{_target_: {own}, width: 2}}]}}"
+def test_users_own_target(custom_net: str, root: str) -> None:
+    """A target may take any keyword arguments, and contain nodes in nodes and lists."""
+    node = f"{{_target_: {custom_net}, width: 1, other: [2], parts: [{{_target_: {custom_net}, width: 2}}]}}"
     config = pspexp.compose([root, f"+hooks.mine={node}"])
     built = pspexp.build(config.hooks.mine)
     assert (built.width, built.parts[0].width) == (1, 2)
@@ -439,8 +439,8 @@ def test_users_own_target(own: str, root: str) -> None:
     assert found == "hooks.mine.parts.0.width=two: must be a valid integer"
 
 
-def test_invalid_argument_of_a_target_is_named_by_its_full_key(own: str, root: str) -> None:
-    node = f"{{_target_: {own}, width: 1, parts: {{_target_: {own}, width: 3}}}}"
+def test_invalid_argument_of_a_target_is_named_by_its_full_key(custom_net: str, root: str) -> None:
+    node = f"{{_target_: {custom_net}, width: 1, parts: {{_target_: {custom_net}, width: 3}}}}"
     config = pspexp.compose([root, f"+hooks.mine={node}"])
     with pytest.raises(UserError, match=r"^hooks\.mine\.parts: three is not possible$"):
         pspexp.build(config.hooks.mine)

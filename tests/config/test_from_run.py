@@ -1,4 +1,4 @@
-"""What a rerun takes from the run it repeats, and what not."""
+"""What a rerun takes over from the original run, and what it does not."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ Saved = Callable[..., Path]
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Saved:
-    """Records a configuration as a run does; ``change`` may then alter the record."""
+    """Record a configuration as a run does; ``change`` may alter the record."""
 
     def record(
         *overrides: str, change: Callable[[dict[str, Any]], object] = lambda config: None, tiny: Sequence[str] = TINY
@@ -34,7 +34,7 @@ def saved(tmp_path: Path) -> Saved:
     return record
 
 
-def again(run: Path, *overrides: str) -> dict[str, Any]:
+def rerun(run: Path, *overrides: str) -> dict[str, Any]:
     config: Any = OmegaConf.to_container(pspexp.compose([f"rerun={run}", *overrides]))
     return dict(config)
 
@@ -53,16 +53,16 @@ def refusal(*overrides: str) -> str:
 def test_rerun_takes_everything_that_determines_the_result(saved: Saved) -> None:
     overrides = ("optimizer=sgd", "optimizer.lr=1e-5", "loss=focal", "augment=semseg", "trainer.ema=0.5", "seed=3")
     run = saved(*overrides, "crop_size=65", "dataset.mean=[0.1,0.2,0.3]")
-    assert again(run) == {**recorded(run), "rerun": str(run)}
+    assert rerun(run) == {**recorded(run), "rerun": str(run)}
 
 
-def test_rerun_does_not_take_where_records_go(saved: Saved) -> None:
+def test_rerun_does_not_take_output_locations(saved: Saved) -> None:
     run = saved("output_root=elsewhere", "run_name=first", "tracking=mlflow", "tracking.tracking_uri=http://far")
-    config = again(run)
+    config = rerun(run)
     assert (config["output_root"], config["run_name"], config["checkpoint"]["resume"]) == ("outputs", None, None)
     assert config["tracking"]["tracking_uri"] is None
     assert config["tracking"]["output_root"] == "outputs"
-    assert again(run, "output_root=here")["tracking"]["output_root"] == "here"
+    assert rerun(run, "output_root=here")["tracking"]["output_root"] == "here"
 
 
 def test_masked_secrets_are_not_taken(saved: Saved) -> None:
@@ -72,7 +72,7 @@ def test_masked_secrets_are_not_taken(saved: Saved) -> None:
         config["dataset"]["class_names"][1] = "a//***@b"
 
     run = saved("tracking=mlflow", change=mask)
-    config = again(run)
+    config = rerun(run)
     assert "***" not in str(config)
     assert config["tracking"]["experiment"] == "pspexp"
     assert config["dataset"]["class_names"][1] == "striped disc"
@@ -80,7 +80,7 @@ def test_masked_secrets_are_not_taken(saved: Saved) -> None:
 
 def test_explicit_keys_take_precedence(saved: Saved) -> None:
     run = saved("optimizer=sgd", "optimizer.lr=0.5", "dataset.mean=[0.1,0.2,0.3]")
-    config = again(run, "optimizer.momentum=0.3", "++trainer.ema=0.7", "dataset.mean.1=0.9")
+    config = rerun(run, "optimizer.momentum=0.3", "++trainer.ema=0.7", "dataset.mean.1=0.9")
     assert (config["optimizer"]["lr"], config["optimizer"]["momentum"]) == (0.5, 0.3)
     assert config["trainer"]["ema"] == 0.7
     assert config["dataset"]["mean"] == [0.1, 0.9, 0.3]
@@ -88,7 +88,7 @@ def test_explicit_keys_take_precedence(saved: Saved) -> None:
 
 def test_explicit_option_replaces_its_whole_group(saved: Saved) -> None:
     run = saved("optimizer=sgd", "optimizer.lr=0.5")
-    config = again(run, "optimizer=adamw", "optimizer.weight_decay=0.25")
+    config = rerun(run, "optimizer=adamw", "optimizer.weight_decay=0.25")
     fresh = OmegaConf.to_container(pspexp.compose([*TINY, "optimizer=adamw", "optimizer.weight_decay=0.25"]).optimizer)
     assert config["optimizer"] == fresh
     assert config["choices"]["optimizer"] == "adamw"
@@ -96,14 +96,14 @@ def test_explicit_option_replaces_its_whole_group(saved: Saved) -> None:
 
 def test_interpolated_keys_stay_interpolated(saved: Saved) -> None:
     run = saved("inference=center_crop", "augment.crop_size=25")
-    config = again(run, "crop_size=65")
+    config = rerun(run, "crop_size=65")
     assert config["inference"]["crop_size"] == 65
-    assert config["augment"]["crop_size"] == 25  # had a value of its own
+    assert config["augment"]["crop_size"] == 25  # was set explicitly
 
 
 def test_another_data_set_has_its_own_classes(saved: Saved, voc: Path) -> None:
     run = saved("model.dropout=0.3")
-    config = again(run, "dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]")
+    config = rerun(run, "dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]")
     assert (config["model"]["num_classes"], config["model"]["dropout"]) == (3, 0.3)
 
 
@@ -116,7 +116,7 @@ def test_new_keys_get_defaults_and_old_ones_are_ignored(saved: Saved) -> None:
 
     run = saved(change=age)
     now = OmegaConf.to_container(pspexp.compose(TINY))
-    assert again(run) == {**now, "rerun": str(run), "choices": again(run)["choices"]}  # type: ignore[dict-item]
+    assert rerun(run) == {**now, "rerun": str(run), "choices": rerun(run)["choices"]}  # type: ignore[dict-item]
 
 
 def test_option_from_the_users_folder(saved: Saved, tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_option_from_the_users_folder(saved: Saved, tmp_path: Path) -> None:
     (folder / "mine.yaml").write_text("defaults: [sgd]\nlr: 0.5\n")
     path = f"hydra.searchpath=[file://{tmp_path / 'own'}]"
     run = saved("optimizer=mine", path)
-    assert again(run)["optimizer"] == recorded(run)["optimizer"]
-    assert again(run)["choices"]["optimizer"] == "mine"
-    assert again(run, path, "optimizer.momentum=0.1")["optimizer"]["momentum"] == 0.1
+    assert rerun(run)["optimizer"] == recorded(run)["optimizer"]
+    assert rerun(run)["choices"]["optimizer"] == "mine"
+    assert rerun(run, path, "optimizer.momentum=0.1")["optimizer"]["momentum"] == 0.1
 
 
 def test_impossible_reruns_are_refused(saved: Saved, tmp_path: Path) -> None:
@@ -151,23 +151,23 @@ def test_missing_data_is_named(saved: Saved, voc: Path) -> None:
     config |= {"dataset": fresh["dataset"], "model": fresh["model"]}
     config["choices"] |= {"dataset": "voc_folder", "model": fresh["choices"]["model"]}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert again(run)["dataset"] == fresh["dataset"]
+    assert rerun(run)["dataset"] == fresh["dataset"]
     voc.rename(voc.with_name("moved"))
     assert f"dataset.root={voc}: no such file or folder" in refusal(f"rerun={run}")
-    assert again(run, f"dataset.root={voc.with_name('moved')}")["dataset"]["class_names"] == ["a", "b", "c"]
+    assert rerun(run, f"dataset.root={voc.with_name('moved')}")["dataset"]["class_names"] == ["a", "b", "c"]
 
 
 def test_moved_data_set_takes_the_classes_from_its_folder(saved: Saved, voc: Path) -> None:
     (voc / "classes.txt").write_text("a\nb\nc\n")
     run = saved("dataset=voc_folder", f"dataset.root={voc}", tiny=("model=pspnet18", "inference=whole"))
-    assert again(run)["dataset"]["class_names"] == ["a", "b", "c"]
+    assert rerun(run)["dataset"]["class_names"] == ["a", "b", "c"]
     other = shutil.copytree(voc, voc.with_name("other"))
     (other / "classes.txt").write_text("w\nx\ny\nz\n")
-    config = again(run, f"dataset.root={other}")
+    config = rerun(run, f"dataset.root={other}")
     assert config["dataset"]["class_names"] == ["w", "x", "y", "z"]
     assert (config["dataset"]["num_classes"], config["model"]["num_classes"]) == (4, 4)
     assert "dataset.root=5: " in refusal(f"rerun={run}", "dataset.root=5")
-    explicit = again(run, f"dataset.root={other}", "dataset.class_names=[a,b]", "dataset.num_classes=2")
+    explicit = rerun(run, f"dataset.root={other}", "dataset.class_names=[a,b]", "dataset.num_classes=2")
     assert explicit["dataset"]["class_names"] == ["a", "b"]
 
 
@@ -180,11 +180,11 @@ def test_rerun_from_another_folder_finds_the_files(
     run = saved(*overrides)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    config = again(Path("..") / "run")
+    config = rerun(Path("..") / "run")
     assert (config["model"]["weights"], Path(config["rerun"]).resolve()) == (str(tmp_path / "w.pt"), run.resolve())
     assert config["model"]["backbone_weights"] == "timm"
-    then = recorded(run)
-    assert (then["checkpoint"]["resume"], then["output_root"]) == ("auto", "here")
+    original = recorded(run)
+    assert (original["checkpoint"]["resume"], original["output_root"]) == ("auto", "here")
 
 
 def test_run_that_became_unreachable_is_a_warning(
@@ -209,10 +209,10 @@ def test_job_of_a_sweep_is_rerun_alone(saved: Saved, overlay: str) -> None:
     if overlay == "optuna":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     run = saved(f"+sweep={overlay}", "optimizer.weight_decay=0.5")
-    then = recorded(run)
-    assert then["choices"]["sweep"] == overlay
-    choices = {group: option for group, option in then["choices"].items() if group != "sweep"}
-    assert again(run) == {**then, "rerun": str(run), "choices": choices}
+    original = recorded(run)
+    assert original["choices"]["sweep"] == overlay
+    choices = {group: option for group, option in original["choices"].items() if group != "sweep"}
+    assert rerun(run) == {**original, "rerun": str(run), "choices": choices}
     overrides = [f"rerun={run}"]
     assert str(compose_checked([*overrides, *saved_choices(overrides)]).hydra.mode) != "RunMode.MULTIRUN"
 

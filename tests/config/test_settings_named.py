@@ -1,4 +1,4 @@
-"""How code below ``config`` names settings in its messages."""
+"""How code that does not depend on ``config`` names settings in messages."""
 
 import ast
 import re
@@ -21,8 +21,8 @@ KEY = re.compile(rf"(?<![\w.])(?:{'|'.join([*GROUPS, *NODES])})(?:\.[a-z_]+|=[a-
 
 
 def trees() -> Iterator[tuple[Path, ast.Module]]:
-    for room in BELOW_CONFIG:
-        path = PACKAGE / room
+    for part in BELOW_CONFIG:
+        path = PACKAGE / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             yield file, ast.parse(file.read_text())
 
@@ -46,7 +46,7 @@ def test_settings_are_named_only_through_the_helper() -> None:
 
 
 def named() -> set[str]:
-    """Every key that is passed to `setting` as it is."""
+    """Return all keys passed to `setting` as literals."""
     calls = (node for _, tree in trees() for node in ast.walk(tree) if is_setting(node))
     return {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}  # type: ignore[attr-defined]
 

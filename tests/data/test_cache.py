@@ -1,4 +1,4 @@
-"""Cached samples are the samples, decoded once for all processes, within the limit."""
+"""Cached samples equal the original ones, are decoded once for all processes, and respect the memory limit."""
 
 import logging
 import multiprocessing
@@ -23,7 +23,7 @@ from tests.conftest import TINY
 
 
 class Counted:
-    """Random samples of several sizes; counts in all processes how often one was decoded."""
+    """Random samples; counts how often samples are decoded in all processes."""
 
     def __init__(self, length: int, side: int = 8, context: Any = None) -> None:
         self.names = [str(index) for index in range(length)]
@@ -59,7 +59,7 @@ def samples(split: Any) -> list[list[object]]:
 
 
 class Sized(Counted):
-    """Each sample has a size of its own."""
+    """Each sample has a different size."""
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
         image, label = super().__getitem__(index)
@@ -73,11 +73,11 @@ def test_cached_split_equals_the_split_and_decodes_once(kind: Callable[[int], Co
     cached = make_cache().wrap(split)
     assert list(cached.names) == split.names
     assert len(cached) == 20
-    wanted = samples(split)
+    expected = samples(split)
     split.new_count()
-    assert samples(cached) == samples(cached) == wanted
+    assert samples(cached) == samples(cached) == expected
     assert split.new_count() == 20
-    assert values(cached[-1]) == wanted[19]
+    assert values(cached[-1]) == expected[19]
     with pytest.raises(IndexError):
         cached[20]
 
@@ -91,11 +91,11 @@ def test_limit_is_shared_by_all_splits_and_nothing_is_evicted(caplog: pytest.Log
     cache = make_cache(1)
     first, second = Counted(2, side=256), Counted(5, side=256)  # a quarter of the limit each, without the tables
     cached = cache.wrap(first), cache.wrap(second)
-    wanted = samples(first) + samples(second)
-    for expected in ((2, 5), (0, 4), (0, 4)):
+    expected = samples(first) + samples(second)
+    for counts in ((2, 5), (0, 4), (0, 4)):
         first.new_count(), second.new_count()
-        assert [one for split in cached for one in samples(split)] == wanted
-        assert (first.new_count(), second.new_count()) == expected
+        assert [sample for split in cached for sample in samples(split)] == expected
+        assert (first.new_count(), second.new_count()) == counts
     with caplog.at_level(logging.INFO):
         cache.report()
         cache.report()
@@ -135,7 +135,7 @@ def test_reused_memory_is_cleared() -> None:
         split = Counted(4, side)
         cached = make_cache(1, context).wrap(split)
         assert samples(cached) == samples(split)
-        del cached  # a next block of this size may lie in the same place
+        del cached  # the next block may be allocated at the same address
 
 
 def test_broken_files_are_not_cached() -> None:
@@ -158,28 +158,28 @@ def test_broken_files_are_not_cached() -> None:
 
 def test_sample_cached_by_two_processes_is_stored_once() -> None:
     class Overtaken(Counted):
-        """While this process decodes a sample, another one decodes and keeps it."""
+        """While one process decodes a sample, another one decodes and caches it."""
 
         cached: Any = None
-        asked = False
+        requested = False
 
         def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image]:
-            if not self.asked:
-                self.asked = True
+            if not self.requested:
+                self.requested = True
                 self.cached[index]
             return super().__getitem__(index)
 
     split = Overtaken(3, side=256)
     split.cached = cached = make_cache(1).wrap(split)
-    wanted = [values(cached[index]) for index in range(3)]
+    expected = [values(cached[index]) for index in range(3)]
     split.new_count()
-    assert samples(cached) == wanted  # a second copy of the first would have pushed the third out
+    assert samples(cached) == expected  # a second copy of the first would have left no memory for the third
     assert split.new_count() == 0
 
 
 def test_sample_is_not_returned_before_it_is_complete() -> None:
     class Slow:
-        """A image whose pixels come late: another process asks for the sample first."""
+        """An image whose pixels arrive late: another process requests the sample before."""
 
         def __init__(self, image: Image.Image, meanwhile: Callable[[], object]) -> None:
             self.image, self.size, self.meanwhile = image, image.size, meanwhile
@@ -203,11 +203,11 @@ def test_sample_is_not_returned_before_it_is_complete() -> None:
     split = Late(3, side=256)
     split.cached = cached = make_cache(1).wrap(split)
     cached[0]
-    wanted = samples(split)
-    assert seen == wanted[:1]
-    assert samples(cached) == wanted
+    expected = samples(split)
+    assert seen == expected[:1]
+    assert samples(cached) == expected
     split.new_count()
-    assert samples(cached) == wanted  # nor did it take room twice
+    assert samples(cached) == expected  # nor did it take memory twice
     assert split.new_count() == 0
 
 
@@ -217,7 +217,7 @@ def test_batches_are_the_same_with_and_without_cache(num_workers: int) -> None:
     cached = make_cache().wrap(Counted(20))
     data = make_loader(cached, num_workers=num_workers)
     assert content(data.batches(0, 8)) == whole
-    for cut in (1, 5):  # everything is kept by now
+    for cut in (1, 5):  # everything is cached by now
         assert content(data.batches(0, cut)) + content(data.batches(cut, 8)) == whole
 
 
@@ -248,12 +248,12 @@ def test_later_validations_do_not_decode(num_workers: int) -> None:
 def test_concurrent_processes_do_not_mix_up_samples() -> None:
     context = worker_context()
     split = Counted(40, side=64)
-    wanted = samples(split)
+    expected = samples(split)
     cached = make_cache(1).wrap(split)
 
     def sweep() -> None:
         for _ in range(20):
-            assert samples(cached) == wanted
+            assert samples(cached) == expected
 
     sweepers = [context.Process(target=sweep) for _ in range(3)]
     for process in sweepers:
@@ -264,7 +264,7 @@ def test_concurrent_processes_do_not_mix_up_samples() -> None:
 
 
 def test_spawned_workers_share_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on macOS and Windows."""
+    """Workers are spawned on macOS and Windows."""
     spawn = multiprocessing.get_context("spawn")
     monkeypatch.setattr(workers, "worker_context", lambda: spawn)
     split = Counted(6, context=spawn)
@@ -291,7 +291,7 @@ def test_training_and_validation_share_a_cache(
     monkeypatch.setattr(ShapesSplit, "__getitem__", lambda split, index: decoded.append(index) or decode(split, index))
     config = compose([*TINY, "trainer.epochs=4", f"loader.cache_mib={mib}"])
     parts, _ = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=False)
-    for epoch in range(4):  # of 4 of the 5 images
+    for epoch in range(4):  # 4 of the 5 images
         list(parts.loader.batches(2 * epoch, 2 * epoch + 2))
         if epoch:
             samples(parts.validation)

@@ -1,4 +1,4 @@
-"""Every option of ``dataset`` and ``augment`` composes and builds its target."""
+"""All ``dataset`` and ``augment`` options compose and build their targets."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def test_datasets_build_without_files(option: str) -> None:
     assert len(info.mean) == len(info.std) == 3
 
 
-def test_class_names_are_those_of_the_labels() -> None:
+def test_data_sets_have_the_expected_class_names() -> None:
     assert build("dataset", "+dataset=voc2007").info.class_names == list(VOC_CLASSES[1:])
     assert build("dataset", "+dataset=voc2007_21").info.class_names == list(VOC_CLASSES)
     assert build("dataset", "+dataset=voc2012").info.class_names == list(VOC_CLASSES)

@@ -1,4 +1,4 @@
-"""Palette, grey and colour label images mean the same."""
+"""Palette, grey and colour label images are read alike."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def save_palette(path: Path, label: np.ndarray, colours: np.ndarray = VOC_COLOUR
     ("index", "colour"),
     [(0, (0, 0, 0)), (1, (128, 0, 0)), (11, (192, 128, 0)), (15, (192, 128, 128)), (255, (224, 224, 192))],
 )
-def test_colours_are_those_of_the_voc_devkit(index: int, colour: tuple[int, int, int]) -> None:
+def test_colours_match_the_voc_devkit(index: int, colour: tuple[int, int, int]) -> None:
     assert tuple(VOC_COLOURS[index]) == colour
 
 

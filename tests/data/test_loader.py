@@ -1,4 +1,4 @@
-"""Batches do not depend on workers or restarts, and failures arrive whole."""
+"""Batches do not depend on workers or restarts, and errors of workers are reported in full."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ from pspexp.errors import UserError
 
 
 class Numbered:
-    """Sample i is a image of value i; ``broken`` ones cannot be read."""
+    """Sample i is an image of value i; ``broken`` samples cannot be read."""
 
     def __init__(self, length: int, broken: tuple[int, ...] = (), sizes: tuple[int, ...] = (4,)) -> None:
         self.names = [str(index) for index in range(length)]
@@ -150,7 +150,7 @@ def test_evaluation_is_ordered_and_grouped_by_size(num_workers: int, batch_size:
 
 
 def test_abandoned_iterator_does_not_keep_the_process_alive() -> None:
-    """As after a crash: a traceback still refers to the iterator when Python exits."""
+    """Like after a crash, when a traceback still refers to the iterator at exit."""
     code = """
 import sys
 sys.path[:0] = sys.argv[1:]

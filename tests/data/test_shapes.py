@@ -1,4 +1,4 @@
-"""Drawn data: the same everywhere, and hard enough."""
+"""Generated data: reproducible on all machines, with all classes."""
 
 import hashlib
 from typing import Any
@@ -59,7 +59,7 @@ def test_boundaries_separate_the_classes() -> None:
         assert ((below == above) | (below == 255) | (above == 255)).all()
 
 
-def test_lengths_and_roles() -> None:
+def test_split_lengths_and_roles() -> None:
     source = make_source(test_split="train")
     assert [len(source.open(role)) for role in ("train", "val", "test")] == [12, 5, 12]
     assert source.open("val").names[1] == "val_00001"

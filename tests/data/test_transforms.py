@@ -1,4 +1,4 @@
-"""Augmentation agrees with the plain way of doing it, and never invents labels."""
+"""Augmentations agree with straightforward implementations and never create new labels."""
 
 import numpy as np
 import pytest
@@ -142,9 +142,9 @@ def test_tensors_and_normalisation() -> None:
     assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, 3, 5))
     assert (ids.dtype, tuple(ids.shape)) == (torch.uint8, (3, 5))
     std = [0.229, 0.224, 0.225]
-    wanted = ((np.asarray(image) / 255 - MEAN) / std).transpose(2, 0, 1)
+    expected = ((np.asarray(image) / 255 - MEAN) / std).transpose(2, 0, 1)
     got = normalize(pixels[None], MEAN, std, torch.float64)
-    np.testing.assert_allclose(got[0].numpy(), wanted, rtol=1e-12)
+    np.testing.assert_allclose(got[0].numpy(), expected, rtol=1e-12)
     assert normalize(pixels[None], MEAN, std).dtype == torch.float32
     assert normalize(pixels[None], MEAN, std, torch.bfloat16).dtype == torch.bfloat16
     assert pixels.dtype == torch.uint8

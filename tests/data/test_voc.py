@@ -1,4 +1,4 @@
-"""The VOC layout: roots, protocols, and what is message when something is missing."""
+"""The VOC layout: root folders, protocols, and messages about missing files."""
 
 import pickle
 import shutil
@@ -179,7 +179,7 @@ def test_fingerprint_depends_on_names_sizes_and_order(voc: Path, tmp_path: Path)
         return make_source(root, subfolder=None).open("train").fingerprint()
 
     first = fingerprint(voc)
-    copied = shutil.copytree(voc, tmp_path / "elsewhere")  # later, elsewhere
+    copied = shutil.copytree(voc, tmp_path / "elsewhere")  # different path and times
     assert fingerprint(copied) == first
     assert make_source(voc, subfolder=None).open("val").fingerprint() != first
     split = copied / "ImageSets" / "Segmentation" / "train.txt"

@@ -224,5 +224,5 @@ def test_documented_commands_compose(command: str) -> None:
     composition.compose_checked(arguments.overrides, sweep=arguments.multirun)
 
 
-def test_the_page_has_commands() -> None:
+def test_cluster_page_has_commands() -> None:
     assert len(documented_commands()) >= 5

@@ -57,7 +57,7 @@ def test_only_the_failed_job_is_retried(name: str, start: Start, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_search_is_continued_with_more_trials(start: Start, tmp_path: Path) -> None:
+def test_search_is_continued_with_more_trials(start: Start, tmp_path: Path) -> None:
     """Two trials in parallel, then another: the first two are kept and not run again."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'optuna'")
     overrides = ("+sweep=optuna", "hydra.sweeper.n_jobs=2", *launcher_overrides("joblib"), *TINY, "trainer.max_steps=2")

@@ -1,4 +1,4 @@
-"""A user's own network, in a file of their own, through the command line."""
+"""A user-defined network, used from the command line."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import TINY, Cli
 
-# The names of its layers are those by which the files of timm, semseg and mmsegmentation are recognised.
+# The layer names are those by which files of timm, semseg and mmsegmentation are recognised.
 NETWORK = """
 from torch import nn
 

@@ -264,7 +264,7 @@ def test_validation_is_identical_for_one_two_and_three_processes(two: dict[str, 
     assert in_processes(3, {"validation": validation})["validation"] == [one] * 3
 
 
-def test_infinite_loss_in_one_process_stops_all_without_a_step(two: dict[str, list[Any]]) -> None:
+def test_bad_image_of_one_process_is_named_by_all_processes(two: dict[str, list[Any]]) -> None:
     for message, unchanged, names in two["bad image"]:
         assert f"step 3: the loss is inf, the gradient norm nan (images {', '.join(names)})" in message
         assert unchanged

@@ -196,7 +196,7 @@ def test_records(make: Make) -> None:
 
 
 class ExplodesAt(CrossEntropy):
-    """Is NaN from the given call on, or up to another call."""
+    """Is NaN from the given call on, optionally only until another call."""
 
     def __init__(self, call: int, until: float = math.inf) -> None:
         super().__init__(NUM_CLASSES)
@@ -317,7 +317,7 @@ class CustomForward(SmallSegmenter):
 
 
 class RecordsDtype(CrossEntropy):
-    """Notes the number format that products would have inside it."""
+    """Records the dtype of matrix products inside the loss."""
 
     dtypes: list[torch.dtype]
 

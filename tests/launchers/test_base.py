@@ -1,4 +1,4 @@
-"""Signals are recorded, so that the job can poll for them between steps."""
+"""Stop signals are recorded, so that the job can poll for them between steps."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def test_signal_is_recorded_and_handlers_are_restored() -> None:
         assert stop_signal() is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop_signal() == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]  # a second one acts at once
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]  # a second signal takes effect immediately
         assert signal.getsignal(signal.SIGINT) != before[signal.SIGINT]
     assert {number: signal.getsignal(number) for number in before} == before
 
@@ -42,7 +42,7 @@ def test_repeated_signals_can_be_recorded() -> None:
 
 @pytest.mark.usefixtures("_restore_handlers")
 def test_ignored_signal_stays_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # like in a background job of a script
     with catch_stop_signals() as stop_signal:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop_signal() is None

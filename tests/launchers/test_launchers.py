@@ -1,4 +1,4 @@
-"""Launchers refuse what cannot be launched."""
+"""Launchers refuse invalid settings and read the SLURM environment."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""The benchmarks: every table is complete and consistent. Nothing here is about how fast things are."""
+"""Benchmark tables are complete and consistent; speed is not tested."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ def measured(folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 def check(table: dict[str, Any], *failed: str) -> dict[str, Any]:
-    """Each row has times and what follows from them, but for those that ``failed``."""
+    """Check that each row has times and consistent statistics, except for those that ``failed``."""
     rows: dict[str, Any] = table["rows"]
     for name, row in rows.items():
         assert bool(row["failure"]) == (name in failed), row
@@ -44,7 +44,7 @@ def check(table: dict[str, Any], *failed: str) -> dict[str, Any]:
     return rows
 
 
-def test_the_heads_are_compared_with_the_same_weights(tmp_path: Path) -> None:
+def test_heads_are_compared_with_the_same_weights(tmp_path: Path) -> None:
     tables = measured(tmp_path, "head")["head"]
     assert list(tables) == [f"{mode}, batch 2" for mode in ("forward", "forward+backward", "eval")]
     for table in tables.values():
@@ -82,24 +82,24 @@ def test_missing_network_is_noted_in_its_cell(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_training_is_compared_with_a_bare_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overhead, "SMALL", ("pspnet18", 33, 2))  # the same once more
+    monkeypatch.setattr(overhead, "SMALL", ("pspnet18", 33, 2))  # the same network again
     table = measured(tmp_path, "overhead", "--repeats", "1")["overhead"]["pspnet18, crop 33, batch 2"]
     rows = check(table)
     assert table["baseline"] == "bare loop"
     assert [len(rows[name]["times_s"]) for name in ("bare loop", "pspexp")] == [5, 5]
 
 
-def test_the_bare_loop_does_as_many_steps_as_the_trainer() -> None:
+def test_bare_loop_runs_as_many_steps_as_the_trainer() -> None:
     loop = iter([None] * 6)
     pair = overhead.Alongside(loop, "cpu", rounds=2, steps=3)
-    for asked in range(10):  # the trainer asks before each step, and during validation
+    for calls in range(10):  # the trainer polls before each step, and during validation
         assert pair() is None
-        assert len(pair.ours) == min(asked // 3, 2)
+        assert len(pair.ours) == min(calls // 3, 2)
     assert len(pair.bare) == 2
     assert next(loop, "used up") == "used up"
 
 
-def test_the_loader_is_measured_by_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_is_measured_by_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "PHOTOGRAPHS", 8)
     rows = check(measured(tmp_path, "loader", "--workers", "0,1", "--repeats", "1")["loader"]["crop 33"])
     assert {"decoding alone", "0 workers, first epoch", "1 workers, later"} <= set(rows)
@@ -108,7 +108,7 @@ def test_the_loader_is_measured_by_number_of_workers(tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 def test_memory_is_measured_in_a_separate_process() -> None:
-    kept = torch.ones(2**28)  # 1 GiB, which that process must not inherit
+    kept = torch.ones(2**28)  # 1 GiB, which the other process must not inherit
     setting = works.Setting(device="cpu", size=33, batch=2, network="pspnet18")
     weights = sum(parameter.numel() for parameter in works.pspnet("pspnet18").parameters()) / 2**18  # MiB
     assert 1.5 * weights < timing.probed_memory("step", "pspnet18", setting) < kept.numel() / 2**18

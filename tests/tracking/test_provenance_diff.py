@@ -70,7 +70,7 @@ def test_uncommitted_changes(tmp_path: Path) -> None:
         (f"{MASKED_DIFF}diff --git a/x b/x\n", "secrets in it are masked, so that git apply cannot restore them"),
     ],
 )  # fmt: skip
-def test_what_a_diff_cannot_restore_is_reported(tmp_path: Path, text: str, advice: str) -> None:
+def test_changes_that_a_diff_cannot_restore_are_reported(tmp_path: Path, text: str, advice: str) -> None:
     (tmp_path / "a.diff").write_text(text)
     (line,) = differences([{**NOW, "uncommitted": "x", "diff": "a.diff"}], NOW, lambda file: tmp_path / file)
     assert line.endswith(advice)

@@ -80,7 +80,7 @@ def test_parallel_coordinates_of_a_sweep_with_a_failed_job() -> None:
     assert finished[-1].get_linewidth() > 2 * finished[0].get_linewidth()
 
 
-def test_axes_are_logarithmic_over_magnitudes_and_else_linear() -> None:
+def test_axes_that_span_magnitudes_are_logarithmic() -> None:
     parameters = {"lr": [1e-4, 1e-3, 1e-2], "crop_size": [100, 200, 1000], "decay": [0, 1e-4, 1e-2]}
     axes = sweep_figures.parallel_coordinates(parameters, [1, 2, 3], METRIC).axes[0]
     assert ticks(axes, 0) == ["0.0001", "0.001", "0.01"]

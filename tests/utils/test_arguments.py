@@ -1,4 +1,4 @@
-"""Arguments are validated by the signature."""
+"""Validation of arguments against the signature."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -28,7 +28,7 @@ class Example:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "problems"),
+    ("invalid", "problems"),
     [
         ({"rate": -1, "kind": "c"}, ["rate=-1: must be greater than 0", "kind=c: must be 'a' or 'b'"]),
         ({"rate": float("nan")}, ["rate=nan: must be a finite number"]),
@@ -41,9 +41,9 @@ class Example:
         ({"rate": 11}, ["port=null: needed for rates above 10"]),
     ],
 )
-def test_every_invalid_argument_is_named(wrong: dict[str, object], problems: list[str]) -> None:
+def test_every_invalid_argument_is_named(invalid: dict[str, object], problems: list[str]) -> None:
     with pytest.raises(ArgumentError) as caught:
-        Example(nn.Identity(), **wrong)  # type: ignore[arg-type]
+        Example(nn.Identity(), **invalid)  # type: ignore[arg-type]
     assert list(caught.value.problems) == problems
 
 
@@ -52,7 +52,7 @@ def test_missing_argument_is_named() -> None:
         Example()  # type: ignore[call-arg]
 
 
-def test_objects_are_passed_uncopied_and_integers_are_numbers() -> None:
+def test_objects_are_not_copied_and_integers_are_valid_floats() -> None:
     model = nn.Identity()
     example = Example(model, 2)
     assert example.model is model

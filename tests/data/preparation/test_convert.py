@@ -1,4 +1,4 @@
-"""Label conversion: lossless both ways, all or nothing."""
+"""Label conversion: lossless in both directions, all or nothing."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """A folder of mixed kinds."""
+    """A folder with labels of different formats."""
     for seed, kind in enumerate(["palette", "rgb", "grey", "palette", "rgb"]):
         save(tmp_path / f"in/{seed}.png", random_label(seed), kind)
     (tmp_path / "in/._0.png").write_text("resource fork")
@@ -134,7 +134,7 @@ def test_different_labels_are_replaced_only_with_overwrite(labels: Path, tmp_pat
     assert (out / "mine.txt").read_text() == "kept"
 
 
-def test_leftovers_of_a_killed_run_are_removed(labels: Path, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_conversion_are_removed(labels: Path, tmp_path: Path) -> None:
     for place in (tmp_path / ".out.123.partial", tmp_path / "out/.out.124.partial"):
         convert_folder(labels, tmp_path / "out", num_workers=1)
         place.mkdir()

@@ -1,4 +1,4 @@
-"""Preparing a data set: hostile archives write nothing, interrupted work goes on, faults are all named."""
+"""Preparing a data set: malicious archives write nothing, interrupted work resumes, all faults are reported."""
 
 import io
 import os
@@ -110,7 +110,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return info
 
 
-HOSTILE: list[tuple[str, tarfile.TarInfo]] = [
+MALICIOUS: list[tuple[str, tarfile.TarInfo]] = [
     ("absolute", member("/tmp/pspexp-evil")),
     ("absolute", member("//tmp/pspexp-evil")),
     ("absolute", member("C:/evil")),
@@ -133,23 +133,23 @@ HOSTILE: list[tuple[str, tarfile.TarInfo]] = [
 ]
 
 
-@pytest.mark.parametrize("own_checks_only", [False, True])
-@pytest.mark.parametrize(("why", "evil"), HOSTILE, ids=[f"{w}-{e.name}-{e.linkname}" for w, e in HOSTILE])
+@pytest.mark.parametrize("without_data_filter", [False, True])
+@pytest.mark.parametrize(("reason", "evil"), MALICIOUS, ids=[f"{r}-{e.name}-{e.linkname}" for r, e in MALICIOUS])
 def test_unsafe_members_prevent_unpacking(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str, evil: tarfile.TarInfo, own_checks_only: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, evil: tarfile.TarInfo, without_data_filter: bool
 ) -> None:
-    if own_checks_only:  # as with early patch versions of Python 3.10 and 3.11
+    if without_data_filter:  # like early patch releases of Python 3.10 and 3.11
         monkeypatch.delattr(tarfile, "data_filter")
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
         tar.addfile(member("VOCdevkit/good"), io.BytesIO(b"good"))
         tar.addfile(evil, io.BytesIO(b"evil"))
-        if "absolute" in why:
+        if "absolute" in reason:
             tar.addfile(member("../second"), io.BytesIO(b"evil"))
     with pytest.raises(UserError, match="nothing was unpacked") as caught:
         extract(tmp_path / "evil.tar", tmp_path / "out")
-    assert len(caught.value.problems) == (3 if "absolute" in why else 2)
-    if own_checks_only:
-        caught.match(why)
+    assert len(caught.value.problems) == (3 if "absolute" in reason else 2)
+    if without_data_filter:
+        caught.match(reason)
     assert files_in(tmp_path) == ["evil.tar"]
     assert not Path("/tmp/pspexp-evil").exists()
 
@@ -248,8 +248,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_problems_with_the_folders_are_named(tmp_path: Path, fault: str) -> None:
     tree = make_tree(tmp_path / "VOC2007")
-    spoil, match = FAULTS[fault]
-    spoil(tree)
+    damage, match = FAULTS[fault]
+    damage(tree)
     with pytest.raises(UserError, match=match):
         prepare(tree, tmp_path, num_workers=1)
     assert not (tree / "SegmentationClassGray").exists()

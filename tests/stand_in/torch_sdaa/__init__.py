@@ -5,10 +5,10 @@ environment compiles the C++ part; if that is not possible, it raises an ImportE
 test modules start with ``pytest.importorskip("torch_sdaa", exc_type=ImportError)``. Later imports are fast. There are
 two devices, or as many as the environment variable SDAA_VISIBLE_DEVICES lists; none if it is empty.
 
-Tests with it prove that a program uses torch's dispatcher, autograd, autocast and c10d as it would on the vendor's
-device. They prove nothing about the vendor's operators, numerics or speed.
+Tests with it show that a program uses torch's dispatcher, autograd, autocast and c10d as it would on the vendor's
+device. They show nothing about the vendor's operators, numerics or speed.
 """
-# ruff: noqa: E402, F401  # the order matters, and importing a part registers it
+# ruff: noqa: E402, F401  # the order matters, and importing a module registers it
 
 
 def _autoload() -> None:

@@ -1,4 +1,4 @@
-"""Compiles ``csrc/``, once per environment and version of the sources.
+"""Compile ``csrc/``, once per environment and version of the sources.
 
 Without ``torch.utils.cpp_extension``, which needs ninja and setuptools.
 """
@@ -36,7 +36,7 @@ def load() -> None:
 
 
 def library() -> Path:
-    """Path of the compiled part, which is built if necessary, by one process at a time.
+    """Return the path of the compiled part, which is built if necessary, by one process at a time.
 
     Raises:
         CannotBuildError: there is no compiler, or no headers of this Python version.
@@ -57,19 +57,19 @@ def _sources() -> list[Path]:
 
 
 def _folder() -> Path:
-    """Folder of the builds: in the environment or, if that is read-only, in the temporary folder."""
-    own = Path(sys.prefix) / "share" / "pspexp-stand-in"
+    """Return the build folder: in the environment or, if that is read-only, in the temporary folder."""
+    folder = Path(sys.prefix) / "share" / "pspexp-stand-in"
     try:
-        own.mkdir(parents=True, exist_ok=True)
-        (own / "lock").touch()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
     except OSError:
-        own = Path(tempfile.gettempdir()) / f"pspexp-stand-in-{os.getuid()}"
-        own.mkdir(mode=0o700, exist_ok=True)
-    return own
+        folder = Path(tempfile.gettempdir()) / f"pspexp-stand-in-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def _flags() -> list[str]:
-    """Compiler flags for compatibility with this torch and this Python."""
+    """Return the compiler flags for this version of torch and Python."""
     home = Path(torch.__file__).parent
     folders = (home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include"))
     # Older torch exposes how its pybind11 was built; modules that share types must match.
@@ -82,7 +82,7 @@ def _flags() -> list[str]:
         "-shared",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         *(f'-DPYBIND11_{name}="{value}"' for name, value in pybind.items() if value),
-        *(word for folder in folders for word in ("-isystem", str(folder))),
+        *(flag for folder in folders for flag in ("-isystem", str(folder))),
         f"-L{home / 'lib'}",
     ]
 

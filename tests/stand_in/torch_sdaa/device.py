@@ -6,11 +6,11 @@ import torch
 
 from torch_sdaa import _C
 
-device_chosen = False  # by set_device, which the process-group backend requires
+device_chosen = False  # set by set_device, which the process-group backend requires
 
 
 def _index(of: Any = None) -> int:
-    """Index of a device given as index, name or object; that of the current device if it has none."""
+    """Return the index of a device given as index, name or object; by default that of the current device."""
     if of is None or isinstance(of, int):
         return current_device() if of is None else of
     named = torch.device(of)

@@ -1,4 +1,4 @@
-"""The five operators of SyncBatchNorm, which torch implements for CUDA only, so that there is no CPU fallback."""
+"""The five operators of SyncBatchNorm, which torch implements only for CUDA, so there is no CPU fallback."""
 
 from collections.abc import Callable
 
