@@ -3,12 +3,12 @@
 from functools import wraps
 from math import log2
 from typing import Any
+from unittest import mock
 
 from torch import Tensor, nn
 
 from pspexp.models import pspnet as models
-from pspexp.models.pyramid import HEADS, conv_bn_relu
-from pspexp.models.weights import start_from
+from pspexp.models.pyramid import conv_bn_relu
 
 CHANNELS = 8
 
@@ -30,30 +30,9 @@ class Backbone(nn.Module):
 
 
 @wraps(models.pspnet)  # with its signature
-def pspnet(
-    *,
-    num_classes: int,
-    backbone: str,
-    output_stride: int,
-    bins: list[int],
-    pyramid_channels: int,
-    head_channels: int,
-    align_corners: bool,
-    head: Any,
-    backbone_weights: str | None,
-    weights: str | None,
-    contract_dilation: bool,
-    **options: Any,
-) -> models.PSPNet:
-    model = models.PSPNet(
-        Backbone(output_stride),
-        HEADS[head](CHANNELS, bins, pyramid_channels, head_channels, align_corners),
-        num_classes=num_classes,
-        output_stride=output_stride,
-        head_channels=head_channels,
-        third_channels=CHANNELS,
-        align_corners=align_corners,
-        **options,
-    )
-    start_from(model, backbone, backbone_weights, weights)
-    return model
+def pspnet(**arguments: Any) -> models.PSPNet:
+    def build_backbone(name: str, output_stride: int, contract_dilation: bool) -> tuple[nn.Module, tuple[int, int]]:
+        return Backbone(output_stride), (CHANNELS, CHANNELS)
+
+    with mock.patch.object(models, "build_backbone", build_backbone):
+        return models.pspnet(**arguments)

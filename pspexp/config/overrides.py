@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,20 @@ def sweep_problems(config: DictConfig, explicit: Sequence[Override], params: Seq
     ]
 
 
+@lru_cache(maxsize=64)  # Hydra copies all its sources for each look-up
+def group_options(loader: ConfigLoader, group: str) -> list[str]:
+    """The options of a config group; none if there is no such group."""
+    return list(loader.get_group_options(group))
+
+
 def is_group(override: Override, loader: ConfigLoader) -> bool:
     """Whether the override chooses an option of a config group."""
-    return bool(loader.get_group_options(override.key_or_group))
+    return bool(group_options(loader, override.key_or_group))
 
 
 def option_problems(override: Override, loader: ConfigLoader) -> list[str]:
     """Why the group has no such option: one line per value."""
-    group, options = override.key_or_group, loader.get_group_options(override.key_or_group)
+    group, options = override.key_or_group, group_options(loader, override.key_or_group)
     if override.is_delete():
         return []
     values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
@@ -113,7 +120,7 @@ def probable_option(override: Override, loader: ConfigLoader) -> str | None:
     """The override with the existing option that was probably meant instead, or None."""
     if override.is_sweep_override() or override.key_or_group.startswith("hydra/"):
         return None
-    name, options = str(override.value()), loader.get_group_options(override.key_or_group)
+    name, options = str(override.value()), group_options(loader, override.key_or_group)
     close = get_close_matches(SYNONYMS.get(name, name), options, n=1)
     return f"{'+' * (override.key_or_group in ADDED_GROUPS)}{override.key_or_group}={close[0]}" if close else None
 

@@ -6,7 +6,7 @@ configuration, in every process. The state of each is saved in ``last.pt`` and r
 
 import logging
 import math
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 from torch import nn
@@ -16,6 +16,9 @@ from pspexp.engine.components import TrainingComponents
 from pspexp.engine.state import TrainState
 from pspexp.errors import ArgumentError, did_you_mean, setting
 from pspexp.utils.arguments import checked
+
+if TYPE_CHECKING:
+    from timm.utils.model_ema import ModelEmaV3
 
 DATA_WAIT_WARNING = 0.1  # share of the training time spent on data loading that is worth a warning
 
@@ -93,7 +96,7 @@ class WeightAveraging(Hook):
     @checked
     def __init__(self, decay: Annotated[float, Field(gt=0, lt=1)] | None) -> None:
         self.decay = decay
-        self.average: Any = None  # a ModelEmaV3
+        self.average: ModelEmaV3 | None = None
 
     def on_fit_start(self, trainer: TrainingLoop) -> None:
         """Start from the current weights."""
