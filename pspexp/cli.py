@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pspexp import __version__
 from pspexp.config import compose as composition
+from pspexp.config.help import help_text
 from pspexp.config.modes import MODES
 from pspexp.config.overrides import quoted
 from pspexp.config.resolve import expand_home, resolve
@@ -77,16 +78,20 @@ def run_command(command: Sequence[str]) -> int:
     if not command[1:]:
         raise UserError(NOTHING_GIVEN)
     arguments = parse_arguments(command[1:])
-    if arguments.help or arguments.hydra_help or arguments.shell_completion:
+    if arguments.hydra_help or arguments.shell_completion:
         return run_hydra(arguments)
-    import_torch()
     folders = [arguments.config_dir] if arguments.config_dir else []
+    name = arguments.config_name or "config"
+    if arguments.help:
+        print(
+            help_text(arguments.overrides, folders, name, sweep=arguments.multirun, resolve=arguments.resolve), end=""
+        )
+        return 0
+    import_torch()
     arguments.overrides += composition.saved_choices(arguments.overrides, folders)
     if arguments.info or (arguments.cfg and not needs_resolving(arguments)):
         return run_hydra(arguments)
-    config = composition.compose_checked(
-        arguments.overrides, sweep=arguments.multirun, folders=folders, name=arguments.config_name or "config"
-    )
+    config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders, name=name)
     if arguments.multirun or config.hydra.mode == RunMode.MULTIRUN:
         return run_sweep(arguments, config)
     job = resolve(composition.without_hydra(config), arguments.overrides)
