@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from pspexp import __version__
 from pspexp.config import compose as composition
 from pspexp.config.help import help_text
-from pspexp.config.modes import MODES
+from pspexp.config.modes import MODES, uses_checkpoint
 from pspexp.config.overrides import quoted
 from pspexp.config.resolve import expand_home, resolve
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
@@ -130,7 +130,8 @@ def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
 
 def needs_resolving(arguments: argparse.Namespace) -> bool:
     """Whether ``--cfg`` must show values that Hydra does not know: resolved ones, or those of a checkpoint or run."""
-    from_a_run = sets(arguments.overrides, "rerun") or "mode=test" in arguments.overrides
+    modes = [text.removeprefix("mode=") for text in arguments.overrides if text.startswith("mode=")]
+    from_a_run = sets(arguments.overrides, "rerun") or any(map(uses_checkpoint, modes))
     return arguments.cfg == "job" and not arguments.package and (arguments.resolve or from_a_run)
 
 

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,12 +17,15 @@ from pspexp.data.cache import SampleCache
 from pspexp.data.dataset import Split
 from pspexp.data.loader import TrainLoader
 from pspexp.data.workers import worker_context
+from pspexp.engine import checkpoint
 from pspexp.engine.components import Components, TrainingComponents
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
 from pspexp.engine.hooks import Hook
 from pspexp.engine.precision import Precision
 from pspexp.errors import ArgumentError, UserError
+from pspexp.models.exported import is_exported
+from pspexp.models.weights import load_weights
 
 Built = TypeVar("Built")
 
@@ -105,7 +109,7 @@ def init_distributed(config: DictConfig, process: ProcessInfo) -> tuple[Device, 
 
 
 def build_components(config: DictConfig, device: Device, world: World) -> Components:
-    """Build what a test needs, except for the model's weights, which are in its checkpoint.
+    """Build what a test needs, except for the model's weights.
 
     Raises:
         UserError: Lists everything that cannot be built, in any process.
@@ -114,6 +118,19 @@ def build_components(config: DictConfig, device: Device, world: World) -> Compon
     components = collect_components(config, collector, device, world, start_weights=False)
     world.raise_collectively(collector.problems)
     return Components(**components)
+
+
+def build_trained(config: DictConfig, device: Device, world: World) -> tuple[Components, dict[str, Any]]:
+    """Build what a test needs, with the weights of ``checkpoint.path``; returns the content of that file, too.
+
+    Raises:
+        UserError: Lists everything that cannot be built, in any process, or what is wrong with the checkpoint.
+    """
+    saved = world.broadcast_from_main(lambda: checkpoint.read(Path(config.checkpoint.path), foreign=True))
+    components = build_components(config, device, world)
+    if not is_exported(config.checkpoint.path):
+        load_weights(components.model, saved)
+    return components, saved
 
 
 def build_training(

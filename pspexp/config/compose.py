@@ -54,11 +54,16 @@ def conf_dir() -> str:
     return str(inside if (inside / "config.yaml").is_file() else package.parent / "conf")
 
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
+def compose(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> DictConfig:
     """Compose and check a configuration, as ``python -m pspexp <overrides>`` does.
 
+    The data set's folder need not exist, since a part of the configuration, such as the model, may be built without.
+
     Args:
-        overrides: Overrides such as ``optimizer=sgd`` and ``optimizer.lr=0.01``.
+        overrides: Overrides such as ``optimizer=sgd`` and ``optimizer.lr=0.01``. With ``rerun=<run folder>``, the
+            configuration is that of an earlier run; with ``mode=test checkpoint.path=<run folder>``, that of the
+            network trained in it.
+        config_dir: A folder with options of your own, as with ``--config-dir``.
 
     Returns:
         The resolved configuration.
@@ -66,8 +71,9 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: Lists every problem that was found.
     """
-    overrides = [*overrides, *saved_choices(overrides)]
-    return resolve(without_hydra(compose_checked(overrides)), overrides)
+    folders = [] if config_dir is None else [config_dir]
+    overrides = [*overrides, *saved_choices(overrides, folders)]
+    return resolve(without_hydra(compose_checked(overrides, folders=folders)), overrides, data=False)
 
 
 def saved_choices(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]:

@@ -1,5 +1,6 @@
-"""What a configuration takes over: ``mode=test`` from its checkpoint, a rerun from the run that it repeats."""
+"""What a configuration takes over: that of a mode that uses a checkpoint, from there; a rerun's, from the run."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,13 +10,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from pspexp.config.modes import uses_checkpoint
 from pspexp.config.overrides import ADDED_GROUPS, OPTIONAL_GROUPS, has_key
 from pspexp.errors import UserError
 from pspexp.utils.text import one_line
 
 Plain = dict[str, Any]
 
-# What mode=test takes from the checkpoint unless it is overridden explicitly. The loss, too: test/loss depends on it.
+log = logging.getLogger(__name__)
+
+# What is taken from the checkpoint unless it is overridden explicitly. The loss, too: test/loss depends on it.
 FROM_CHECKPOINT = (
     "model",
     "dataset",
@@ -29,14 +33,15 @@ FROM_CHECKPOINT = (
 # The saved configuration is resolved; these keys follow an explicit override of the key that they interpolated.
 FOLLOWS = {
     "inference.crop_size": "crop_size",
-    "inference.stride": "model.output_stride",
+    "inference.window": "crop_size",
+    "inference.output_stride": "model.output_stride",
     "inference.align_corners": "model.align_corners",
     "loss.ignore_index": "dataset.ignore_index",
 }
 
 
 def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """The options that the run to repeat, or the checkpoint of ``mode=test``, was made with, as overrides.
+    """The options that the run to repeat, or the checkpoint to use, was made with, as overrides.
 
     With these in the composition, their keys can be overridden. Explicitly chosen groups are skipped. Problems with
     what was saved are reported when the configuration is taken from it.
@@ -52,7 +57,7 @@ def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
         if given.get("rerun"):
             chosen = read_config(home(str(given["rerun"])), *where)["choices"]
             groups: Collection[str] = default_groups(places)
-        elif given.get("mode") == "test" and given.get("checkpoint.path"):
+        elif uses_checkpoint(given.get("mode")) and given.get("checkpoint.path"):
             chosen, groups = checkpoint_choices(home(str(given["checkpoint.path"])), *where), FROM_CHECKPOINT
         else:
             return []
@@ -107,17 +112,32 @@ def checkpoint_choices(path: str, output_root: str, tracking_uri: str | None) ->
 
 
 def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Replace what belongs to the checkpoint of ``mode=test``, keeping explicit overrides."""
+    """Replace what belongs to the checkpoint, keeping explicit overrides."""
     from pspexp.engine import checkpoint  # as above
+    from pspexp.models.exported import is_exported
     from pspexp.tracking import runs
 
     uri = config.tracking.get("tracking_uri")
     config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.output_root, uri))
     content = checkpoint.read(Path(config.checkpoint.path), foreign=True)
     if not checkpoint.is_own_format(content):
-        return  # the command line describes the model
+        take_classes(config, content, explicit_keys(overrides, {}))  # the command line describes the model
+        return
     saved = OmegaConf.create(content["config"])
     explicit = explicit_keys(overrides, saved.choices)
+    take_keys(config, saved, explicit)
+    if is_exported(config.checkpoint.path):
+        use_exported(config, content, explicit)
+    for key in ("model.weights", "model.backbone_weights"):
+        if has_key(config, key):  # the files that it started from may no longer exist
+            OmegaConf.update(config, key, None)
+    for key, source in FOLLOWS.items():
+        if has_key(config, key) and has_key(config, source) and key not in explicit:
+            OmegaConf.update(config, key, OmegaConf.select(config, source))
+
+
+def take_keys(config: DictConfig, saved: DictConfig, explicit: Collection[str]) -> None:
+    """Take `FROM_CHECKPOINT` from a saved configuration, except for explicit overrides."""
     for key in FROM_CHECKPOINT:
         if key in explicit or not has_key(saved, key):
             continue
@@ -127,12 +147,61 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
             OmegaConf.update(config, name, value, merge=False)
         if config.choices is not None and key in config.choices:
             config.choices[key] = saved.choices[key]
-    for key in ("model.weights", "model.backbone_weights"):
-        if has_key(config, key):  # the files that it started from may no longer exist
-            OmegaConf.update(config, key, None)
-    for key, source in FOLLOWS.items():
-        if has_key(config, key) and has_key(config, source) and key not in explicit:
-            OmegaConf.update(config, key, OmegaConf.select(config, source))
+
+
+def take_classes(config: DictConfig, content: Plain, explicit: Collection[str]) -> None:
+    """Take the number of classes from another project's checkpoint; names come from the data set or a list.
+
+    Raises:
+        UserError: There are other numbers of names.
+    """
+    from pspexp.models.weights import count_classes
+
+    number, names = count_classes(content), OmegaConf.select(config, "dataset.class_names")
+    if number is None or names is None or not has_key(config, "dataset.num_classes"):
+        return
+    if len(names) == number:
+        config.dataset.num_classes = number
+        return
+    file, mode = config.checkpoint.path, config.mode
+    if mode == "test" or {"dataset", "dataset.class_names"} & {*explicit}:
+        raise UserError(
+            f"dataset.class_names: {len(names)} names, but {file} has {number} classes; choose the data set that it "
+            f"was trained on with dataset=<option>, or give dataset.class_names=[…] with {number} names"
+        )
+    log.warning("%s has %d classes without names; give dataset.class_names=[…] or dataset=<option>", file, number)
+    config.dataset.class_names = [f"class {index}" for index in range(number)]
+    config.dataset.num_classes = number
+
+
+def use_exported(config: DictConfig, content: Plain, explicit: Collection[str]) -> None:
+    """Put the exported file of ``checkpoint.path`` in the place of the network it was made from.
+
+    Raises:
+        UserError: The file contains its own inference mode, and another one is wanted.
+    """
+    file, model = config.checkpoint.path, content["config"]["model"]
+    if changed := sorted(key for key in explicit if key.partition(".")[0] == "model"):
+        raise UserError(
+            *(f"{key}: cannot be changed, since checkpoint.path={file} is an exported file" for key in changed)
+        )
+    config.model = {
+        "_target_": "pspexp.models.exported.ExportedNetwork",
+        "file": file,
+        "num_classes": len(content["class_names"]),
+        "output_stride": model.get("output_stride", 1),
+        "align_corners": model.get("align_corners", False),
+    }
+    if content["input"] == "image":
+        if changed := sorted(key for key in explicit if key.partition(".")[0] == "inference"):
+            raise UserError(
+                *(
+                    f"{key}: cannot be changed, since checkpoint.path={file} contains its own inference mode; "
+                    "export with export.input=tensor to choose it later"
+                    for key in changed
+                )
+            )
+        config.inference = {"_target_": "pspexp.inference.Whole", "output_stride": 1, "align_corners": False}
 
 
 def read_config(run: str, output_root: str, tracking_uri: str | None) -> Plain:

@@ -24,6 +24,8 @@ NOT_REPEATED = (
     "tracking.tracking_uri",
     "sweep",
     "compare",
+    "predict",
+    "export",
     "hydra",
 )
 ABSENT = object()

@@ -48,7 +48,7 @@ def help_text(
         UserError: Lists every invalid override.
     """
     config = compose_checked(overrides, sweep=sweep, folders=folders, name=name)
-    job = OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "choices")])
+    job = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "choices")])
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="pspexp"):
         add_search_path([*folders, *named_search_path(overrides)])
         groups = dict(options())

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -222,7 +222,7 @@ def value_text(override: Override) -> str:
     return str(override.input_line).partition("=")[2]
 
 
-def quoted(path: Path) -> str:
+def quoted(path: str | PathLike[str]) -> str:
     """A path as a value that Hydra reads."""
     if re.fullmatch(r"[\w./:-]+", str(path), re.ASCII):
         return str(path)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pspexp.config import from_checkpoint, from_run, schema
+from pspexp.config.modes import uses_checkpoint
 from pspexp.errors import UserError
 from pspexp.utils.text import one_line
 from pspexp.utils.trees import flatten
@@ -22,13 +23,20 @@ PATH_KEYS = (
     "model.weights",
     "model.backbone_weights",
     "output_root",
+    "predict.output",
+    "export.output",
     "rerun",
 )
 NO_PATHS = ("auto", "timm")  # values of these keys that are not paths
 
 
 def resolve(
-    config: DictConfig, overrides: Sequence[str], *, files: bool = True, problems: Sequence[str] = ()
+    config: DictConfig,
+    overrides: Sequence[str],
+    *,
+    files: bool = True,
+    data: bool = True,
+    problems: Sequence[str] = (),
 ) -> DictConfig:
     """Complete, resolve and check what Hydra composed.
 
@@ -36,6 +44,7 @@ def resolve(
         config: The job's part of the configuration, with ``choices``.
         overrides: The overrides it was composed from; they take precedence over a checkpoint or earlier run.
         files: Whether the files that it names must exist.
+        data: Whether the data set's folder must exist, too.
         problems: Problems found earlier; raised together with the others.
 
     Raises:
@@ -47,7 +56,7 @@ def resolve(
     try:
         if isinstance(OmegaConf.select(config, "rerun"), str):
             from_run.take_from_run(config, overrides)  # if this fails, nothing else can be checked
-        elif OmegaConf.select(config, "mode") == "test" and isinstance(
+        elif uses_checkpoint(OmegaConf.select(config, "mode")) and isinstance(
             OmegaConf.select(config, "checkpoint.path"), str
         ):
             from_checkpoint.take_from_checkpoint(config, overrides)  # likewise
@@ -60,7 +69,7 @@ def resolve(
         raise UserError(*problems, *error.problems) from error
     explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
     plain: Any = OmegaConf.to_container(config)
-    schema.check(plain, files=files, sources=sources, explicit=explicit, known=problems)
+    schema.check(plain, files=files, data=data, sources=sources, explicit=explicit, known=problems)
     make_absolute(config)
     OmegaConf.set_struct(config, True)
     return config
@@ -85,7 +94,7 @@ def make_absolute(config: DictConfig) -> None:
     """Make paths absolute, since a run may be tested, resumed or repeated from another folder."""
     for key in set(PATH_KEYS) - {"output_root"}:  # belongs to the current folder
         path = OmegaConf.select(config, key)
-        if isinstance(path, str) and path not in NO_PATHS and not path.startswith("runs:/"):
+        if isinstance(path, str) and path not in NO_PATHS and not path.startswith(("runs:/", "models:/")):
             OmegaConf.update(config, key, str(Path(path).absolute()))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from hydra.utils import get_object
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from pspexp.config.modes import MODES
+from pspexp.config.modes import MODES, uses_checkpoint
 from pspexp.config.signatures import (
     NAMED_NODES,
     RUNTIME_ARGS,
@@ -34,7 +34,7 @@ Count = Annotated[StrictInt, Field(ge=0)]
 Positive = Annotated[StrictInt, Field(gt=0)]
 Name = StrictStr | StrictInt | StrictFloat  # Hydra reads 3, the folder of a job, as a number
 PLAIN_NODE = ConfigDict(extra="forbid")  # the fields are strict one by one: a strict dataclass takes no dict
-PLAIN_NODES = ("loader", "trainer", "checkpoint", "sweep", "compare", "choices")
+PLAIN_NODES = ("loader", "trainer", "checkpoint", "sweep", "compare", "predict", "export", "choices")
 
 
 @dataclass
@@ -84,6 +84,33 @@ class CompareConfig:
 
 
 @dataclass
+class PredictConfig:
+    """What ``mode=predict`` reads and writes."""
+
+    __pydantic_config__ = PLAIN_NODE
+    input: StrictStr | None
+    output: StrictStr | None
+    save: Annotated[list[Literal["ids", "overlay", "colour", "probabilities"]], Field(min_length=1)]
+    gallery: StrictBool
+    overwrite: StrictBool
+
+
+@dataclass
+class ExportConfig:
+    """What ``mode=export`` writes, and what it is checked on."""
+
+    __pydantic_config__ = PLAIN_NODE
+    format: Annotated[list[Literal["pt2", "onnx", "int8"]], Field(min_length=1)]
+    input: Literal["image", "tensor"]
+    output: StrictStr | None
+    images: StrictStr | None
+    num_images: Positive | None
+    num_calibration_images: Positive
+    register: StrictStr | None
+    alias: StrictStr | None
+
+
+@dataclass
 class Config:
     """The root node; the nodes of the groups are checked against the signatures of their targets."""
 
@@ -101,6 +128,8 @@ class Config:
     checkpoint: CheckpointConfig
     sweep: SweepConfig
     compare: CompareConfig
+    predict: PredictConfig
+    export: ExportConfig
     choices: dict[str, str | None] | None
     model: Plain
     dataset: Plain
@@ -123,6 +152,7 @@ def check(
     config: Plain,
     *,
     files: bool = True,
+    data: bool = True,
     sources: Mapping[str, str] | None = None,
     explicit: Iterable[str] = (),
     known: Iterable[str] = (),
@@ -132,6 +162,7 @@ def check(
     Args:
         config: The configuration to check.
         files: Whether the files that it names have to exist.
+        data: Whether the data set's folder has to exist, too.
         sources: For each key whose value is an interpolation, the key that the value comes from.
         explicit: Overridden keys. Missing files are reported beside other problems for these only.
         known: Problems found before.
@@ -146,6 +177,8 @@ def check(
         elif isinstance(node, dict) and group not in PLAIN_NODES:
             found |= dict(target_problems(group, node))
     missing = dict(missing_files(config)) if files else {}
+    if not data and config["dataset"].get("class_names") is not None:  # else they would have been read from its folder
+        missing.pop("dataset.root", None)
     found = without_followers(found, missing, sources or {})
     for rule in RULES:
         with suppress(*[Exception] if found else []):  # the rule may fail because of a problem found above
@@ -228,8 +261,30 @@ def classes_agree(config: Plain) -> Iterator[str]:
 
 
 def checkpoint_is_given(config: Plain) -> Iterator[str]:
-    if config["mode"] == "test" and config["checkpoint"]["path"] is None:
-        yield "checkpoint.path=null: mode=test needs a checkpoint; give a file, a run folder or runs:/<id>"
+    if uses_checkpoint(config["mode"]) and config["checkpoint"]["path"] is None:
+        mode = config["mode"]
+        yield f"checkpoint.path=null: mode={mode} needs a checkpoint; give a file, a run folder or runs:/<id>"
+
+
+def input_is_given(config: Plain) -> Iterator[str]:
+    if config["mode"] == "predict" and config["predict"]["input"] is None:
+        yield "predict.input=null: mode=predict needs images; give a file, a folder, a glob, @list.txt or split:val"
+    for key in ("input", "output"):
+        value = config["predict"][key]
+        if config["mode"] != "predict" and value is not None:
+            yield f"predict.{key}={value}: has no effect on mode={config['mode']}; add mode=predict"
+
+
+def model_can_be_registered(config: Plain) -> Iterator[str]:
+    wanted = config["export"]
+    if wanted["register"] is None:
+        if wanted["alias"] is not None:
+            yield f"export.alias={wanted['alias']}: names a registered model; set export.register, too"
+    elif config["mode"] != "export":
+        yield f"export.register={wanted['register']}: has no effect on mode={config['mode']}; add mode=export"
+    elif wanted["input"] != "image" or "onnx" not in wanted["format"]:
+        name = wanted["register"]
+        yield f"export.register={name}: serves an ONNX file; needs export.input=image and onnx in export.format"
 
 
 def comparison_is_clear(config: Plain) -> Iterator[str]:
@@ -258,9 +313,9 @@ def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
     checkpoint, model, dataset = (node if isinstance(node, dict) else {} for node in nodes)
     resume, backbone = checkpoint.get("resume"), model.get("backbone_weights")
     paths = {
-        "checkpoint.path": checkpoint.get("path") if config.get("mode") == "test" else None,
+        "checkpoint.path": checkpoint.get("path") if uses_checkpoint(config.get("mode")) else None,
         "checkpoint.resume": None if resume == "auto" else resume,
-        "dataset.root": dataset.get("root"),
+        "dataset.root": dataset.get("root") if needs_data(config) else None,
     }
     if resume is None:  # else the saved weights are used
         paths |= {
@@ -268,10 +323,23 @@ def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
             "model.backbone_weights": None if backbone == "timm" else backbone,
         }
     for key, path in paths.items():
-        if not isinstance(path, str) or (key == "checkpoint.path" and path.startswith("runs:/")) or Path(path).exists():
+        if (
+            not isinstance(path, str)
+            or (key == "checkpoint.path" and path.startswith(("runs:/", "models:/")))
+            or Path(path).exists()
+        ):
             continue
         hint = "; did you mean 'timm', which downloads ImageNet weights?" if key == "model.backbone_weights" else ""
         yield key, f"{key}={path}: no such file or folder (looked for {Path(path).absolute()}){hint}"
+
+
+def needs_data(config: Plain) -> bool:
+    """Whether the job reads the data set."""
+    mode = config.get("mode")
+    if mode not in ("predict", "export"):
+        return True
+    images = config[mode]["input" if mode == "predict" else "images"]
+    return str(images).startswith("split:") or (mode == "export" and images is None)
 
 
 RULES: list[Callable[[Plain], Iterator[str]]] = [
@@ -279,6 +347,8 @@ RULES: list[Callable[[Plain], Iterator[str]]] = [
     batch_is_normalisable,
     classes_agree,
     checkpoint_is_given,
+    input_is_given,
+    model_can_be_registered,
     comparison_is_clear,
     graphs_hold_gradients,
 ]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pspexp.data.images import MAX_PIXELS
 from pspexp.errors import ArgumentError
 
 Role = Literal["train", "val", "test"]
@@ -43,6 +44,7 @@ class DatasetInfo:
         ignore_index: Label of pixels that are neither trained on nor scored.
         mean, std: Mean and standard deviation of the red, green and blue channel, as fractions of 255.
         palette: uint8 ``[C, 3]``, the RGB colour of each class.
+        max_image_pixels: Largest number of pixels of an image.
     """
 
     class_names: list[str]
@@ -50,6 +52,7 @@ class DatasetInfo:
     mean: list[float]
     std: list[float]
     palette: npt.NDArray[np.uint8]
+    max_image_pixels: int = MAX_PIXELS
 
     @property
     def num_classes(self) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pspexp.data.images import MAX_PIXELS, load
 from pspexp.errors import UserError
 from pspexp.utils.text import count
 
@@ -15,8 +16,6 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
     "tvmonitor",
 )
-# What Pillow raises for a file that it cannot read.
-BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 Colours = npt.NDArray[np.uint8]  # [..., 3] RGB
 Labels = npt.NDArray[np.uint8]  # [H, W]
@@ -64,23 +63,13 @@ def count_colours(rgb: Colours) -> dict[tuple[int, int, int], int]:
     return {(code >> 16, code >> 8 & 255, code & 255): count for code, count in pairs}
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image as RGB.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    image = _load(path, "image")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def open_label(path: Path) -> Image.Image:
+def open_label(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a label file as it is.
 
     Raises:
         UserError: The file cannot be read, or is not a palette, 8-bit grey or RGB image.
     """
-    image = _load(path, "label image")
+    image = load(path, "label image", max_pixels)
     if image.mode == "RGBA":
         return image.convert("RGB")
     if image.mode not in ("P", "L", "RGB"):
@@ -92,7 +81,7 @@ def open_label(path: Path) -> Image.Image:
     return image
 
 
-def read_label(path: Path) -> Labels:
+def read_label(path: Path, max_pixels: int = MAX_PIXELS) -> Labels:
     """Read a label file of any kind as class indices.
 
     Palette and grey images contain the indices themselves, RGB images contain VOC's colours. A palette image with
@@ -105,23 +94,13 @@ def read_label(path: Path) -> Labels:
     Raises:
         UserError: The file cannot be read, or its meaning is ambiguous.
     """
-    image = open_label(path)
+    image = open_label(path, max_pixels)
     pixels = np.asarray(image)
     if image.mode == "RGB":
         return _colours_to_labels(path, pixels)
     if image.mode == "P":
         _check_palette(path, image, pixels)
     return pixels
-
-
-def _load(path: Path, what: str) -> Image.Image:
-    try:
-        with Image.open(path) as file:
-            image: Image.Image = file
-            image.load()
-            return image
-    except BROKEN_IMAGE as error:
-        raise UserError(f"{path}: not a readable {what} ({error})") from error
 
 
 def _colours_to_labels(path: Path, rgb: Colours) -> Labels:

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_mean_std, fingerprint, identity
-from pspexp.data.labels import VOC_COLOURS, VOID, read_image, read_label
+from pspexp.data.images import MAX_PIXELS, read_image
+from pspexp.data.labels import VOC_COLOURS, VOID, read_label
 from pspexp.errors import UserError, did_you_mean, setting
 from pspexp.utils.text import count, first_names
 
@@ -24,15 +25,22 @@ class VocSplit:
         images: Their image files.
         labels: Their label files.
         values: Class id or ignore index of each of the 256 label values; 256 for those without one.
+        max_pixels: Largest number of pixels of an image.
     """
 
     def __init__(
-        self, names: Sequence[str], images: Sequence[Path], labels: Sequence[Path], values: Sequence[int]
+        self,
+        names: Sequence[str],
+        images: Sequence[Path],
+        labels: Sequence[Path],
+        values: Sequence[int],
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.names = list(names)
         self._images = list(images)
         self._labels = list(labels)
         self._table = [value % 256 for value in values]
+        self._max_pixels = max_pixels
         self._invalid = [value for value, meaning in enumerate(values) if meaning == _INVALID]
 
     def __len__(self) -> int:
@@ -40,9 +48,9 @@ class VocSplit:
 
     def __getitem__(self, index: int) -> Sample:
         """RGB image and "L" label; raises UserError if one is damaged or they do not match."""
-        image = read_image(self._images[index])
         path = self._labels[index]
-        label = Image.fromarray(read_label(path))
+        label = Image.fromarray(read_label(path, self._max_pixels))
+        image = read_image(self._images[index], self._max_pixels, label.size)
         if image.size != label.size:
             raise UserError(
                 f"{path}: {_size(label)} pixels, but {self._images[index].name} has {_size(image)}; "
@@ -82,6 +90,7 @@ class VocDataset:
         std: Standard deviation of the RGB channels, likewise.
         subfolder: Name of the data set's own folder, such as ``VOC2007``; None if ``root`` is that folder.
         ignore_background: Whether label 0 is ignored and label k is class k - 1, as in the reference's protocol.
+        max_image_pixels: Largest number of pixels of an image; larger ones are refused before they are decoded.
     """
 
     def __init__(
@@ -97,6 +106,7 @@ class VocDataset:
         std: Sequence[float],
         subfolder: str | None = None,
         ignore_background: bool = False,
+        max_image_pixels: int = MAX_PIXELS,
     ) -> None:
         names = read_class_names(root) if class_names is None else list(class_names)
         num_classes = len(names) if num_classes is None else num_classes
@@ -104,7 +114,7 @@ class VocDataset:
         check_mean_std(mean, std)
         self._first = 1 if ignore_background else 0  # label value of class 0
         palette = VOC_COLOURS[self._first : self._first + num_classes]
-        self.info = DatasetInfo(names, ignore_index, list(mean), list(std), palette)
+        self.info = DatasetInfo(names, ignore_index, list(mean), list(std), palette, max_image_pixels)
         self._root, self._subfolder = root, subfolder
         self._splits = {"train": train_split, "val": val_split, "test": test_split}
 
@@ -125,7 +135,13 @@ class VocDataset:
         ]
         if problems:
             raise UserError(*problems)
-        return VocSplit(names, [images[n] for n in names], [labels[n] for n in names], self._values())
+        return VocSplit(
+            names,
+            [images[n] for n in names],
+            [labels[n] for n in names],
+            self._values(),
+            self.info.max_image_pixels,
+        )
 
     def _values(self) -> list[int]:
         """See `VocSplit`."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pspexp.errors import UserError, setting
+from pspexp.models.exported import is_exported, read_description
 from pspexp.models.weights import FORMAT, load_checkpoint_file
 from pspexp.utils.files import atomic_write
 
@@ -46,7 +47,7 @@ def to_cpu(value: Any) -> Any:
 
 
 def read(path: Path, *, training: bool = False, foreign: bool = False) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU, or of an exported file what is not weights.
 
     Args:
         path: The file.
@@ -56,6 +57,12 @@ def read(path: Path, *, training: bool = False, foreign: bool = False) -> dict[s
     Raises:
         UserError: The file is not a checkpoint of this project and format, or has no training state.
     """
+    if is_exported(path):
+        description = read_description(path)
+        return {
+            "format": FORMAT,
+            **{key: description[key] for key in ("config", "input", "class_names", "step", "epoch")},
+        }
     content = load_checkpoint_file(path)
     if not is_own_format(content) and not foreign:
         raise UserError(

@@ -1,8 +1,10 @@
 """Evaluation of a whole split, as training and test do it."""
 
+import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
@@ -13,6 +15,8 @@ from pspexp.engine.components import Components
 from pspexp.engine.evaluator import Evaluation, Evaluator
 from pspexp.tracking.console import Progress
 from pspexp.tracking.tracker import Tracker
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -72,3 +76,14 @@ def describe(config: DictConfig, components: Components, num_images: int, folder
         f"{components.device.describe()}{processes}, {components.precision.resolve(components.device)}; "
         f"records in {folder}"
     )
+
+
+def warn_unlike_training(config: DictConfig, saved: Mapping[str, Any]) -> None:
+    """Warn of windows that differ from the crops the network was trained on."""
+    trained, window = saved.get("config", {}).get("crop_size"), config.inference.get("window")
+    if trained is not None and window is not None and window != trained:
+        log.warning(
+            "inference.window=%d: the network was trained on crops of %d pixels and may do worse on other windows",
+            window,
+            trained,
+        )

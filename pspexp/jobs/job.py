@@ -51,7 +51,8 @@ class Job(Request):
 
     def close_abandoned(self, status: Status) -> None:
         """Close the records if the processes could not."""
-        close_abandoned(self, status)
+        if MODES[self.config.mode].keeps_records:
+            close_abandoned(self, status)
 
 
 def same_configuration(config: DictConfig, device: Device, world: World) -> None:

@@ -15,9 +15,38 @@ LEFTOVERS = ("run.log", ".lock", ".writing.lock")  # of a run that was refused b
 
 
 def choose_folder(config: DictConfig, launcher: Launcher | None) -> Path:
-    """The run folder to resume in, or a new one."""
+    """The run folder to resume in, the folder of a checkpoint's results, or a new folder.
+
+    Raises:
+        UserError: A folder cannot be created.
+    """
+    if folder := output_folder(config):
+        return folder
     resumed: Path | None = resumed_folder(config, launcher) if launcher else None
     return resumed or new_folder(parent_folder(config) / datetime.now().strftime(TIME_FORMAT))
+
+
+def output_folder(config: DictConfig) -> Path | None:
+    """Where a mode such as predict writes: the folder that is configured, or one in the checkpoint's run folder.
+
+    Raises:
+        UserError: It cannot be created.
+    """
+    name = MODES[config.mode].output
+    if name is None:
+        return None
+    from pspexp.tracking import runs
+
+    run = runs.run_folder(Path(config.checkpoint.path))
+    given = config[config.mode].output
+    folder = Path(given) if given is not None else run / name if run else None
+    try:
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        key = f"{config.mode}.output={folder}"
+        raise UserError(f"{key}: cannot create the folder ({error.strerror}); choose another one") from error
+    return folder
 
 
 def resumed_folder(config: DictConfig, launcher: Launcher) -> Path | None:

@@ -1,17 +1,18 @@
 """``mode=test``."""
 
 import logging
-from pathlib import Path
+import math
+from dataclasses import replace
 
-from pspexp.config.build import build_components
+from pspexp.config.build import build_trained
 from pspexp.engine import checkpoint
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
 from pspexp.errors import Interrupted
-from pspexp.jobs.evaluate import describe, evaluate
+from pspexp.jobs.evaluate import describe, evaluate, warn_unlike_training
 from pspexp.jobs.records import Request, recorded, start_tracker
 from pspexp.launchers.base import StopSignal
-from pspexp.models.weights import load_weights
+from pspexp.models.exported import ExportedNetwork
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +20,10 @@ log = logging.getLogger(__name__)
 def test(job: Request, device: Device, world: World, stop_signal: StopSignal) -> float | None:
     """``mode=test``: evaluate a checkpoint on the test split; returns the mean IoU."""
     config = job.config
-    saved = world.broadcast_from_main(lambda: checkpoint.read(Path(config.checkpoint.path), foreign=True))
-    ours = checkpoint.is_own_format(saved)
-    parts = build_components(config, device, world)
-    split = parts.dataset.open("test")
-    load_weights(parts.model, saved)
+    parts, saved = build_trained(config, device, world)
+    split = world.broadcast_from_main(lambda: parts.dataset.open("test"))
     log.info("%s", describe(config, parts, len(split), job.folder))
+    warn_unlike_training(config, saved)
     tracker = start_tracker(job, parts, {"test": split}, resume=False)
     found: dict[str, float] = {}
 
@@ -34,12 +33,14 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
 
     with recorded(tracker, lambda: {"last": found}):
         evaluation = evaluate(parts.model, split, "test", parts, config, tracker, stop_if_asked)
+        if isinstance(parts.model, ExportedNetwork) and parts.model.interface == "image":
+            evaluation = replace(evaluation, loss=math.nan)  # there are no logits
         found |= evaluation.scalars("test")
         tracker.report(
             "test",
             evaluation.report,
-            step=saved["step"] if ours else 1,
-            epoch=saved["epoch"] if ours else 1,
+            step=saved["step"] if checkpoint.is_own_format(saved) else 1,
+            epoch=saved["epoch"] if checkpoint.is_own_format(saved) else 1,
             extra={"test/loss": evaluation.loss},
         )
         log.info("%s\n%s", config.checkpoint.path, evaluation.report.table())

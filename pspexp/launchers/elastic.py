@@ -136,6 +136,8 @@ def job_error(error: ChildFailedError, first_failed_pid: int | None, reports: Pa
     """The error that made a job fail: that of the process which failed first, or all problems with the input."""
     if problems := reported_problems(reports):
         return UserError(*problems)
+    for file in sorted(reports.glob("*.failed")):
+        return JobFailed(file.read_text())
     by_pid = {failure.pid: (rank, failure) for rank, failure in error.failures.items()}
     rank, failure = by_pid.get(first_failed_pid or 0) or error.get_first_failure()
     return JobFailed(f"process {rank} failed{describe_failure(failure)}")
@@ -186,6 +188,9 @@ def run_worker(
             return result
         except UserError as error:
             write_text_atomic(reports / f"{process.rank}.{process.restart_count}.json", json.dumps(error.problems))
+            raise
+        except JobFailed as error:
+            write_text_atomic(reports / f"{process.rank}.{process.restart_count}.failed", str(error))
             raise
         except Interrupted as error:
             if os.getppid() != parent:  # torch would wait for the parent to receive the result

@@ -65,7 +65,7 @@ def adaptive_averages(features: Tensor, bins: Sequence[int]) -> list[Tensor]:
     column_parts = zip(torch.split(columns, parts), torch.split(column_lengths, parts), strict=True)
     if _is_channels_last(features):
         by_row = features.permute(0, 2, 3, 1).flatten(2)
-        down = ((rows @ by_row) / row_lengths).view(len(features), len(rows), width, -1)
+        down = ((rows @ by_row) / row_lengths).view(features.shape[0], sum(parts), width, -1)
         means = [(mask @ d) / n for (mask, n), d in zip(column_parts, torch.split(down, parts, 1), strict=True)]
         return [m.permute(0, 3, 1, 2) for m in means]
     across = torch.split((features @ columns.T) / column_lengths.T, parts, 3)
@@ -171,7 +171,11 @@ def _add_contiguous(
         tapped = kernel.permute(0, 2, 3, 1).flatten(0, 2) @ positions
         grid = tapped.view(channels, 3, 3, images, n, n).permute(3, 0, 4, 1, 5, 2)
         parts.append(row @ grid.reshape(images * channels, 3 * n, 3 * n))  # [N O, h, 3n]
-    fused.view(-1, width).addmm_(torch.cat(parts, 2).flatten(0, 1), torch.cat(columns, 1).T)
+    by_row = fused.view(-1, width)
+    product = torch.cat(parts, 2).flatten(0, 1), torch.cat(columns, 1).T
+    if _is_traced():
+        return by_row.addmm(*product).view_as(fused)
+    by_row.addmm_(*product)
     return fused
 
 
@@ -188,8 +192,16 @@ def _add_channels_last(
         grid = tapped.view(images, n, n, channels, 3, 3).permute(0, 1, 4, 2, 5, 3)
         parts.append((column @ grid.reshape(images, 3 * n, 3 * n, channels)).flatten(2))  # [N, 3n, w O]
     by_row = fused.permute(0, 2, 3, 1).view(images, height, width * channels)
-    by_row.baddbmm_(torch.cat(rows, 1).expand(images, -1, -1), torch.cat(parts, 1))
+    product = torch.cat(rows, 1).expand(images, -1, -1), torch.cat(parts, 1)
+    if _is_traced():
+        return by_row.baddbmm(*product).view(images, height, width, channels).permute(0, 3, 1, 2)
+    by_row.baddbmm_(*product)
     return fused
+
+
+def _is_traced() -> bool:
+    """Whether TorchScript records the operations, as its ONNX exporter does, which loses writes through views."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -104,6 +104,14 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     return contents
 
 
+def count_classes(content: Mapping[str, Any]) -> int | None:
+    """The number of classes of a PSPNet in the content of a checkpoint; None if there is no such network in it."""
+    state = find_state_dict(content, "checkpoint")
+    _, names = our_names(state)
+    sizes = [len(state[theirs]) for theirs, ours in names.items() if ours == "classifier.weight"]
+    return sizes[0] if sizes else None
+
+
 def find_state_dict(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint of any known form; in this project's, the averaged weights if there are any.
 

@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from pspexp.data.dataset import DatasetInfo, EvaluatedSample
+from pspexp.data.masks import blend
 from pspexp.utils.files import atomic_write
 
 Series = Sequence[tuple[int, int, float]]
@@ -108,7 +109,7 @@ def sample(split: str, sample: EvaluatedSample, dataset: DatasetInfo) -> Figure:
     rows = -(-len(handles) // columns)
     figure = new_figure(3 * panel, panel * min(height / width, 2) + 0.5 + 0.24 * rows)
     titles = (f"{split}: {name}", "ground truth", "prediction")
-    contents = (image, *(overlay(image, ids, dataset) for ids in (label, prediction)))
+    contents = (image, *(blend(image, ids, dataset) for ids in (label, prediction)))
     for column, (title, content) in enumerate(zip(titles, contents, strict=True), start=1):
         axes = figure.add_subplot(1, 3, column)
         axes.imshow(content, interpolation="antialiased")
@@ -116,28 +117,6 @@ def sample(split: str, sample: EvaluatedSample, dataset: DatasetInfo) -> Figure:
         axes.set_axis_off()
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     return figure
-
-
-def overlay(
-    image: npt.NDArray[np.uint8], ids: npt.NDArray[np.uint8], dataset: DatasetInfo, opacity: float = 0.7
-) -> npt.NDArray[np.uint8]:
-    """Class colours over an image.
-
-    Args:
-        image: ``[H, W, 3]``.
-        ids: Class ids ``[H, W]``; ignored pixels are drawn white.
-        dataset: Colours of the classes.
-        opacity: Of the colours.
-
-    Returns:
-        uint8 ``[H, W, 3]``.
-    """
-    colours = np.full((256, 3), 255, np.uint8)
-    colours[: dataset.num_classes] = dataset.palette
-    colours[dataset.ignore_index] = 255
-    # In mid greys, the image does not change the hues of the classes.
-    grey = 70 + 0.6 * image.mean(axis=2, keepdims=True)
-    return np.asarray(((1 - opacity) * grey + opacity * colours[ids]).round(), np.uint8)
 
 
 def save(figure: Figure, file: Path) -> None:

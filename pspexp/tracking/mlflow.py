@@ -1,6 +1,7 @@
 """Records a run in MLflow: one batched, synchronous call per record (asynchronous logging loses data at exit)."""
 
 import getpass
+import json
 import logging
 import re
 import sys
@@ -15,12 +16,13 @@ from filelock import FileLock
 from pspexp.errors import setting
 from pspexp.tracking.logger import Status
 from pspexp.tracking.mlflow_client import CALL_LIMITS, TRANSFER_LIMITS, limits, quiet, resolve_uri, sqlite_file
+from pspexp.tracking.run_folder import read_provenance
 from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.text import shorten
 
 log = logging.getLogger(__name__)
 
-MAX_PARAM, MAX_TAG, MAX_NAME = 6000, 5000, 250  # characters; MLflow truncates or refuses longer ones
+MAX_PARAM, MAX_TAG, MAX_NAME, MAX_DIGEST = 6000, 5000, 250, 36  # characters; MLflow truncates or refuses longer ones
 STOP_S = 5.0  # for system metrics to stop at the end of a run; a call to a server that is down takes longer
 
 
@@ -53,7 +55,7 @@ class MLflowLogger:
         self._names = Names()
         self._sent: dict[str, tuple[int, int]] = {}
         self._client: Any = None
-        self._run_id = ""
+        self._run_id, self._dataset = "", ""
 
     def __str__(self) -> str:
         return mask_logins(f"MLflow at {self._uri}")
@@ -64,6 +66,7 @@ class MLflowLogger:
             from mlflow.entities import Param, RunTag
 
             experiment_id = self._connect()
+            self._dataset = tags.get("dataset", "data")
             tags = {**tags, **_source_tags(tags)}
             known = self._reopen(run_id) if run_id else None
             if known is None:
@@ -105,6 +108,27 @@ class MLflowLogger:
                     continue
                 self._client.log_artifact(self._run_id, str(folder / path), None if parent == "." else parent)
                 self._sent[path] = version
+                if path == "provenance.json":
+                    self._log_data(read_provenance(folder).get("data", {}))
+
+    def _log_data(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """List the data on the run's page: a data set for each role, with its fingerprint."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=self._dataset,
+                    digest=str(facts["fingerprint"])[:MAX_DIGEST],
+                    source_type="local",
+                    source=json.dumps({"dataset": self._dataset}),
+                    profile=json.dumps({"images": facts["images"]}),
+                ),
+                [InputTag("mlflow.data.context", {"train": "training", "val": "validation"}.get(role, role))],
+            )
+            for role, facts in data.items()
+        ]
+        self._client.log_inputs(self._run_id, inputs)
 
     def note(self, markdown: str) -> None:
         """Set the run's description; the last lines of a long one are cut off."""

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -83,6 +84,45 @@ def download_file(run_id: str, file: str, tracking_uri: str | None, output_root:
             return Path(client.download_artifacts(run_id, file, str(copies)))
         except Exception as error:  # see `reader`
             raise UserError(mask_logins(f"runs:/{run_id}: no {file} from {uri}: {one_line(error)}")) from error
+
+
+def download_model(model: str, tracking_uri: str | None, output_root: str) -> Path:
+    """The ONNX file of a registered model; for artifacts on a server, a copy that is deleted when Python exits.
+
+    Args:
+        model: ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
+        tracking_uri: See `resolve_uri`.
+        output_root: See `resolve_uri`.
+
+    Raises:
+        UserError: There is no such model, or MLflow cannot read it.
+    """
+    uri = resolve_uri(tracking_uri, output_root)
+    with reader(uri, model):
+        import mlflow
+
+        folder = _temporary_folder() / "models" / re.sub(r"\W", "_", model)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tracking(uri):
+            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder)))
+    files = sorted(found.rglob("*.onnx"))
+    if not files:
+        key = setting("export.register")
+        raise UserError(f"{model}: holds no ONNX file; register one with mode=export {key}=<name>")
+    return files[0]
+
+
+@contextmanager
+def tracking(uri: str) -> Iterator[None]:
+    """Let MLflow's global functions use the records at ``uri``."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 @cache

@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def find_checkpoint(path: str, file: str, output_root: str = "outputs", tracking_uri: str | None = None) -> Path:
-    """The checkpoint at ``path``: that file, or ``file`` of a run folder or of an MLflow run.
+    """The checkpoint at ``path``: that file, or ``file`` of a run folder or of an MLflow run, or a registered model's.
 
     Args:
-        path: A file, a run folder or ``runs:/<MLflow run id>``.
+        path: A file, a run folder, ``runs:/<MLflow run id>`` or ``models:/<name>@<alias>``.
         file: ``best.pt`` or ``last.pt``.
         output_root: See `pspexp.tracking.mlflow_client.resolve_uri`.
         tracking_uri: See `pspexp.tracking.mlflow_client.resolve_uri`.
@@ -27,6 +27,10 @@ def find_checkpoint(path: str, file: str, output_root: str = "outputs", tracking
     Raises:
         UserError: It does not exist.
     """
+    if path.startswith("models:/"):
+        from pspexp.tracking.mlflow_client import download_model
+
+        return download_model(path, tracking_uri, output_root)
     if path.startswith("runs:/") or Path(path).is_dir():
         return find_file(path, f"checkpoints/{file}", output_root, tracking_uri)
     return require_file(path, Path(path), "checkpoint")
@@ -59,9 +63,10 @@ def require_file(where: str, file: Path, what: str) -> Path:
 
 
 def run_folder(checkpoint: Path) -> Path | None:
-    """The run folder of a checkpoint (``<run>/checkpoints/last.pt``); None for a file elsewhere."""
+    """The run folder of a checkpoint (``<run>/checkpoints/last.pt``) or exported file; None for a file elsewhere."""
     folder = checkpoint.absolute().parent.parent
-    return folder if checkpoint.parent.name == "checkpoints" and (folder / "config.yaml").is_file() else None
+    known = checkpoint.parent.name in ("checkpoints", "export")
+    return folder if known and (folder / "config.yaml").is_file() else None
 
 
 def latest_unfinished(parent: Path, matches: Callable[[Path], bool]) -> Path | None:

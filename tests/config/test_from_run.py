@@ -10,7 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 
 import pspexp
-from pspexp.config.compose import compose_checked, saved_choices
+from pspexp.config.compose import compose_checked, saved_choices, without_hydra
+from pspexp.config.resolve import resolve
 from pspexp.errors import UserError
 from pspexp.jobs.records import Request, log_differences
 from tests.conftest import TINY
@@ -153,7 +154,9 @@ def test_missing_data_is_named(saved: Saved, voc: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert rerun(run)["dataset"] == fresh["dataset"]
     voc.rename(voc.with_name("moved"))
-    assert f"dataset.root={voc}: no such file or folder" in refusal(f"rerun={run}")
+    overrides = (f"rerun={run}", *saved_choices([f"rerun={run}"]))
+    with pytest.raises(UserError, match=rf"dataset\.root={voc}: no such file or folder"):
+        resolve(without_hydra(compose_checked(overrides)), overrides)
     assert rerun(run, f"dataset.root={voc.with_name('moved')}")["dataset"]["class_names"] == ["a", "b", "c"]
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pspexp.data.labels import VOC_CLASSES, VOC_COLOURS, colours_to_index, read_image, read_label
+from pspexp.data.images import read_image
+from pspexp.data.labels import VOC_CLASSES, VOC_COLOURS, colours_to_index, read_label
 from pspexp.errors import UserError
 
 LABEL = np.array([[0, 1, 2, 15], [20, 255, 7, 0]], np.uint8)

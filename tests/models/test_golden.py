@@ -6,14 +6,17 @@ import foreign_checkpoints as foreign
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pspexp.data.transforms import normalize
+from pspexp.inference import Slide
 from pspexp.models.pspnet import PSPNet, pspnet
 from pspexp.models.weights import load_weights
 
 SEMSEG = "semseg_pspnet50_21c_97"
 MMSEG = "mmseg_pspnet_r50d8_21c_96x128"
+SLIDE = "semseg_slide_21c_131x160"
 LOGITS = {torch.float32: 1e-4, torch.float64: 1e-5}  # maximum relative error
 
 
@@ -55,6 +58,32 @@ def test_logits_match_mmsegmentation(tmp_path: Path, dtype: torch.dtype) -> None
     error = eval_error(model, MMSEG, dtype)
     print(f"relative error {error:.1e}")  # shown by pytest -s
     assert error < LOGITS[dtype]
+
+
+class Tempered(nn.Module):
+    """Divides the logits by the temperature of the golden numbers: those of generated weights are huge."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": self.model(images)["out"] / float(foreign.golden(SLIDE)["temperature"])}
+
+
+@pytest.mark.parametrize(("name", "scales"), [("single", [1.0]), ("multi", [0.5, 0.75, 1.0, 1.25, 1.5, 1.75])])
+def test_sliding_windows_match_semseg(semseg_file: Path, name: str, scales: list[float]) -> None:
+    golden = foreign.golden(SLIDE)
+    model, _ = semseg_model(semseg_file, torch.float32)
+    images = torch.from_numpy(golden["image"]).permute(2, 0, 1)[None]
+    images = normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    slide = Slide(window=int(golden["crop"]), scales=scales, flip=True, base_size=int(golden["base"]))
+    with torch.inference_mode():
+        found = slide.probabilities(Tempered(model).eval(), images)[0]
+    error = foreign.relative_error(found[:, ::4, ::4].permute(1, 2, 0), golden[name])
+    print(f"relative error {error:.1e}")  # shown by pytest -s
+    assert error < 1e-5
+    assert np.array_equal(found.argmax(0).numpy(), golden[f"{name}_ids"])
 
 
 def training_batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -53,16 +53,6 @@ def test_confusion_matrix_of_any_size(tmp_path: Path, count: int) -> None:
     assert len(figure.legends) == 1  # explains the grey row
 
 
-def test_overlay_shows_class_colours_and_fades_ignored_pixels(dataset: DatasetInfo) -> None:
-    image, label = np.full((1, 3, 3), 128, np.uint8), np.array([[0, 1, 255]], np.uint8)
-    red, green, ignored = figures.overlay(image, label, dataset)[0].astype(int)
-    assert red.argmax() == 0
-    assert green.argmax() == 1
-    assert ignored.min() > 200
-    opaque = figures.overlay(image, label, dataset, opacity=1.0)
-    np.testing.assert_array_equal(opaque[0, 0], dataset.palette[0])
-
-
 def test_sample_legend_names_its_classes(dataset: DatasetInfo) -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     label = np.zeros((20, 30), np.uint8)

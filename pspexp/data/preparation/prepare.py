@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pspexp.data.labels import BROKEN_IMAGE, VOC_CLASSES, VOID
+from pspexp.data.images import BROKEN_IMAGE
+from pspexp.data.labels import VOC_CLASSES, VOID
 from pspexp.data.preparation.archive import extract
 from pspexp.data.preparation.convert import convert_folder
 from pspexp.data.voc import (

@@ -59,5 +59,5 @@ def test_whole_pads_with_the_mean_and_crops_the_logits(height: int, width: int, 
 def test_sizes_must_be_positive() -> None:
     with pytest.raises(ArgumentError, match=r"^crop_size=0: must be greater than 0$"):
         CenterCrop(0)
-    with pytest.raises(ArgumentError, match=r"^stride=0: must be greater than 0$"):
+    with pytest.raises(ArgumentError, match=r"^output_stride=0: must be greater than 0$"):
         Whole(0, align_corners=True)

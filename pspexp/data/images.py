@@ -1,0 +1,128 @@
+"""Reads images of any format and mode that Pillow knows as RGB, turned as viewers show them."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pspexp.errors import UserError, setting
+
+# Lower-case endings of the files that are images.
+SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What Pillow raises for a file that it cannot read.
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+MAX_PIXELS = 178_956_970  # beyond which Pillow by itself refuses an image
+ORIENTATION = 0x0112  # EXIF tag
+# Modes that Pillow converts to RGB as they are meant; an alpha channel is dropped.
+CONVERTIBLE = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
+
+log = logging.getLogger(__name__)
+_limit_lock = Lock()
+_warned: set[str] = set()
+
+
+def read_image(
+    file: Path | BinaryIO,
+    max_pixels: int = MAX_PIXELS,
+    label_size: tuple[int, int] | None = None,
+    name: str | None = None,
+) -> Image.Image:
+    """Read an image as RGB.
+
+    Greyscale, palette, CMYK and 1-bit images are converted, transparency is ignored, 16-bit grey is divided by 257,
+    of an animation the first frame is taken, and an EXIF orientation is applied.
+
+    Args:
+        file: The file.
+        max_pixels: Largest number of pixels.
+        label_size: Width and height of the image's label. If only the image as stored, without its orientation, has
+            this size, it is taken as stored, with a warning.
+        name: For messages; None: the file's.
+
+    Raises:
+        UserError: The file cannot be read, is too large or of a mode without a defined conversion.
+    """
+    name = name or str(file)
+    image = load(file, "image", max_pixels, name)
+    shown = oriented(image)
+    if label_size is not None and image.size == label_size != shown.size:
+        if name not in _warned:
+            log.warning(
+                "%s: its EXIF orientation is ignored, since its label has the size of the image as stored", name
+            )
+            _warned.add(name)
+        shown = image
+    return to_rgb(shown, name)
+
+
+def load(file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+    """Read an image file as it is; ``what`` it is and its ``name`` are for messages.
+
+    Raises:
+        UserError: The file cannot be read, or has more than ``max_pixels`` pixels.
+    """
+    try:
+        with _any_size():
+            image = Image.open(file)
+        with image:
+            check_size(image, name or str(file), max_pixels)
+            image.load()
+            return image
+    except BROKEN_IMAGE as error:
+        if isinstance(error, UserError):
+            raise
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{name or file}: not a readable {what} ({reason})") from error
+
+
+def check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Raise UserError if an image has more than ``max_pixels`` pixels."""
+    if image.width * image.height > max_pixels:
+        raise UserError(
+            f"{name}: {image.width}×{image.height} pixels are more than "
+            f"{setting('dataset.max_image_pixels', max_pixels)}; increase it to read this image"
+        )
+
+
+def oriented(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF orientation says; if it has none or it cannot be read, the image itself."""
+    with suppress(Exception):  # damaged EXIF data raises errors of many classes
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An image of any mode as 8-bit RGB; ``name`` is for messages.
+
+    Raises:
+        UserError: The mode has no defined conversion.
+    """
+    if image.mode == "RGB":
+        return image
+    # Releases of Pillow before 11 read 16-bit PNGs as 32-bit integers.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 becomes 255
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode not in CONVERTIBLE:
+        raise UserError(
+            f"{name}: Pillow mode '{image.mode}' has no defined range of values; convert the image to 8 or 16 bits"
+        )
+    return image.convert("RGB")
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Pillow's own limit cannot be set per file."""
+    pillow: Any = Image
+    with _limit_lock:
+        before, pillow.MAX_IMAGE_PIXELS = pillow.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            pillow.MAX_IMAGE_PIXELS = before

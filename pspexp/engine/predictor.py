@@ -1,0 +1,160 @@
+"""A trained network applied to single images: for ``mode=predict`` and from Python."""
+
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pspexp.data import images, masks
+from pspexp.data.transforms import normalize
+from pspexp.engine.components import Components
+from pspexp.errors import ArgumentError
+from pspexp.inference.base import as_logits
+from pspexp.models.folding import fold_batch_norms
+
+Pixels = npt.NDArray[np.uint8]
+Source = str | PathLike[str] | Image.Image | Pixels
+"""An image: its file, a Pillow image, or uint8 ``[H, W, 3]`` or ``[H, W]``."""
+
+
+class Prediction(NamedTuple):
+    """The predicted classes of an image.
+
+    Attributes:
+        ids: uint8 ``[H, W]``; the ignore index where the inference mode predicts nothing.
+        confidence: Mean probability of the predicted class over the predicted pixels.
+    """
+
+    ids: Pixels
+    confidence: float
+
+
+class Predictor:
+    """A trained network with its preprocessing and inference mode; made by `pspexp.load`.
+
+    Attributes:
+        model: The network, on its device, in evaluation mode.
+        inference: How it is applied to images of any size.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self.model: nn.Module = components.model.eval()
+        self.inference = components.inference
+        self._info = components.dataset.info
+        self._device, self._precision = components.device, components.precision
+        self._folded: nn.Module | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name for each class id."""
+        return list(self._info.class_names)
+
+    @property
+    def palette(self) -> Pixels:
+        """uint8 ``[C, 3]``, the RGB colour of each class."""
+        return self._info.palette
+
+    @overload
+    def __call__(self, image: Source) -> Pixels: ...  # type: ignore[overload-overlap] # a path is a sequence, too
+
+    @overload
+    def __call__(self, image: Sequence[Source]) -> list[Pixels]: ...
+
+    def __call__(self, image: Source | Sequence[Source]) -> Pixels | list[Pixels]:
+        """The class ids, uint8 ``[H, W]``, of an image, or of each image of a list.
+
+        Raises:
+            UserError: An image cannot be read.
+        """
+        if isinstance(image, list | tuple):
+            return [self.predict(one).ids for one in image]
+        return self.predict(image).ids  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def predict(self, image: Source) -> Prediction:
+        """The class ids of an image, and how certain they are.
+
+        Raises:
+            UserError: The image cannot be read.
+        """
+        rgb = self.read(image)
+        left, top, right, bottom = self.inference.region(*rgb.size)
+        ids = np.full((rgb.height, rgb.width), self._info.ignore_index, np.uint8)
+        confidence, row = 0.0, top
+        with self._precision.autocast(self._device):
+            for logits in self._strips(rgb):
+                best = logits.max(1)
+                rows = slice(row, row + logits.shape[2])
+                ids[rows, left:right] = best.indices[0].to("cpu", torch.uint8).numpy()
+                confidence += (best.values - logits.logsumexp(1)).exp().sum().item()
+                row = rows.stop
+        return Prediction(ids, confidence / ((right - left) * (bottom - top)))
+
+    @torch.inference_mode()
+    def probabilities(self, image: Source) -> npt.NDArray[np.float32]:
+        """Class probabilities, float32 ``[C, H, W]``; 0 where the inference mode predicts nothing.
+
+        Raises:
+            UserError: The image cannot be read.
+        """
+        rgb = self.read(image)
+        left, top, right, _ = self.inference.region(*rgb.size)
+        found = np.zeros((self._info.num_classes, rgb.height, rgb.width), np.float32)
+        row = top
+        with self._precision.autocast(self._device):
+            for logits in self._strips(rgb):
+                rows = slice(row, row + logits.shape[2])
+                found[:, rows, left:right] = logits.softmax(1)[0].cpu().numpy()
+                row = rows.stop
+        return found
+
+    def overlay(self, image: Source) -> Image.Image:
+        """The image with the colours of its predicted classes, and a legend below.
+
+        Raises:
+            UserError: The image cannot be read.
+        """
+        rgb = self.read(image)
+        return masks.overlay(rgb, self.predict(rgb).ids, self._info)
+
+    def read(self, image: Source) -> Image.Image:
+        """An image as 8-bit RGB, turned as viewers show it.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        if isinstance(image, str | PathLike):
+            return images.read_image(Path(image), self._info.max_image_pixels)
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim < 2 or image.shape[2:] not in ((), (3,)) or not image.size:
+                raise ArgumentError(f"image: {image.dtype} {list(image.shape)}; must be uint8 [H, W, 3] or [H, W]")
+            image = Image.fromarray(image)
+        images.check_size(image, "image", self._info.max_image_pixels)
+        return images.to_rgb(images.oriented(image), "image")
+
+    def _strips(self, rgb: Image.Image) -> Iterator[Tensor]:
+        """Logits ``[1, C, rows, W]`` of the part of the image that is predicted, from top to bottom."""
+        prepared = self.inference.resize(rgb, Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.asarray(prepared).transpose(2, 0, 1).copy())[None]
+        strips = self.inference.strips(self._network(), self._device.move(pixels), self._normalized)
+        left, top, right, bottom = self.inference.region(*rgb.size)
+        size = (bottom - top, right - left)
+        if prepared.size == size[::-1]:
+            return strips
+        found = torch.cat([logits.softmax(1) for logits in strips], 2)
+        return iter([as_logits(F.interpolate(found, size, mode="bilinear", align_corners=False))])
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        return normalize(pixels, self._info.mean, self._info.std)
+
+    def _network(self) -> nn.Module:
+        if self._folded is None:
+            self._folded = fold_batch_norms(self.model, torch.zeros(1, 3, 1, 1, device=self._device.torch))
+        return self._folded

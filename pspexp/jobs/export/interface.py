@@ -1,0 +1,88 @@
+"""What an exported file computes: the network with the interface that ``export.input`` names."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pspexp.models.folding import fold_batch_norms
+
+Kind = Literal["image", "tensor"]
+INPUTS: dict[Kind, str] = {"image": "image", "tensor": "images"}
+OUTPUTS: dict[Kind, list[str]] = {"image": ["ids", "confidence"], "tensor": ["logits"]}
+SIDES: dict[Kind, tuple[int, int]] = {"image": (1, 2), "tensor": (2, 3)}  # dimensions of height and width
+
+
+class TensorInterface(nn.Module):
+    """Maps normalised images, float32 ``[N, 3, H, W]``, to logits, float32 ``[N, C, H, W]``."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images."""
+        logits: Tensor = self.network(images)["out"]
+        return logits
+
+
+class ImageInterface(nn.Module):
+    """Maps RGB images, uint8 ``[N, H, W, 3]``, to class ids, uint8, and their probabilities, float32, ``[N, H, W]``.
+
+    The inference mode is `pspexp.inference.Whole`.
+
+    Args:
+        network: The network.
+        mean, std: Of the RGB channels, as fractions of 255.
+        output_stride, align_corners: Of the network; they determine the padding.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], output_stride: int, align_corners: bool
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", 255 * torch.tensor(mean))
+        self.register_buffer("std", 255 * torch.tensor(std))
+        self._stride, self._remainder = output_stride, int(align_corners)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and confidence of images."""
+        height, width = image.shape[1], image.shape[2]
+        normalized = ((image.to(torch.float32) - self.mean) / self.std).permute(0, 3, 1, 2).contiguous()
+        bottom, right = (-(side - self._remainder) % self._stride for side in (height, width))
+        logits: Tensor = self.network(F.pad(normalized, (0, right, 0, bottom)))["out"]
+        confidence, ids = logits.softmax(1).max(1)
+        return _crop(ids.to(torch.uint8), height, width), _crop(confidence, height, width)
+
+
+def _crop(values: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns. For a slice, torch.export would note whether anything is cut off as a condition."""
+    rows, columns = (torch.arange(side, device=values.device) for side in (height, width))
+    return values.index_select(1, rows).index_select(2, columns)
+
+
+def exportable(network: nn.Module) -> nn.Module:
+    """A copy in fp32 on the CPU, with folded batch norms, that exporters can trace."""
+    copy = deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
+    folded = fold_batch_norms(copy, torch.zeros(1, 3, 1, 1))
+    for module in folded.modules():  # folding makes inference tensors, which cannot be traced
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.detach().clone().contiguous(), requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.detach().clone())
+    return folded
+
+
+def example(kind: Kind, output_stride: int) -> Tensor:
+    """An input to trace with. No two of its sizes are equal, or an exporter could take them for one."""
+    height, width = 8 * output_stride + 6, 11 * output_stride + 2
+    if kind == "image":
+        return torch.randint(0, 256, (2, height, width, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))

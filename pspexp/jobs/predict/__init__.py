@@ -1,0 +1,1 @@
+"""``mode=predict``: the classes of images, as files."""

@@ -1,0 +1,258 @@
+"""``mode=predict``: predict the classes of images, and write them to files."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from pspexp.config.build import build_trained
+from pspexp.data.dataset import DatasetInfo
+from pspexp.engine.components import Components
+from pspexp.engine.device import Device
+from pspexp.engine.distributed import World
+from pspexp.engine.predictor import Prediction, Predictor
+from pspexp.errors import Interrupted, JobFailed, UserError
+from pspexp.jobs.evaluate import warn_unlike_training
+from pspexp.jobs.predict import outputs
+from pspexp.jobs.predict.gallery import write_gallery
+from pspexp.jobs.predict.inputs import Input, Inputs
+from pspexp.jobs.records import Request, public
+from pspexp.launchers.base import StopSignal
+from pspexp.metrics import ConfusionMatrix
+from pspexp.tracking.console import Progress
+from pspexp.tracking.provenance import file_hash
+from pspexp.utils.text import count
+
+log = logging.getLogger(__name__)
+
+Found = tuple[Image.Image, npt.NDArray[np.uint8] | None]  # an image and its label
+Results = tuple[Image.Image, Prediction, npt.NDArray[np.float32] | None, dict[str, object]]
+MAX_LISTED = 20  # unreadable images in the final message
+
+
+def predict(job: Request, device: Device, world: World, stop_signal: StopSignal) -> None:
+    """Predict ``predict.input``; the processes share the images.
+
+    Raises:
+        UserError: There is nothing to predict, or nothing could be read.
+        JobFailed: Some images could not be read, or a result could not be written.
+        Interrupted: A stop was requested; the same command continues.
+    """
+    config, folder = job.config, job.folder
+    components, saved = build_trained(config, device, world)
+    info = components.dataset.info
+    inputs = world.broadcast_from_main(lambda: Inputs(config.predict.input, components.dataset, folder))
+    settings = describe_settings(config, components)
+    written = outputs.Outputs(folder, config.predict.save, info)
+    table = outputs.Table(folder, info.class_names, world.rank)
+    todo = world.broadcast_from_main(lambda: unfinished(config, settings, inputs, written, table))
+    if world.is_main_process:
+        announce(config, components, inputs, todo, folder, saved)
+    failures = predict_all(todo, inputs, Predictor(components), written, table, info, world, stop_signal)
+    failures = {name: line for found in world.all_gather_object(failures) for name, line in found.items()}
+    if world.is_main_process:
+        conclude(config, settings, inputs, written, table, failures)
+
+
+def describe_settings(config: DictConfig, components: Components) -> dict[str, Any]:
+    """What the results depend on; stored with them."""
+    shown = public(config)
+    return {
+        "checkpoint": config.checkpoint.path,
+        "checkpoint_sha256": file_hash(Path(config.checkpoint.path)),
+        "inference": shown["inference"],
+        "precision": components.precision.resolve(components.device),
+        "class_names": list(components.dataset.info.class_names),
+        "input": config.predict.input,
+    }
+
+
+def unfinished(
+    config: DictConfig, settings: dict[str, Any], inputs: Inputs, written: outputs.Outputs, table: outputs.Table
+) -> list[Input]:
+    """The images without results in the output folder."""
+    overwrite = config.predict.overwrite
+    if not outputs.begin(written.folder, settings, overwrite=overwrite) or overwrite:
+        table.clear()
+        return inputs.items
+    done = table.load()
+    return [item for item in inputs.items if item.image not in done or not written.exist(item.name)]
+
+
+def announce(
+    config: DictConfig,
+    components: Components,
+    inputs: Inputs,
+    todo: Sequence[Input],
+    folder: Path,
+    saved: dict[str, Any],
+) -> None:
+    """Log what is about to be done."""
+    skipped = len(inputs.items) - len(todo)
+    log.info(
+        "predict %s with %s, %s, %s; results in %s%s",
+        count(len(todo), "image"),
+        config.checkpoint.path,
+        components.device.describe(),
+        components.precision.resolve(components.device),
+        folder,
+        f"; {skipped} of {len(inputs.items)} are there already" if skipped else "",
+    )
+    warn_unlike_training(config, saved)
+    if components.inference.region(2, 1) != (0, 0, 2, 1):
+        log.warning(
+            "inference=%s: only the central square is predicted, other pixels become %d; set inference=whole or slide",
+            config.choices.inference,
+            components.dataset.info.ignore_index,
+        )
+
+
+def predict_all(
+    todo: Sequence[Input],
+    inputs: Inputs,
+    predictor: Predictor,
+    written: outputs.Outputs,
+    table: outputs.Table,
+    info: DatasetInfo,
+    world: World,
+    stop_signal: StopSignal,
+) -> dict[str, str]:
+    """Predict this process's share of the images; returns a line for each that cannot be read."""
+    mine = todo[world.rank :: world.size]
+    failures: dict[str, str] = {}
+    writing: Future[None] | None = None
+    with (
+        ThreadPoolExecutor(1) as writer,
+        Progress(len(todo), "predict", unit="image", silent=not world.is_main_process) as progress,
+    ):
+        for item, found in read_ahead(mine, inputs.read):
+            try:
+                result = predict_one(item, found, predictor, written, info)
+            except UserError as error:
+                failures[item.image] = str(error)
+                log.warning("skipped: %s", error)
+            else:
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(save, written, table, item, *result)
+            progress.add(world.size)
+            if number := stop_signal():
+                raise Interrupted(number, "stopped; run the same command again to continue")
+        if writing is not None:
+            writing.result()
+    return failures
+
+
+def predict_one(
+    item: Input, found: Found | UserError, predictor: Predictor, written: outputs.Outputs, info: DatasetInfo
+) -> Results:
+    """The results of an image that was read.
+
+    Raises:
+        UserError: It could not be read, or the network cannot be applied to it.
+    """
+    if isinstance(found, UserError):
+        raise found
+    image, label = found
+    prediction = predictor.predict(image)
+    probabilities = predictor.probabilities(image) if "probabilities" in written.kinds else None
+    return image, prediction, probabilities, describe_image(item, image, label, prediction, info)
+
+
+def save(
+    written: outputs.Outputs,
+    table: outputs.Table,
+    item: Input,
+    image: Image.Image,
+    prediction: Prediction,
+    probabilities: npt.NDArray[np.float32] | None,
+    row: dict[str, object],
+) -> None:
+    """Write the results of an image, and then its row, which marks it as finished."""
+    written.save(item.name, image, prediction.ids, probabilities)
+    table.add(row)
+
+
+def read_ahead(items: Sequence[Input], read: Callable[[Input], Found]) -> Iterator[tuple[Input, Found | UserError]]:
+    """Each item with its image, or with the error if it cannot be read; the next one is read in the meantime."""
+
+    def attempt(item: Input) -> Found | UserError:
+        try:
+            return read(item)
+        except UserError as error:
+            return error
+
+    waiting: deque[tuple[Input, Future[Found | UserError]]] = deque()
+    with ThreadPoolExecutor(1) as reader:
+        for item in items:
+            waiting.append((item, reader.submit(attempt, item)))
+            if len(waiting) > 1:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def describe_image(
+    item: Input,
+    image: Image.Image,
+    label: npt.NDArray[np.uint8] | None,
+    prediction: Prediction,
+    info: DatasetInfo,
+) -> dict[str, object]:
+    """The row of an image in the table."""
+    pixels = np.bincount(prediction.ids.ravel(), minlength=256)
+    shares = {name: f"{pixels[index] / prediction.ids.size:.6f}" for index, name in enumerate(info.class_names)}
+    row: dict[str, object] = {
+        "image": item.image,
+        "width": image.width,
+        "height": image.height,
+        "confidence": f"{prediction.confidence:.6f}",
+        **shares,
+    }
+    if label is not None:
+        matrix = ConfusionMatrix(info.num_classes, info.ignore_index)
+        scored = np.where(prediction.ids == info.ignore_index, info.ignore_index, label)
+        known = np.where(prediction.ids == info.ignore_index, 0, prediction.ids)
+        matrix.update(torch.from_numpy(known)[None].long(), torch.from_numpy(scored)[None].long())
+        report = matrix.report(info.class_names)
+        measures = {"iou": report.mean_iou, "accuracy": report.overall_acc}
+        row |= {name: f"{value:.6f}" for name, value in measures.items() if np.isfinite(value)}
+    return row
+
+
+def conclude(
+    config: DictConfig,
+    settings: dict[str, Any],
+    inputs: Inputs,
+    written: outputs.Outputs,
+    table: outputs.Table,
+    failures: dict[str, str],
+) -> None:
+    """Write the table, the gallery and the summary, and report what could not be read.
+
+    Raises:
+        UserError: Nothing could be read.
+        JobFailed: Some images could not be read.
+    """
+    rows = table.merge([item.image for item in inputs.items if item.image not in failures])
+    if config.predict.gallery:
+        write_gallery(written, rows, {item.image: item.name for item in inputs.items})
+    results = {"images": len(rows), "unreadable": list(failures)}
+    outputs.finish(written.folder, "FAILED" if failures else "FINISHED", settings, results)
+    lines = list(failures.values())
+    if len(lines) > MAX_LISTED:
+        lines[MAX_LISTED:] = [f"… and {len(failures) - MAX_LISTED} more, listed in {written.folder / outputs.SUMMARY}"]
+    if failures and not rows:
+        raise UserError(*lines)
+    log.info("%s in %s", count(len(rows), "image"), written.folder)
+    if failures:
+        raise JobFailed("\n".join([f"{len(failures)} of {len(inputs.items)} images could not be read:", *lines]))

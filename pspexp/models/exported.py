@@ -1,0 +1,133 @@
+"""Networks in files that ``mode=export`` wrote, and the description stored in them."""
+
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pspexp.errors import UserError
+from pspexp.utils.text import one_line
+
+ONNX, PT2 = ".onnx", ".pt2"
+DESCRIPTION = "pspexp.json"  # the extra file in a .pt2, and without suffix the key in an ONNX file's metadata
+
+Run = Callable[[Tensor], list[Tensor]]
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a file's name is that of an exported network."""
+    return Path(path).suffix in (ONNX, PT2)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What ``mode=export`` stored about a network: configuration, class names, palette, interface and more.
+
+    Raises:
+        UserError: The file cannot be read, or has another origin.
+    """
+    try:
+        text = _onnx_description(path) if path.suffix == ONNX else _pt2_description(path)
+    except ImportError as error:
+        raise UserError(f"{path}: needs ONNX Runtime ({error}); pip install 'pspexp[export]'") from error
+    except Exception as error:  # a damaged file raises errors of many classes
+        raise UserError(f"{path}: not a readable exported network ({one_line(error)})") from error
+    if text is None:
+        raise UserError(f"{path}: was not written by mode=export: it has no description of classes and input")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _onnx_description(path: Path) -> str | None:
+    metadata: dict[str, str] = open_session(path).get_modelmeta().custom_metadata_map
+    return metadata.get(Path(DESCRIPTION).stem)
+
+
+def _pt2_description(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.rpartition("/")[2] == DESCRIPTION]
+        return archive.read(names[0]).decode() if names else None
+
+
+def open_session(path: Path) -> Any:
+    """ONNX Runtime's session of a file, on the CPU, with as many threads as torch uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class ExportedNetwork(nn.Module):
+    """An exported network in place of the one it was made from. It runs on the CPU, whatever device the images are on.
+
+    A file with the interface ``image`` gives ids and confidences instead of logits. Its "logits" here have that
+    largest class and that confidence, with equal values for all other classes.
+
+    Args:
+        file: The file.
+        num_classes: Number of classes.
+        output_stride: As in the network it was made from.
+        align_corners: As in the network it was made from.
+
+    Raises:
+        UserError: The file cannot be used.
+    """
+
+    def __init__(self, file: str, num_classes: int, output_stride: int, align_corners: bool) -> None:
+        super().__init__()
+        description = read_description(Path(file))
+        self.num_classes, self.output_stride, self.align_corners = num_classes, output_stride, align_corners
+        self.interface: str = description["input"]
+        self._mean, self._std = (torch.tensor(description[key])[:, None, None] for key in ("mean", "std"))
+        self._run: Run = _onnx_run(Path(file)) if Path(file).suffix == ONNX else _pt2_run(Path(file))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits ``{"out": [N, C, H, W]}`` of normalised images ``[N, 3, H, W]``."""
+        host = images.float().cpu()
+        if self.interface == "tensor":
+            return {"out": self._run(host)[0].to(images.device)}
+        pixels = ((host * self._std + self._mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        ids, confidence = self._run(pixels.permute(0, 2, 3, 1).contiguous())
+        return {"out": as_logits(ids.long(), confidence, self.num_classes).to(images.device)}
+
+
+def as_logits(ids: Tensor, confidence: Tensor, num_classes: int) -> Tensor:
+    """Logits ``[N, C, H, W]`` with these largest classes, and these probabilities of them, ``[N, H, W]``."""
+    confidence = confidence.clamp(1 / num_classes + 1e-6, 1)
+    others = ((1 - confidence) / max(num_classes - 1, 1)).clamp_min(torch.finfo(torch.float32).tiny).log()
+    logits = others[:, None].expand(-1, num_classes, -1, -1).clone()
+    return logits.scatter_(1, ids[:, None], confidence.log()[:, None])
+
+
+def _onnx_run(file: Path) -> Run:
+    session = open_session(file)
+    (source,) = session.get_inputs()
+
+    def run(value: Tensor) -> list[Tensor]:
+        found: Sequence[npt.NDArray[Any]] = session.run(None, {source.name: value.numpy()})
+        return [torch.from_numpy(np.asarray(one)) for one in found]
+
+    return run
+
+
+def _pt2_run(file: Path) -> Run:
+    try:
+        network = torch.export.load(file).module()
+    except Exception as error:  # see `read_description`
+        raise UserError(f"{file}: not a readable exported network ({one_line(error)})") from error
+
+    def run(value: Tensor) -> list[Tensor]:
+        try:
+            found = network(value)
+        except AssertionError as error:  # a condition on the sizes that torch.export has noted
+            size = "×".join(map(str, value.shape))
+            raise UserError(f"{file}: cannot be applied to {size} ({one_line(error)}); use the ONNX file") from error
+        return list(found) if isinstance(found, tuple) else [found]
+
+    return run

@@ -1,0 +1,53 @@
+"""Masks as palette images and overlays."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pspexp.data import masks
+from pspexp.data.dataset import DatasetInfo
+
+
+@pytest.fixture
+def info() -> DatasetInfo:
+    palette = np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8)
+    return DatasetInfo(["road", "Bäume", "sky"], 255, [0.5] * 3, [0.2] * 3, palette)
+
+
+def test_blend_shows_class_colours_and_fades_ignored_pixels(info: DatasetInfo) -> None:
+    image, label = np.full((1, 3, 3), 128, np.uint8), np.array([[0, 1, 255]], np.uint8)
+    red, green, ignored = masks.blend(image, label, info)[0].astype(int)
+    assert red.argmax() == 0
+    assert green.argmax() == 1
+    assert ignored.min() > 200
+    opaque = masks.blend(image, label, info, opacity=1.0)
+    np.testing.assert_array_equal(opaque[0, 0], info.palette[0])
+
+
+def test_large_images_are_blended_alike(info: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    image, ids = rng.integers(0, 256, (50, 40, 3), np.uint8), rng.integers(0, 3, (50, 40), np.uint8)
+    whole = masks.blend(image, ids, info)
+    monkeypatch.setattr(masks, "STRIP_PIXELS", 7 * 40)
+    np.testing.assert_array_equal(masks.blend(image, ids, info), whole)
+
+
+def test_palette_image_holds_ids_and_shows_colours(info: DatasetInfo) -> None:
+    ids = np.array([[0, 1], [2, 255]], np.uint8)
+    image = masks.palette_image(ids, info)
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), ids)
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB"))[0, 1], info.palette[1])
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB"))[1, 1], [255, 255, 255])
+
+
+def test_overlay_has_a_legend_of_its_classes(info: DatasetInfo) -> None:
+    ids = np.array([[0, 0, 0, 1], [0, 0, 1, 255]], np.uint8)
+    assert [text for text, _ in masks.legend_entries(ids, info)] == ["road 62.5%", "Bäume 25.0%", "not predicted 12.5%"]
+    for size in ((4, 2), (400, 200)):
+        picture = masks.overlay(Image.new("RGB", size, (128, 128, 128)), np.resize(ids, size[::-1]), info)
+        assert picture.width >= size[0]
+        assert picture.height > size[1]
+        legend = np.asarray(picture)[size[1] :].reshape(-1, 3)
+        for colour in info.palette[:2]:
+            assert (legend == colour).all(1).any()
