@@ -15,7 +15,7 @@ from pspexp.errors import UserError
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text()
 CONTRIBUTING = (CHECKOUT / "CONTRIBUTING.md").read_text()
-PAGES = README + (CHECKOUT / "docs" / "sweeps.md").read_text()
+PAGES = README + "".join((CHECKOUT / "docs" / f"{page}.md").read_text() for page in ("sweeps", "predict", "export"))
 COMMANDS = re.findall(r"^python -m pspexp(.*)$", PAGES, re.MULTILINE)
 
 

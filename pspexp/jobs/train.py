@@ -17,6 +17,7 @@ from pspexp.engine.trainer import Trainer
 from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.errors import UserError
 from pspexp.jobs.evaluate import describe, evaluate
+from pspexp.jobs.export.export import register_trained, require_onnx
 from pspexp.jobs.records import Request, public, recorded, start_tracker, training_state_file
 from pspexp.launchers.base import StopSignal
 from pspexp.optim import supports_found_inf
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -> float | None:
     """Run a training; returns the best mean IoU."""
     config = job.config
+    register = config.tracking.get("register")
+    if register is not None:
+        require_onnx()
     saved = world.broadcast_from_main(lambda: saved_state(job, world))
     components, hooks = build_training(config, device, world, start_weights=saved is None)
     refuse_other_precision(components, saved)
@@ -53,6 +57,8 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     )
     with recorded(tracker, lambda: summary(trainer)):
         trainer.fit(saved)
+    if register is not None and world.is_main_process:
+        register_trained(config, job.folder, register)
     return trainer.state.best.get("best/mean_iou")
 
 

@@ -13,9 +13,13 @@ def mlflow_loggers(
     tracking_uri: str | None = None,
     log_checkpoints: Literal["best", "last", "all", "none"] = "all",
     system_metrics: bool = False,
+    register: str | None = None,
     loggers: Mapping[str, Any] | None = None,
 ) -> dict[str, Logger]:
-    """MLflow, then further loggers by name; the other arguments are those of `MLflowLogger`."""
+    """MLflow, then further loggers by name; the other arguments are those of `MLflowLogger`.
+
+    ``register`` is for the end of a training, see `pspexp.jobs.train`.
+    """
     mlflow = MLflowLogger(experiment, output_root, tracking_uri, log_checkpoints, system_metrics)
     return {"mlflow": mlflow, **(loggers or {})}
 

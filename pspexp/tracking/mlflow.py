@@ -109,7 +109,7 @@ class MLflowLogger:
                 self._client.log_artifact(self._run_id, str(folder / path), None if parent == "." else parent)
                 self._sent[path] = version
                 if path == "provenance.json":
-                    self._log_data(read_provenance(folder).get("data", {}))
+                    self._log_data(read_provenance(folder)["attempts"][-1]["data"])
 
     def _log_data(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """List the data on the run's page: a data set for each role, with its fingerprint."""

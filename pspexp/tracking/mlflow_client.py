@@ -18,6 +18,7 @@ from pspexp.errors import UserError, setting
 from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.text import one_line
 
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
 # MLflow's defaults are 120 s per request, and retries for four minutes.
 CALL_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 TRANSFER_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
@@ -26,7 +27,7 @@ TRANSFER_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_
 def resolve_uri(tracking_uri: str | None, output_root: str) -> str:
     """``tracking_uri``, else ``MLFLOW_TRACKING_URI``, else the database in ``output_root``."""
     default = f"sqlite:///{Path(output_root).resolve() / 'mlflow.db'}"
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    return tracking_uri or os.environ.get(URI_VARIABLE) or default
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -115,14 +116,16 @@ def download_model(model: str, tracking_uri: str | None, output_root: str) -> Pa
 @contextmanager
 def tracking(uri: str) -> Iterator[None]:
     """Let MLflow's global functions use the records at ``uri``."""
-    import mlflow
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
+    before = os.environ.get(URI_VARIABLE)
     try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
+        with _use_tracking_uri(uri):
+            yield
+    finally:  # MLflow sets it, for subprocesses
+        os.environ.pop(URI_VARIABLE, None)
+        if before is not None:
+            os.environ[URI_VARIABLE] = before
 
 
 @cache

@@ -14,6 +14,7 @@ import pspexp
 from pspexp.engine.predictor import Predictor
 from pspexp.metrics import ConfusionMatrix
 from tests.conftest import TINY, Cli, run_commands
+from tests.models import foreign_checkpoints
 
 LEARNING = ("optimizer=adamw", "optimizer.lr=0.01", "trainer.epochs=15", "trainer.validate_every=15")
 
@@ -265,3 +266,27 @@ def test_processes_share_the_images(cli: Cli, run: Path, photos: Path, capfd: py
     assert table("one") == table("two")
     for name in files("one/ids"):
         assert np.array_equal(ids(f"one/ids/{name}"), ids(f"two/ids/{name}"))
+
+
+@pytest.fixture(scope="module")
+def semseg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of hszhao/semseg with 21 classes."""
+    file = tmp_path_factory.mktemp("semseg") / "train_epoch_50.pth"
+    state = {f"module.{key}": value for key, value in foreign_checkpoints.semseg_state().items()}
+    torch.save({"epoch": 50, "state_dict": state, "optimizer": {}}, file)
+    return file
+
+
+def test_checkpoints_of_other_projects(
+    cli: Cli, semseg: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("model=pspnet50", "inference=whole", "tracking=none")
+    assert predict(cli, semseg, photos / "a.jpg", *command, "dataset=voc2007_21", output="named") == 0
+    assert "aeroplane" in table("named")[0]
+    assert predict(cli, semseg, photos / "a.jpg", *command, output="unnamed") == 0
+    assert "has 21 classes without names" in "".join(capsys.readouterr())
+    assert {f"class {index}" for index in range(21)} < set(table("unnamed")[0])
+    assert np.array_equal(ids("named/ids/a.png"), ids("unnamed/ids/a.png"))
+    assert predict(cli, semseg, photos / "a.jpg", *command, "dataset.class_names=[road,sky]", output="wrong") == 2
+    assert "dataset.class_names: 2 names, but" in (error := capsys.readouterr().err)
+    assert "has 21 classes" in error

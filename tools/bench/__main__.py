@@ -9,6 +9,7 @@
   variants   a training step of one network in several precisions, memory formats and compilation modes
   loader     the training loader alone, by number of workers
   overhead   a step of pspexp's trainer vs. a bare loop over the same components
+  predict    mode=predict, from image files to masks and overlays, vs. the bare network
   startup    time from the command to its first output and to its first training step
   logging    time of one record of metrics and of one of an evaluation
 
@@ -40,6 +41,7 @@ from tools.bench.loader import bench_loader
 from tools.bench.networks import bench_networks, bench_variants
 from tools.bench.options import Options, parse
 from tools.bench.overhead import bench_overhead
+from tools.bench.prediction import bench_prediction
 from tools.bench.records import bench_logging
 from tools.bench.results import Table, show
 from tools.bench.startup import bench_startup
@@ -52,6 +54,7 @@ BENCHES: dict[str, Callable[[Options], Iterator[Table]]] = {
     "variants": bench_variants,
     "loader": bench_loader,
     "overhead": bench_overhead,
+    "predict": bench_prediction,
     "startup": bench_startup,
     "logging": bench_logging,
 }

@@ -76,7 +76,12 @@ def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequenc
     add("--batch", type=integers, default=[2], metavar="N,N", help="batch sizes, one table each (default 2)")
     add("--models", type=names, metavar="NAME,NAME", help=f"for step and inference: {', '.join(NETWORKS)}")
     add("--baseline", metavar="NAME", help="for step and inference (default: the first of --models)")
-    add("--network", choices=PSPNETS, default="pspnet50", help="for head, variants and overhead (default pspnet50)")
+    add(
+        "--network",
+        choices=PSPNETS,
+        default="pspnet50",
+        help="for head, variants, overhead and predict (default pspnet50)",
+    )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default cpu)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 uses autocast (default fp32)")
     add("--channels-last", action="store_true", help="use the channels-last memory format for networks and images")

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import (
     AbstractContextManager,
@@ -9,6 +10,7 @@ from contextlib import (
 )
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pspexp
+from pspexp.jobs.export import formats
+from pspexp.jobs.export.interface import TensorInterface, example, exportable
+from pspexp.models.exported import ExportedNetwork
 
 CLASSES = 21
 
@@ -35,7 +40,11 @@ TORCHVISION = ("fcn_resnet50", "deeplabv3_resnet50")
 SMP = "smp_pspnet_resnet50"
 
 
-NETWORKS = (*PSPNETS, *(name + FACTORISED for name in PSPNETS), *TORCHVISION, SMP)
+EXPORTED = ("_pt2", "_onnx")
+"""Endings of the names of exported networks, with the factorised head and folded batch norms."""
+
+
+NETWORKS = (*PSPNETS, *(name + form for form in (FACTORISED, *EXPORTED) for name in PSPNETS), *TORCHVISION, SMP)
 
 
 NOTES = {
@@ -150,7 +159,21 @@ def network(name: str, size: int) -> tuple[nn.Module, int, str]:
         allowed = math.ceil(size / 8) * 8  # it refuses other sizes
         note += f"; images of {allowed}×{allowed}" if allowed != size else ""
         return smp.PSPNet(encoder_name="resnet50", encoder_weights=None, classes=CLASSES), allowed, note
+    if name.endswith(EXPORTED):
+        return exported(name), size, note
     return pspnet(name), size, note
+
+
+def exported(name: str) -> nn.Module:
+    """A pspexp network as ``mode=export export.input=tensor`` writes it."""
+    base, _, form = name.rpartition("_")
+    model = pspnet(base + FACTORISED).eval()
+    facts = {"input": "tensor", "mean": [0.0] * 3, "std": [1.0] * 3}
+    write = formats.write_pt2 if form == "pt2" else formats.write_onnx
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"model.{form}")
+        write(TensorInterface(exportable(model)).eval(), "tensor", example("tensor", 8), file, facts)
+        return ExportedNetwork(str(file), CLASSES, model.output_stride, model.align_corners)
 
 
 def logits(outputs: Any) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ from pspexp.models.exported import ExportedNetwork, is_exported
 from pspexp.tracking.provenance import file_hash, git_commit
 from pspexp.utils.files import write_text_atomic
 from pspexp.utils.tables import PIPED_WIDTH
+from pspexp.utils.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,40 @@ def export(config: DictConfig, folder: Path) -> None:
                 f"than {MIN_EQUAL_LABELS:.2%}; the file was not kept"
                 for name in wrong
             )
+        )
+
+
+def require_onnx() -> None:
+    """Raise UserError, shared by all processes, unless the packages that ONNX files need are installed."""
+    if missing := [package for package in ("onnx", "onnxruntime", "onnxscript") if find_spec(package) is None]:
+        raise UserError(
+            f"tracking.register: needs {', '.join(missing)}; pip install 'pspexp[export]', or set it to null",
+            shared=True,
+        )
+
+
+def register_trained(config: DictConfig, folder: Path, name: str) -> None:
+    """Register the best weights of a finished training, whose end a failure does not change.
+
+    Args:
+        config: The training's configuration.
+        folder: Its run folder.
+        name: Name of the registered model.
+    """
+    copy = config.copy()
+    OmegaConf.set_struct(copy, False)
+    copy.checkpoint.path = str(folder / "checkpoints" / "best.pt")
+    copy.export = {**copy.export, "format": ["onnx"], "input": "image", "register": name}
+    try:
+        (folder / "export").mkdir(exist_ok=True)
+        export(copy, folder / "export")
+    except Exception as error:
+        log.warning(
+            "tracking.register=%s: failed (%s); try again with mode=export checkpoint.path=%s export.register=%s",
+            name,
+            one_line(error),
+            folder,
+            name,
         )
 
 
