@@ -83,7 +83,7 @@ def test_segmenter_takes_overrides(run: Path, image: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8)]
+    "wrong", [np.zeros((4, 4, 3)), np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8)]
 )
 def test_arrays_must_be_images(run: Path, wrong: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"must be uint8 \[H, W, 3\] or \[H, W\]"):

@@ -126,14 +126,14 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     saved = OmegaConf.create(content["config"])
     explicit = explicit_keys(overrides, saved.choices)
     take_keys(config, saved, explicit)
-    if is_exported(config.checkpoint.path):
-        use_exported(config, content, explicit)
     for key in ("model.weights", "model.backbone_weights"):
         if has_key(config, key):  # the files that it started from may no longer exist
             OmegaConf.update(config, key, None)
     for key, source in FOLLOWS.items():
         if has_key(config, key) and has_key(config, source) and key not in explicit:
             OmegaConf.update(config, key, OmegaConf.select(config, source))
+    if is_exported(config.checkpoint.path):
+        use_exported(config, content, explicit)
 
 
 def take_keys(config: DictConfig, saved: DictConfig, explicit: Collection[str]) -> None:

@@ -10,17 +10,18 @@ from omegaconf import OmegaConf
 from pspexp.config.compose import add_search_path, compose_checked, conf_dir, named_search_path
 
 HELP = """\
-Train, test and compare networks for semantic segmentation.
+Train, test, apply and export networks for semantic segmentation.
 
   pspexp experiment=quickstart                        train a small network; no data needed
   pspexp dataset.root=data/VOCdevkit optimizer=adam   train PSPNet-50 on PASCAL VOC 2007
   pspexp mode=test checkpoint.path=outputs/<run>      test a trained network
+  pspexp mode=predict checkpoint.path=outputs/<run> predict.input=photos
   pspexp -m optimizer.lr=1e-3,1e-4                    run a sweep: a job for each value
 
 Flags
   -m, --multirun     run a sweep
-  --cfg job          print the configuration instead of running it; add --resolve for its final values
-  --info defaults    print which files it is composed from
+  --cfg job          print the configuration instead of running it; add --resolve to resolve interpolations
+  --info defaults    print which files the configuration is composed from
   --config-dir DIR   add a folder with your own options
   --version          print the version
   --hydra-help       print all flags, and how to install shell completion
@@ -28,7 +29,7 @@ Flags
 Groups (<group>=<option>)
 {groups}
 
-Keys (<key>=<value>, as in optimizer.lr=1e-3), with the values these options give them
+Keys (<key>=<value>, as in optimizer.lr=1e-3), with their current values
 {keys}"""
 
 
@@ -42,7 +43,7 @@ def help_text(
         folders: The user's own YAML folders.
         name: Name of the primary configuration.
         sweep: Whether to allow several values of a key.
-        resolve: Whether to show what interpolations result in.
+        resolve: Whether to resolve interpolations.
 
     Raises:
         UserError: Lists every invalid override.
@@ -59,7 +60,7 @@ def help_text(
 
 def options() -> Iterator[tuple[str, list[str]]]:
     """Each of pspexp's config groups, and its options."""
-    # The loader itself would copy the whole repository for every question, which takes a second altogether.
+    # The loader itself would copy the whole repository for every query, about a second in total.
     repository = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
     for group in repository.get_group_options("", results_filter=ObjectType.GROUP):
         found = repository.get_group_options(group, results_filter=ObjectType.CONFIG)

@@ -20,7 +20,7 @@ def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Predictor:
         overrides: Overrides such as ``device=cuda`` and ``inference=slide``.
 
     Raises:
-        UserError: Lists everything that is wrong.
+        UserError: The configuration is invalid; lists every problem.
     """
     config = compose(["mode=predict", f"checkpoint.path={quoted(path)}", "predict.input=.", *overrides])
     components, _ = build_trained(config, *init_distributed(config, ProcessInfo()))

@@ -1,6 +1,7 @@
 """Checks of values against types, and of nodes with ``_target_`` against the signatures of their targets."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Literal, get_type_hints
@@ -135,4 +136,6 @@ def signature_model(target: Callable[..., Any], supplied: Iterable[str], built: 
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[name] = (Any if name in built else hints.get(name, Any), default)
     config = ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
-    return create_model(target.__name__, __config__=config, **fields)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Field name .* shadows an attribute", UserWarning)  # harmless here
+        return create_model(target.__name__, __config__=config, **fields)

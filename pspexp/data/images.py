@@ -1,4 +1,4 @@
-"""Reads images of any format and mode that Pillow knows as RGB, turned as viewers show them."""
+"""Reads images of any format and mode as 8-bit RGB, with their EXIF orientation applied."""
 
 import logging
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pspexp.errors import UserError, setting
 
@@ -16,10 +16,20 @@ from pspexp.errors import UserError, setting
 SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What Pillow raises for a file that it cannot read.
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-MAX_PIXELS = 178_956_970  # beyond which Pillow by itself refuses an image
+MAX_PIXELS = 178_956_970  # Pillow's own default limit
 ORIENTATION = 0x0112  # EXIF tag
-# Modes that Pillow converts to RGB as they are meant; an alpha channel is dropped.
-CONVERTIBLE = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
+# Modes that Pillow converts to RGB correctly; an alpha channel is dropped.
+CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
+# What turns an image into the one that a viewer shows, by EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 log = logging.getLogger(__name__)
 _limit_lock = Lock()
@@ -48,16 +58,30 @@ def read_image(
         UserError: The file cannot be read, is too large or of a mode without a defined conversion.
     """
     name = name or str(file)
-    image = load(file, "image", max_pixels, name)
-    shown = oriented(image)
-    if label_size is not None and image.size == label_size != shown.size:
+    return as_rgb(load(file, "image", max_pixels, name), name, label_size)
+
+
+def as_rgb(image: Image.Image, name: str, label_size: tuple[int, int] | None = None) -> Image.Image:
+    """An image as `read_image` returns it; ``name`` is for messages.
+
+    Raises:
+        UserError: The mode has no defined conversion, or the data are damaged.
+    """
+    try:
+        rgb, turn = to_rgb(image, name), TURNS.get(orientation(image))
+    except BROKEN_IMAGE as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{name}: not a readable image ({error})") from error
+    shown = rgb if turn is None else rgb.transpose(turn)
+    if label_size is not None and rgb.size == label_size != shown.size:
         if name not in _warned:
             log.warning(
                 "%s: its EXIF orientation is ignored, since its label has the size of the image as stored", name
             )
             _warned.add(name)
-        shown = image
-    return to_rgb(shown, name)
+        return rgb
+    return shown
 
 
 def load(file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
@@ -67,7 +91,7 @@ def load(file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, name: s
         UserError: The file cannot be read, or has more than ``max_pixels`` pixels.
     """
     try:
-        with _any_size():
+        with any_size():
             image = Image.open(file)
         with image:
             check_size(image, name or str(file), max_pixels)
@@ -76,7 +100,9 @@ def load(file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, name: s
     except BROKEN_IMAGE as error:
         if isinstance(error, UserError):
             raise
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        reason = (
+            "unknown format" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", 0) or error
+        )
         raise UserError(f"{name or file}: not a readable {what} ({reason})") from error
 
 
@@ -89,12 +115,11 @@ def check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
-def oriented(image: Image.Image) -> Image.Image:
-    """An image turned as its EXIF orientation says; if it has none or it cannot be read, the image itself."""
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 if there is none or it cannot be read."""
     with suppress(Exception):  # damaged EXIF data raises errors of many classes
-        if image.getexif().get(ORIENTATION, 1) != 1:
-            return ImageOps.exif_transpose(image)
-    return image
+        return int(image.getexif().get(ORIENTATION, 1))
+    return 1
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -117,8 +142,8 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 @contextmanager
-def _any_size() -> Iterator[None]:
-    """Pillow's own limit cannot be set per file."""
+def any_size() -> Iterator[None]:
+    """Let Pillow open images of any size: its own limit cannot be set per file."""
     pillow: Any = Image
     with _limit_lock:
         before, pillow.MAX_IMAGE_PIXELS = pillow.MAX_IMAGE_PIXELS, None

@@ -1,4 +1,4 @@
-"""Class ids as pictures: palette images, and colours over the image with a legend."""
+"""Class ids as palette images, and as colours over the image with a legend."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def blend(image: Pixels, ids: Pixels, info: DatasetInfo, opacity: float = 0.7) -
     rows = -(-STRIP_PIXELS // max(image.shape[1], 1))
     for top in range(0, len(image), rows):
         strip = slice(top, top + rows)
-        # In mid greys, the image does not change the hues of the classes.
+        # Mid greys keep the hues of the classes recognisable.
         grey = 70 + 0.6 * image[strip].mean(axis=2, keepdims=True)
         blended[strip] = ((1 - opacity) * grey + opacity * colours[ids[strip]]).round()
     return blended
@@ -80,7 +80,7 @@ def overlay(image: Image.Image, ids: Pixels, info: DatasetInfo) -> Image.Image:
 
 def legend_entries(ids: Pixels, info: DatasetInfo) -> list[tuple[str, tuple[int, int, int]]]:
     """Text and colour of each class in ``ids``, largest first, and of ignored pixels."""
-    pixels = np.bincount(ids.ravel(), minlength=256)
+    pixels = np.array(Image.fromarray(ids).histogram())
     shares = pixels / max(ids.size, 1)
     names = dict(enumerate(info.class_names)) | {info.ignore_index: "not predicted"}
     seen = sorted((index for index in names if pixels[index]), key=lambda index: -pixels[index])

@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import Field
 
 from pspexp.data.dataset import DatasetInfo, Role, Sample, check_classes, check_mean_std, fingerprint
+from pspexp.data.images import MAX_PIXELS
 from pspexp.data.labels import VOC_COLOURS
 from pspexp.errors import ArgumentError
 from pspexp.utils.arguments import checked
@@ -75,6 +76,7 @@ class ShapesDataset:
         num_val: Number of images in the set ``val``.
         image_size: Width and height in pixels.
         seed: Seed that determines the images.
+        max_image_pixels: Largest number of pixels of an image to predict.
     """
 
     @checked
@@ -92,10 +94,13 @@ class ShapesDataset:
         num_val: Annotated[int, Field(ge=1)],
         image_size: Annotated[int, Field(ge=48)],  # textures are not visible in smaller images
         seed: Annotated[int, Field(ge=0)],
+        max_image_pixels: Annotated[int, Field(gt=0)] = MAX_PIXELS,
     ) -> None:
         check_classes(num_classes, class_names, ignore_index)
         check_mean_std(mean, std)
-        self.info = DatasetInfo(list(class_names), ignore_index, list(mean), list(std), VOC_COLOURS[:num_classes])
+        self.info = DatasetInfo(
+            list(class_names), ignore_index, list(mean), list(std), VOC_COLOURS[:num_classes], max_image_pixels
+        )
         self._splits = {"train": train_split, "val": val_split, "test": test_split}
         self._lengths = {"train": num_train, "val": num_val}
         self._image_size, self._seed = image_size, seed

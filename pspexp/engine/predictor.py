@@ -30,10 +30,12 @@ class Prediction(NamedTuple):
     Attributes:
         ids: uint8 ``[H, W]``; the ignore index where the inference mode predicts nothing.
         confidence: Mean probability of the predicted class over the predicted pixels.
+        probabilities: float32 ``[C, H, W]`` if wanted; 0 where the inference mode predicts nothing.
     """
 
     ids: Pixels
     confidence: float
+    probabilities: npt.NDArray[np.float32] | None = None
 
 
 class Predictor:
@@ -77,9 +79,17 @@ class Predictor:
             return [self.predict(one).ids for one in image]
         return self.predict(image).ids  # type: ignore[arg-type]
 
+    def __repr__(self) -> str:
+        names = ", ".join(self._info.class_names[:3])
+        return f"Predictor({type(self.model).__name__}, {self._info.num_classes} classes: {names}, …)"
+
     @torch.inference_mode()
-    def predict(self, image: Source) -> Prediction:
-        """The class ids of an image, and how certain they are.
+    def predict(self, image: Source, *, with_probabilities: bool = False) -> Prediction:
+        """The class ids of an image and their mean confidence.
+
+        Args:
+            image: The image.
+            with_probabilities: Whether to return the probabilities of all classes, too.
 
         Raises:
             UserError: The image cannot be read.
@@ -87,32 +97,28 @@ class Predictor:
         rgb = self.read(image)
         left, top, right, bottom = self.inference.region(*rgb.size)
         ids = np.full((rgb.height, rgb.width), self._info.ignore_index, np.uint8)
+        shape = (self._info.num_classes, *ids.shape)
+        probabilities = np.zeros(shape, np.float32) if with_probabilities else None
         confidence, row = 0.0, top
         with self._precision.autocast(self._device):
             for logits in self._strips(rgb):
                 best = logits.max(1)
                 rows = slice(row, row + logits.shape[2])
                 ids[rows, left:right] = best.indices[0].to("cpu", torch.uint8).numpy()
-                confidence += (best.values - logits.logsumexp(1)).exp().sum().item()
+                confidence += (best.values - logits.logsumexp(1)).float().exp().sum().item()
+                if probabilities is not None:
+                    probabilities[:, rows, left:right] = logits.float().softmax(1)[0].cpu().numpy()
                 row = rows.stop
-        return Prediction(ids, confidence / ((right - left) * (bottom - top)))
+        return Prediction(ids, confidence / ((right - left) * (bottom - top)), probabilities)
 
-    @torch.inference_mode()
     def probabilities(self, image: Source) -> npt.NDArray[np.float32]:
         """Class probabilities, float32 ``[C, H, W]``; 0 where the inference mode predicts nothing.
 
         Raises:
             UserError: The image cannot be read.
         """
-        rgb = self.read(image)
-        left, top, right, _ = self.inference.region(*rgb.size)
-        found = np.zeros((self._info.num_classes, rgb.height, rgb.width), np.float32)
-        row = top
-        with self._precision.autocast(self._device):
-            for logits in self._strips(rgb):
-                rows = slice(row, row + logits.shape[2])
-                found[:, rows, left:right] = logits.softmax(1)[0].cpu().numpy()
-                row = rows.stop
+        found = self.predict(image, with_probabilities=True).probabilities
+        assert found is not None
         return found
 
     def overlay(self, image: Source) -> Image.Image:
@@ -133,11 +139,13 @@ class Predictor:
         if isinstance(image, str | PathLike):
             return images.read_image(Path(image), self._info.max_image_pixels)
         if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim < 2 or image.shape[2:] not in ((), (3,)) or not image.size:
+            if image.dtype != np.uint8 or image.ndim < 2 or image.shape[2:] not in ((), (3,), (4,)) or not image.size:
                 raise ArgumentError(f"image: {image.dtype} {list(image.shape)}; must be uint8 [H, W, 3] or [H, W]")
             image = Image.fromarray(image)
+        if not isinstance(image, Image.Image):
+            raise ArgumentError(f"image: {type(image).__name__}; must be a path, a Pillow image or a uint8 array")
         images.check_size(image, "image", self._info.max_image_pixels)
-        return images.to_rgb(images.oriented(image), "image")
+        return images.as_rgb(image, "image")
 
     def _strips(self, rgb: Image.Image) -> Iterator[Tensor]:
         """Logits ``[1, C, rows, W]`` of the part of the image that is predicted, from top to bottom."""

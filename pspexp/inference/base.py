@@ -25,15 +25,15 @@ _T = TypeVar("_T")
 
 
 def identity(value: _T) -> _T:
-    """``value``."""
+    """Return ``value`` unchanged."""
     return value
 
 
 class Inference:
     """A way of applying a network to images of any size.
 
-    The results are the network's logits if there is one view of the image. Of several (scales, mirror images, windows)
-    the class probabilities are averaged, and the results are their logarithms, so that softmax gives the average.
+    The results are the network's logits if there is one view of the image. With several (scales, mirror images,
+    windows), class probabilities are averaged, and the results are their logarithms, so that softmax gives the average.
 
     Args:
         scales: Factors by which the image is resized; results are resized back. Bilinear, without antialiasing, as in
@@ -69,7 +69,7 @@ class Inference:
 
         Args:
             model: Network in evaluation mode that maps images to ``{"out": logits}``.
-            images: ``[N, 3, H, W]``, normalised, or what ``normalize`` makes normalised.
+            images: ``[N, 3, H, W]``, normalised, or raw if ``normalize`` normalises them.
             normalize: Applied to ``images`` or parts of them.
         """
         height, width = images.shape[-2:]
@@ -97,7 +97,7 @@ class Inference:
 
     def scaled_size(self, height: int, width: int, scale: float) -> tuple[int, int]:
         """Height and width of an image at one of the scales."""
-        longer = round(scale * (self.base_size or max(height, width)))
+        longer = max(1, round(scale * (self.base_size or max(height, width))))
         shorter = max(1, round(longer * min(height, width) / max(height, width)))
         return (longer, shorter) if height > width else (shorter, longer)
 

@@ -90,7 +90,7 @@ class Whole(Inference):
 
 
 def mirrored_mean(model: Any, images: Tensor) -> Tensor:
-    """Logits of the probabilities averaged with the mirrored ones of the mirror images.
+    """Logarithms of the class probabilities, averaged over the images and their mirror images.
 
     The two are computed one after the other: in one batch, rounding could differ between them.
     """

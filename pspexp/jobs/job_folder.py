@@ -3,6 +3,7 @@
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from omegaconf import DictConfig
 
@@ -27,25 +28,31 @@ def choose_folder(config: DictConfig, launcher: Launcher | None) -> Path:
 
 
 def output_folder(config: DictConfig) -> Path | None:
-    """Where a mode such as predict writes: the folder that is configured, or one in the checkpoint's run folder.
+    """Where a mode such as predict writes; None for a mode with folders of its own.
+
+    By default this is a folder in the run folder of the checkpoint, or, for a checkpoint elsewhere, in the output root.
+    It does not depend on the time, so that repeating a command can continue.
 
     Raises:
-        UserError: It cannot be created.
+        UserError: The folder cannot be created or written.
     """
     name = MODES[config.mode].output
     if name is None:
         return None
     from pspexp.tracking import runs
 
-    run = runs.run_folder(Path(config.checkpoint.path))
-    given = config[config.mode].output
-    folder = Path(given) if given is not None else run / name if run else None
+    checkpoint, given = Path(config.checkpoint.path), config[config.mode].output
+    run = runs.run_folder(checkpoint)
+    elsewhere = Path(config.output_root, config.mode, checkpoint.stem)
+    folder = Path(given) if given is not None else run / name if run else elsewhere
     try:
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        key = f"{config.mode}.output={folder}"
-        raise UserError(f"{key}: cannot create the folder ({error.strerror}); choose another one") from error
+        raise UserError(
+            f"{config.mode}.output={folder}: cannot write there ({error.strerror}); choose another folder"
+        ) from error
     return folder
 
 

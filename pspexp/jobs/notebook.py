@@ -41,7 +41,7 @@ def train(config: Config = ()) -> Result:
         config: The configuration, or overrides.
 
     Raises:
-        UserError: Lists everything that is wrong.
+        UserError: The configuration is invalid; lists every problem.
         Interrupted: The training was stopped, and saved.
     """
     return run(config, "train")
@@ -54,7 +54,7 @@ def test(config: Config) -> Result:
         config: The configuration, or overrides.
 
     Raises:
-        UserError: Lists everything that is wrong.
+        UserError: The configuration is invalid; lists every problem.
         Interrupted: The test was stopped.
     """
     return run(config, "test")

@@ -137,7 +137,7 @@ def job_error(error: ChildFailedError, first_failed_pid: int | None, reports: Pa
     if problems := reported_problems(reports):
         return UserError(*problems)
     for file in sorted(reports.glob("*.failed")):
-        return JobFailed(file.read_text())
+        return JobFailed(file.read_text(encoding="utf-8", errors="surrogateescape"))
     by_pid = {failure.pid: (rank, failure) for rank, failure in error.failures.items()}
     rank, failure = by_pid.get(first_failed_pid or 0) or error.get_first_failure()
     return JobFailed(f"process {rank} failed{describe_failure(failure)}")

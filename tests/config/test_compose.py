@@ -367,6 +367,11 @@ def test_class_names_from_a_folder(tmp_path: Path) -> None:
     assert given.model.num_classes == 2
 
 
+@pytest.mark.filterwarnings("error")
+def test_argument_names_known_to_pydantic_are_allowed(root: str) -> None:
+    assert pspexp.compose([root, "tracking=mlflow"]).tracking.register is None
+
+
 def test_unknown_keys_are_refused(root: str) -> None:
     config = pspexp.compose([root])
     with pytest.raises(AttributeError):

@@ -55,5 +55,5 @@ def test_help_does_not_import_torch(tmp_path: Path) -> None:
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
     )
-    assert shown.stdout.startswith("Train, test and compare")
+    assert shown.stdout.startswith("Train, test, apply and export")
     assert shown.stdout.endswith("False\n")

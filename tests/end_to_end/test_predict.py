@@ -110,7 +110,7 @@ def test_results_keep_names_folders_and_sizes(cli: Cli, run: Path, photos: Path)
         assert np.array_equal(colours, segmenter.palette[mask])
         assert np.array_equal(np.asarray(Image.open(f"predictions/colour/{name}.png")), colours)
         with np.load(f"predictions/probabilities/{name}.npz") as saved:
-            assert np.allclose(saved["probabilities"], segmenter.probabilities(image), atol=1e-3)
+            assert np.array_equal(saved["probabilities"], segmenter.probabilities(image))
     page = Path("predictions/gallery.html").read_text()
     assert all(page.count(f'data-image="{row["image"]}"') == 1 for row in table())
     assert page.count("data:image/jpeg;base64,") == 4
@@ -147,17 +147,20 @@ def test_only_missing_results_are_computed(
     computed: list[tuple[int, int]] = []
     original = Predictor.predict
 
-    def predict_or_stop(self: Predictor, image: Image.Image) -> object:
+    def predict_or_stop(self: Predictor, image: Image.Image, **options: bool) -> object:
         if len(computed) == 2:
             raise KeyboardInterrupt
         computed.append(image.size)
-        return original(self, image)
+        return original(self, image, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "predict", predict_or_stop)
         assert predict(cli, run, photos) == 130
     assert len(computed) == 2
     assert not list(Path("predictions").rglob("*.part"))
+    assert json.loads(Path("predictions/summary.json").read_text())["status"] == "KILLED"
+    with Path("predictions/.predictions.csv.0").open("a") as rows:
+        rows.write("sub/deep/c.webp,100,2")  # as if it had been killed while writing
 
     assert predict(cli, run, photos) == 0
     assert "2 of 4 are there already" in capsys.readouterr().out
@@ -188,6 +191,39 @@ def test_results_of_other_settings_are_not_mixed(
     assert [row["image"] for row in table()] == ["a.jpg"]
 
 
+def test_interrupted_replacement_leaves_no_results_of_other_settings(
+    cli: Cli, run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert predict(cli, run, photos) == 0
+
+    def stop(self: Predictor, image: Image.Image, **_: bool) -> object:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", stop)
+        assert predict(cli, run, photos, "inference=slide", "predict.overwrite=true", "predict.save=[ids]") == 130
+    assert predict(cli, run, photos, "inference=slide", "predict.save=[ids]") == 0
+    segmenter = pspexp.load(run, ["inference=slide"])
+    assert np.array_equal(ids("predictions/ids/a.png"), segmenter(photos / "a.jpg"))
+    assert predict(cli, run, photos, "inference=slide", "predict.overwrite=true", "predict.save=[ids]") == 0
+    assert files("predictions/overlay") == []  # they were made with other settings
+
+
+def test_results_and_loops_are_no_input(cli: Cli, run: Path, photos: Path) -> None:
+    (photos / "sub" / "again").symlink_to(photos, target_is_directory=True)
+    assert predict(cli, run, photos, output=str(photos)) == 0
+    names = [row["image"] for row in table(photos)]
+    assert names == ["a.jpg", "d.PNG", "sub/b.png", "sub/deep/c.webp"]
+    assert predict(cli, run, f"'{photos}/**/*.png'", output=str(photos)) == 0
+    assert [row["image"] for row in table(photos)] == ["sub/b.png"]
+
+
+def test_lists_cannot_lead_out_of_the_output_folder(cli: Cli, run: Path, photos: Path) -> None:
+    (photos / "sub" / "list.txt").write_text("b.png\n../a.jpg\nb.png\n")
+    assert predict(cli, run, f"@{photos / 'sub' / 'list.txt'}") == 0
+    assert files("predictions/ids") == ["a.png", "sub/b.png"]
+
+
 def test_unreadable_images_are_skipped_and_listed(
     cli: Cli, run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,13 +231,13 @@ def test_unreadable_images_are_skipped_and_listed(
     (photos / "empty.png").touch()
     assert predict(cli, run, photos) == 1
     error = capsys.readouterr().err
-    assert "2 of 6 images could not be read:" in error
+    assert "2 of 6 images could not be predicted:" in error
     assert "cut.jpg: not a readable image" in error
     assert "empty.png: not a readable image" in error
     assert "Traceback" not in error
     assert len(table()) == 4
     summary = json.loads(Path("predictions/summary.json").read_text())
-    assert (summary["status"], summary["images"], summary["unreadable"]) == ("FAILED", 4, ["cut.jpg", "empty.png"])
+    assert (summary["status"], summary["images"], summary["skipped"]) == ("FAILED", 4, ["cut.jpg", "empty.png"])
 
     assert predict(cli, run, photos / "cut.jpg", output="nothing") == 2
     assert files("nothing") in ([], ["run.log", "summary.json"]) or "ids" not in "".join(files("nothing"))
@@ -231,7 +267,7 @@ def test_output_folder_must_be_possible(cli: Cli, run: Path, capsys: pytest.Capt
     Path("file").touch()
     assert predict(cli, run, "split:val", output="file") == 2
     assert "predict.output=" in (error := capsys.readouterr().err)
-    assert "cannot create the folder" in error
+    assert "cannot write there" in error
 
 
 def test_default_output_is_in_the_run_folder(cli: Cli, run: Path) -> None:
@@ -262,7 +298,7 @@ def test_processes_share_the_images(cli: Cli, run: Path, photos: Path, capfd: py
     (photos / "empty.png").touch()
     assert predict(cli, run, photos, output="one") == 1
     assert predict(cli, run, photos, "launcher=ddp", "launcher.nproc_per_node=2", output="two") == 1
-    assert "1 of 5 images could not be read:" in capfd.readouterr().err
+    assert "1 of 5 images could not be predicted:" in capfd.readouterr().err
     assert table("one") == table("two")
     for name in files("one/ids"):
         assert np.array_equal(ids(f"one/ids/{name}"), ids(f"two/ids/{name}"))

@@ -1,1 +1,1 @@
-"""``mode=export``: a trained network as a file that needs neither this package nor, for ONNX, torch."""
+"""``mode=export``: a trained network as a file that needs neither this package nor, as ONNX, torch."""

@@ -40,7 +40,7 @@ REPORT = "report.json"
 
 
 def export(config: DictConfig, folder: Path) -> None:
-    """Write the formats in ``export.format`` to ``folder``; each file gets its name once it agrees with the network.
+    """Write the formats in ``export.format`` to ``folder``; a file is kept only if it agrees with the network.
 
     Raises:
         UserError: Something is missing.
@@ -51,13 +51,15 @@ def export(config: DictConfig, folder: Path) -> None:
     config = in_float32(config)
     components, saved = build_trained(config, *on_cpu())
     images = config.export.images
-    inputs = Inputs("split:val" if images is None else images, components.dataset, folder)
+    inputs = Inputs("split:val" if images is None else images, components.dataset, folder, "export.images")
+    inputs.read(inputs.items[0])  # for its error, before anything is written
+    warn_of_inference(config)
     exporter = Exporter(config, components, saved, inputs, folder)
     try:
         agreements = exporter.run()
+        write_text_atomic(folder / REPORT, json.dumps(report(agreements), indent=2) + "\n")
     except OSError as error:
         raise JobFailed(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from error
-    write_text_atomic(folder / REPORT, json.dumps(report(agreements), indent=2) + "\n")
     show(agreements)
     if config.export.register is not None and not disagrees("onnx", agreements["onnx"]):
         register(folder / FILES["onnx"], config, config.export.register, config.export.alias)
@@ -81,7 +83,7 @@ def require_onnx() -> None:
 
 
 def register_trained(config: DictConfig, folder: Path, name: str) -> None:
-    """Register the best weights of a finished training, whose end a failure does not change.
+    """Register the best weights of a finished training; a failure is logged and does not affect its result.
 
     Args:
         config: The training's configuration.
@@ -109,6 +111,17 @@ def on_cpu() -> tuple[Device, World]:
     """The device of exports, and a world of one process."""
     device = Device("cpu")
     return device, World(ProcessInfo(), device)
+
+
+def warn_of_inference(config: DictConfig) -> None:
+    """Warn if the files will contain another inference mode than the configured one."""
+    inference = config.inference
+    plain = list(inference.get("scales", [1.0])) == [1.0] and not inference.get("flip")
+    if config.export.input == "image" and not (plain and inference._target_ == "pspexp.inference.Whole"):
+        log.warning(
+            "export.input=image: the files contain inference=whole at scale 1, not the configured inference mode; "
+            "with export.input=tensor, it can be chosen later"
+        )
 
 
 def in_float32(config: DictConfig) -> DictConfig:
@@ -156,8 +169,11 @@ class Exporter:
                     self._write(name, file)
                 agreements[name] = self._compare(file)
             for name in wanted:
-                if not disagrees(name, agreements[name]):
-                    Path(part, FILES[name]).replace(self._folder / FILES[name])
+                final = self._folder / FILES[name]
+                if disagrees(name, agreements[name]):
+                    final.unlink(missing_ok=True)  # of an earlier export
+                else:
+                    Path(part, FILES[name]).replace(final)
         return agreements
 
     def _write(self, name: str, file: Path) -> None:
@@ -187,7 +203,7 @@ class Exporter:
         """Training images as the file takes them."""
         config, info = self._config, self._components.dataset.info
         source = "split:train" if config.export.images is None else config.export.images
-        inputs = Inputs(source, self._components.dataset, self._folder)
+        inputs = Inputs(source, self._components.dataset, self._folder, "export.images")
         chosen = samples(inputs, config.export.num_calibration_images)
         for images, _ in tensors(chosen, inputs, self._components.inference):
             yield images.permute(0, 2, 3, 1) if self._kind == "image" else normalize(images, info.mean, info.std)
@@ -232,7 +248,7 @@ def report(agreements: dict[str, Agreement]) -> dict[str, Any]:
 def show(agreements: dict[str, Agreement]) -> None:
     """Print the comparison."""
     table = Table(title="Compared with the network in fp32", title_justify="left")
-    for column in ("file", "equal labels", "relative error", "mean IoU", "change", "ms/image", "speed-up"):
+    for column in ("file", "same class", "relative error", "mean IoU", "change", "ms/image", "speed-up"):
         table.add_column(column, justify="left" if column == "file" else "right")
     for name, one in agreements.items():
         known = one.mean_iou is not None and one.reference_mean_iou is not None

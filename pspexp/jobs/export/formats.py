@@ -130,7 +130,7 @@ class _Calibration:
 
 
 def has_vnni() -> bool:
-    """Whether the processor adds up products of 8-bit numbers without overflow; others need weights of 7 bits."""
+    """Whether the processor accumulates 8-bit products without overflow; otherwise, weights are limited to 7 bits."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -81,7 +81,7 @@ def exportable(network: nn.Module) -> nn.Module:
 
 
 def example(kind: Kind, output_stride: int) -> Tensor:
-    """An input to trace with. No two of its sizes are equal, or an exporter could take them for one."""
+    """An input to trace with. No two of its sizes are equal, or an exporter could treat them as the same dimension."""
     height, width = 8 * output_stride + 6, 11 * output_stride + 2
     if kind == "image":
         return torch.randint(0, 256, (2, height, width, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parents[2]
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pillow")  # of the served model
 CURL = (
-    "curl -s http://127.0.0.1:5000/invocations -H 'Content-Type: application/json' "
-    '-d "{\\"dataframe_records\\": [{\\"image\\": \\"$(base64 -w0 IMAGE.jpg)\\"}]}" '
-    "| python3 -c 'import base64, json, sys; "
-    'sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["predictions"][0]))\' > mask.png'
+    """base64 < IMAGE.jpg | tr -d '\\n' | sed 's/.*/{"dataframe_records": [{"image": "&"}]}/' """
+    "| curl -s http://127.0.0.1:5000/invocations -H 'Content-Type: application/json' -d @- "
+    """| python3 -c 'import base64, json, sys; """
+    """sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["predictions"][0]))' > mask.png"""
 )
 
 
@@ -70,13 +70,20 @@ def register(file: Path, config: DictConfig, name: str, alias: str | None) -> st
 def run_in(uri: str, run_id: str | None, experiment: str) -> Iterator[None]:
     """MLflow's active run: the one with this id if there is one, else a new one."""
     import mlflow
+    from mlflow import MlflowClient
 
+    client = MlflowClient(tracking_uri=uri)
+    before = client.get_run(run_id).info if run_id else None
     with tracking(uri), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on the code of models
         if run_id is None:
             mlflow.set_experiment(experiment)
-        with mlflow.start_run(run_id=run_id, run_name=None if run_id else "export"):
-            yield
+        try:
+            with mlflow.start_run(run_id=run_id, run_name=None if run_id else "export"):
+                yield
+        finally:
+            if before is not None:  # MLflow has changed them
+                client.set_terminated(before.run_id, before.status, before.end_time)
 
 
 def log_model(file: Path, name: str) -> str:

@@ -5,7 +5,6 @@ MLflow runs this file itself; it needs ONNX Runtime, NumPy and Pillow.
 """
 
 import base64
-import binascii
 import io
 import json
 from typing import Any
@@ -14,12 +13,14 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
+from PIL import Image
 
 from pspexp.data import images, masks
 from pspexp.data.dataset import DatasetInfo
 from pspexp.errors import UserError
 
-MIN_SIDE = 2  # pixels; nothing smaller can be meant
+MIN_SIDE = 2  # pixels; a smaller image is a placeholder
+MAX_PIXELS = 16_000_000  # the network is applied to the whole image, in about 500 bytes per pixel
 
 
 class ServedModel(PythonModel):
@@ -39,7 +40,7 @@ class ServedModel(PythonModel):
             np.array(found["palette"], np.uint8),
         )
 
-    # MLflow would take annotations for a signature of its own.
+    # MLflow would infer a signature from annotations.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """A PNG in base64 for each image.
 
@@ -51,20 +52,32 @@ class ServedModel(PythonModel):
     def _mask(self, index: int, text: str) -> str:
         name = f"image {index}"
         try:
-            content = base64.b64decode(text, validate=True)
-            image = images.read_image(io.BytesIO(content), self._info.max_image_pixels, name=name)
-        except binascii.Error as error:
-            raise MlflowException.invalid_parameter_value(f"{name}: is not base64 ({error})") from error
+            content = io.BytesIO(base64.b64decode(text, validate=True))
+            check_size(content, name)
+            image = images.read_image(content, name=name)
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        if min(image.size) < MIN_SIDE:
-            raise MlflowException.invalid_parameter_value(
-                f"{name}: {image.width}×{image.height} pixels; must be at least {MIN_SIDE}×{MIN_SIDE}"
-            )
+        except (ValueError, TypeError) as error:
+            raise MlflowException.invalid_parameter_value(f"{name}: is not base64 ({error})") from error
         ids, _ = self._session.run(None, {"image": np.asarray(image)[None]})
         file = io.BytesIO()
         masks.palette_image(ids[0], self._info).save(file, format="PNG")
         return base64.b64encode(file.getvalue()).decode()
+
+
+def check_size(content: io.BytesIO, name: str) -> None:
+    """Raise UserError for an image that is too small or too large, before it is decoded."""
+    try:
+        with images.any_size():
+            width, height = Image.open(content).size
+    except images.BROKEN_IMAGE:  # reported when it is read
+        return
+    finally:
+        content.seek(0)
+    if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
+        raise UserError(
+            f"{name}: {width}×{height} pixels; must be at least {MIN_SIDE}×{MIN_SIDE} and at most {MAX_PIXELS:,} pixels"
+        )
 
 
 set_model(ServedModel())

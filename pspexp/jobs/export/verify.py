@@ -1,5 +1,6 @@
 """Compares an exported file with the network it was made from, on real images."""
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -91,7 +92,8 @@ class _Totals:
                 matrix.update(prediction, label.long())
         if by_confidence:
             given, expected = (logits.softmax(1).amax(1) for logits in (given, expected))
-        self._error = max(self._error, float((given - expected).abs().max()))
+        error = (given - expected).abs().nan_to_num(math.inf)
+        self._error = max(self._error, float(error.max()))
         self._largest = max(self._largest, float(expected.abs().max()))
 
     def agreement(self) -> Agreement:

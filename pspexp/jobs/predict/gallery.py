@@ -1,4 +1,4 @@
-"""``gallery.html``: all predictions on one page that needs no other file."""
+"""``gallery.html``: all predictions on one self-contained page."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from pspexp.data.images import any_size
 from pspexp.jobs.predict.outputs import Outputs, Row, cannot_write
 from pspexp.utils.files import atomic_write
 
@@ -37,7 +38,7 @@ def write_gallery(written: Outputs, rows: Sequence[Row], names: Mapping[str, str
     )
     try:
         with atomic_write(written.folder / FILE) as file:
-            stream.dump(file, encoding="utf-8")
+            stream.dump(file, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise cannot_write(written.folder / FILE, error) from error
 
@@ -58,10 +59,13 @@ def describe(written: Outputs, row: Row, name: str) -> dict[str, Any]:
 
 def thumbnail(written: Outputs, name: str) -> str:
     """An image's overlay, or its mask if there is none, as a data URL; empty if neither was written."""
-    file = written.file("overlay", name) or written.file("colour", name) or written.file("ids", name)
+    kinds = [kind for kind in ("overlay", "colour", "ids") if kind in written.kinds]
+    file = next((found for kind in kinds if (found := written.file(kind, name))), None)
     if file is None:
         return ""
-    with Image.open(file) as image:
+    with any_size():
+        opened = Image.open(file)
+    with opened as image:
         image.draft("RGB", THUMBNAIL)  # a JPEG is decoded at a fraction of its size
         small = image.convert("RGB")
     small.thumbnail(THUMBNAIL)

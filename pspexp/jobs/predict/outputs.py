@@ -1,4 +1,4 @@
-"""The files that a prediction leaves: masks, overlays, the table."""
+"""Output files of ``mode=predict``: masks, overlays, the table."""
 
 import csv
 import io
@@ -14,6 +14,7 @@ from PIL import Image
 from pspexp.data import masks
 from pspexp.data.dataset import DatasetInfo
 from pspexp.errors import JobFailed, UserError
+from pspexp.jobs.predict.inputs import KINDS
 from pspexp.utils.files import atomic_write, write_text_atomic
 from pspexp.utils.tables import csv_table
 
@@ -35,6 +36,7 @@ class Outputs:
 
     def __init__(self, folder: Path, kinds: Sequence[str], info: DatasetInfo) -> None:
         self.folder, self.kinds, self.info = folder, kinds, info
+        self.replaces = False  # what is in the folder was made with other settings or from other images
 
     def exist(self, name: str) -> bool:
         """Whether all files of an image exist."""
@@ -52,6 +54,9 @@ class Outputs:
         Raises:
             JobFailed: A file cannot be written.
         """
+        for kind in KINDS if self.replaces else ():
+            if kind not in self.kinds and (stale := self.file(kind, name)):
+                stale.unlink()
         if "ids" in self.kinds:
             self._write("ids", f"{name}.png", masks.palette_image(ids, self.info))
         if "overlay" in self.kinds:
@@ -60,7 +65,7 @@ class Outputs:
             self._write("colour", f"{name}.png", Image.fromarray(masks.colour_table(self.info)[ids]))
         if probabilities is not None:
             content = io.BytesIO()
-            np.savez_compressed(content, probabilities=probabilities.astype(np.float16))
+            np.savez_compressed(content, probabilities=probabilities)
             self._write("probabilities", f"{name}.npz", content.getbuffer())
 
     def _write_picture(self, kind: str, name: str, picture: Image.Image) -> None:
@@ -82,13 +87,13 @@ class Outputs:
 def cannot_write(file: Path, error: OSError) -> JobFailed:
     """The error to raise if a file cannot be written."""
     return JobFailed(
-        f"{file}: cannot be written ({error.strerror or error}); what was finished is kept: when this is fixed, "
+        f"{file}: cannot be written ({error.strerror or error}); finished results are kept: once this is fixed, "
         "run the same command again to continue"
     )
 
 
 class Table:
-    """``predictions.csv``: a row per image, complete after every image, so that an interrupted prediction goes on.
+    """``predictions.csv``: a row per image, up to date after every image, so that a prediction can be resumed.
 
     Args:
         folder: The output folder.
@@ -108,10 +113,11 @@ class Table:
 
     def _rows(self, file: Path) -> Iterator[Row]:
         columns = [*self.header, *self.measures]
-        with file.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines, None if file.name == TABLE else columns):
-                if None not in row.values() or file.name == TABLE:  # else cut off when the process was killed
-                    yield {column: row.get(column) or "" for column in columns}
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+        complete, _, _ = text.rpartition("\n")  # a row may have been cut off
+        for row in csv.DictReader(complete.splitlines(), None if file.name == TABLE else columns):
+            if None not in row:
+                yield {column: row.get(column) or "" for column in columns}
 
     def add(self, row: Mapping[str, object]) -> None:
         """Add a row.
@@ -120,15 +126,27 @@ class Table:
             JobFailed: It cannot be written.
         """
         try:
-            with self._own.open("a", encoding="utf-8", newline="") as file:
+            with self._own.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 file.write(csv_table([[row.get(column, "") for column in [*self.header, *self.measures]]]))
         except OSError as error:
             raise cannot_write(self._own, error) from error
 
-    def clear(self) -> None:
-        """Remove the rows that an interrupted prediction has left."""
+    def clear(self, *, everything: bool = True) -> None:
+        """Remove the table, or only the rows that are not in it yet."""
         for file in self._folder.glob(f".{TABLE}.*"):
             file.unlink()
+        if everything:
+            (self._folder / TABLE).unlink(missing_ok=True)
+
+    def resume(self) -> dict[str, Row]:
+        """The rows of an interrupted prediction, by image, in one file again.
+
+        Raises:
+            JobFailed: It cannot be written.
+        """
+        found = self.load()
+        self._write(list(found.values()))
+        return found
 
     def merge(self, names: Sequence[str]) -> list[Row]:
         """Write the table of ``names``, worst IoU first where there are labels, else in this order; returns its rows.
@@ -138,24 +156,27 @@ class Table:
         """
         found = self.load()
         rows = [found[name] for name in names if name in found]
+        if any(row["iou"] for row in rows):
+            rows.sort(key=lambda row: float(row["iou"] or 2))
+        self._write(rows)
+        return rows
+
+    def _write(self, rows: Sequence[Row]) -> None:
         columns = list(self.header)
         if any(row["iou"] for row in rows):
             columns += self.measures
-            rows.sort(key=lambda row: float(row["iou"] or 2))
         try:
             write_text_atomic(self._folder / TABLE, csv_table([columns, *([row[c] for c in columns] for row in rows)]))
-            self.clear()
+            self.clear(everything=False)
         except OSError as error:
             raise cannot_write(self._folder / TABLE, error) from error
-        return rows
 
 
-def begin(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> bool:
-    """Note in ``summary.json`` what the results are made with; returns whether the folder's results are of this input.
+def are_from(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> bool:
+    """Whether the results in the folder were made with these settings from the same input.
 
     Raises:
-        UserError: The folder holds results made with other settings.
-        JobFailed: The file cannot be written.
+        UserError: They were made with other settings, and are not to be overwritten.
     """
     try:
         before = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["settings"]
@@ -167,7 +188,6 @@ def begin(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> bool:
             f"predict.output={folder}: holds results made with other settings ({', '.join(others)}); "
             "choose another folder, or replace them with predict.overwrite=true"
         )
-    finish(folder, "RUNNING", settings, {})
     return not changed
 
 

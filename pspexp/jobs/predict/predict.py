@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ from pspexp.utils.text import count
 log = logging.getLogger(__name__)
 
 Found = tuple[Image.Image, npt.NDArray[np.uint8] | None]  # an image and its label
-Results = tuple[Image.Image, Prediction, npt.NDArray[np.float32] | None, dict[str, object]]
+Results = tuple[Image.Image, Prediction, dict[str, object]]
 MAX_LISTED = 20  # unreadable images in the final message
 
 
 def predict(job: Request, device: Device, world: World, stop_signal: StopSignal) -> None:
-    """Predict ``predict.input``; the processes share the images.
+    """Predict ``predict.input``; the images are divided among the processes.
 
     Raises:
         UserError: There is nothing to predict, or nothing could be read.
@@ -50,41 +51,64 @@ def predict(job: Request, device: Device, world: World, stop_signal: StopSignal)
     components, saved = build_trained(config, device, world)
     info = components.dataset.info
     inputs = world.broadcast_from_main(lambda: Inputs(config.predict.input, components.dataset, folder))
-    settings = describe_settings(config, components)
+    settings = describe_settings(config, components, inputs)
     written = outputs.Outputs(folder, config.predict.save, info)
     table = outputs.Table(folder, info.class_names, world.rank)
-    todo = world.broadcast_from_main(lambda: unfinished(config, settings, inputs, written, table))
+    todo, written.replaces = world.broadcast_from_main(lambda: begin(config, settings, inputs, written, table))
     if world.is_main_process:
         announce(config, components, inputs, todo, folder, saved)
-    failures = predict_all(todo, inputs, Predictor(components), written, table, info, world, stop_signal)
+    try:
+        failures, stopped_by = predict_all(
+            todo, inputs, Predictor(components), written, table, info, world, stop_signal
+        )
+        # Before any process stops: the others would wait for it.
+        stops = world.all_gather_object(stopped_by)
+        if number := max(stops):
+            raise Interrupted(number, "stopped; run the same command again to continue")
+    except BaseException as error:
+        if world.is_main_process:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            with suppress(JobFailed):  # the first error counts
+                outputs.finish(folder, "KILLED" if stopped else "FAILED", settings, {})
+        raise
     failures = {name: line for found in world.all_gather_object(failures) for name, line in found.items()}
     if world.is_main_process:
         conclude(config, settings, inputs, written, table, failures)
 
 
-def describe_settings(config: DictConfig, components: Components) -> dict[str, Any]:
+def describe_settings(config: DictConfig, components: Components, inputs: Inputs) -> dict[str, Any]:
     """What the results depend on; stored with them."""
-    shown = public(config)
+    shown, info = public(config), components.dataset.info
     return {
-        "checkpoint": config.checkpoint.path,
         "checkpoint_sha256": file_hash(Path(config.checkpoint.path)),
+        "model": {key: value for key, value in shown["model"].items() if key != "file"},
         "inference": shown["inference"],
         "precision": components.precision.resolve(components.device),
-        "class_names": list(components.dataset.info.class_names),
-        "input": config.predict.input,
+        "class_names": list(info.class_names),
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "input": [inputs.where, shown["dataset"] if inputs.split is not None else None],
     }
 
 
-def unfinished(
+def begin(
     config: DictConfig, settings: dict[str, Any], inputs: Inputs, written: outputs.Outputs, table: outputs.Table
-) -> list[Input]:
-    """The images without results in the output folder."""
-    overwrite = config.predict.overwrite
-    if not outputs.begin(written.folder, settings, overwrite=overwrite) or overwrite:
-        table.clear()
-        return inputs.items
-    done = table.load()
-    return [item for item in inputs.items if item.image not in done or not written.exist(item.name)]
+) -> tuple[list[Input], bool]:
+    """The images without results, and whether what is in the output folder is replaced.
+
+    Raises:
+        UserError: The folder holds results made with other settings.
+        JobFailed: The folder cannot be written.
+    """
+    overwrite: bool = config.predict.overwrite
+    same = outputs.are_from(written.folder, settings, overwrite=overwrite)
+    if overwrite or not same:
+        table.clear()  # first: rows of other settings must never be taken for finished
+    outputs.finish(written.folder, "RUNNING", settings, {})
+    if overwrite or not same:
+        return inputs.items, True
+    done = table.resume()
+    return [item for item in inputs.items if item.image not in done or not written.exist(item.name)], False
 
 
 def announce(
@@ -97,8 +121,11 @@ def announce(
 ) -> None:
     """Log what is about to be done."""
     skipped = len(inputs.items) - len(todo)
+    if not todo:
+        log.info("nothing to predict: the results of all %s are there", count(skipped, "image"))
+        return
     log.info(
-        "predict %s with %s, %s, %s; results in %s%s",
+        "predicting %s with %s, %s, %s; results in %s%s",
         count(len(todo), "image"),
         config.checkpoint.path,
         components.device.describe(),
@@ -124,10 +151,15 @@ def predict_all(
     info: DatasetInfo,
     world: World,
     stop_signal: StopSignal,
-) -> dict[str, str]:
-    """Predict this process's share of the images; returns a line for each that cannot be read."""
+) -> tuple[dict[str, str], int]:
+    """Predict this process's share of the images.
+
+    Returns:
+        A line for each image that cannot be predicted, and the number of the signal that stopped this process, or 0.
+    """
     mine = todo[world.rank :: world.size]
     failures: dict[str, str] = {}
+    stopped_by = 0
     writing: Future[None] | None = None
     with (
         ThreadPoolExecutor(1) as writer,
@@ -144,11 +176,11 @@ def predict_all(
                     writing.result()
                 writing = writer.submit(save, written, table, item, *result)
             progress.add(world.size)
-            if number := stop_signal():
-                raise Interrupted(number, "stopped; run the same command again to continue")
+            if stopped_by := stop_signal() or 0:
+                break
         if writing is not None:
             writing.result()
-    return failures
+    return failures, stopped_by
 
 
 def predict_one(
@@ -162,9 +194,8 @@ def predict_one(
     if isinstance(found, UserError):
         raise found
     image, label = found
-    prediction = predictor.predict(image)
-    probabilities = predictor.probabilities(image) if "probabilities" in written.kinds else None
-    return image, prediction, probabilities, describe_image(item, image, label, prediction, info)
+    prediction = predictor.predict(image, with_probabilities="probabilities" in written.kinds)
+    return image, prediction, describe_image(item, image, label, prediction, info)
 
 
 def save(
@@ -173,11 +204,10 @@ def save(
     item: Input,
     image: Image.Image,
     prediction: Prediction,
-    probabilities: npt.NDArray[np.float32] | None,
     row: dict[str, object],
 ) -> None:
     """Write the results of an image, and then its row, which marks it as finished."""
-    written.save(item.name, image, prediction.ids, probabilities)
+    written.save(item.name, image, prediction.ids, prediction.probabilities)
     table.add(row)
 
 
@@ -209,7 +239,7 @@ def describe_image(
     info: DatasetInfo,
 ) -> dict[str, object]:
     """The row of an image in the table."""
-    pixels = np.bincount(prediction.ids.ravel(), minlength=256)
+    pixels = Image.fromarray(prediction.ids).histogram()
     shares = {name: f"{pixels[index] / prediction.ids.size:.6f}" for index, name in enumerate(info.class_names)}
     row: dict[str, object] = {
         "image": item.image,
@@ -246,7 +276,7 @@ def conclude(
     rows = table.merge([item.image for item in inputs.items if item.image not in failures])
     if config.predict.gallery:
         write_gallery(written, rows, {item.image: item.name for item in inputs.items})
-    results = {"images": len(rows), "unreadable": list(failures)}
+    results = {"checkpoint": config.checkpoint.path, "images": len(rows), "skipped": list(failures)}
     outputs.finish(written.folder, "FAILED" if failures else "FINISHED", settings, results)
     lines = list(failures.values())
     if len(lines) > MAX_LISTED:
@@ -255,4 +285,4 @@ def conclude(
         raise UserError(*lines)
     log.info("%s in %s", count(len(rows), "image"), written.folder)
     if failures:
-        raise JobFailed("\n".join([f"{len(failures)} of {len(inputs.items)} images could not be read:", *lines]))
+        raise JobFailed("\n".join([f"{len(failures)} of {len(inputs.items)} images could not be predicted:", *lines]))
