@@ -88,8 +88,11 @@ class Progress:
         self._show()
 
     def add(self, count: int = 1) -> None:
-        """Add to the number of steps done."""
-        self.advance(min(self._done + count, self._total))
+        """Add to the number of steps done; if they are images, their mean speed is shown, too."""
+        done = min(self._done + count, self._total)
+        elapsed_s = time.monotonic() - self._began_s
+        speed = (done - self._start) / elapsed_s if self._unit == "image" and elapsed_s else None
+        self.advance(done, images_per_second=speed)
 
     def _show(self) -> None:
         if self._silent:

@@ -1,9 +1,12 @@
 """``mode=predict``: masks, overlays, table and gallery of images."""
 
 import csv
+import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 import pspexp
 from pspexp.engine.predictor import Predictor
 from pspexp.metrics import ConfusionMatrix
+from pspexp.utils.files import atomic_write
 from tests.conftest import TINY, Cli, run_commands
 from tests.models import foreign_checkpoints
 
@@ -241,6 +245,31 @@ def test_unreadable_images_are_skipped_and_listed(
 
     assert predict(cli, run, photos / "cut.jpg", output="nothing") == 2
     assert files("nothing") in ([], ["run.log", "summary.json"]) or "ids" not in "".join(files("nothing"))
+
+
+def test_full_disk_is_named_and_the_rest_is_done_later(
+    cli: Cli, run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = []
+
+    @contextmanager
+    def full(file: Path) -> Iterator[BinaryIO]:
+        if len(written) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        written.append(file)
+        with atomic_write(file) as stream:
+            yield stream
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pspexp.jobs.predict.outputs.atomic_write", full)
+        assert predict(cli, run, photos) == 1
+    error = capsys.readouterr().err
+    assert "sub/deep/c" not in error
+    assert "overlay/sub/b.jpg: cannot be written (No space left on device)" in error
+    assert "run the same command again to continue" in error
+    assert predict(cli, run, photos) == 0
+    assert "2 of 4 are there already" in capsys.readouterr().out
+    assert len(table()) == 4
 
 
 @pytest.mark.parametrize(
