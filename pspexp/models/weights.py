@@ -98,7 +98,8 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         contents = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises errors of many classes: pickle, zip, EOF, unicode, ...
-        raise UserError(f"{path}: not a checkpoint that can be read safely ({first_line(error)})") from error
+        reason = first_line(error).split(". ")[0]  # torch goes on to advise reading it unsafely
+        raise UserError(f"{path}: not a checkpoint that can be read safely ({reason})") from error
     if not isinstance(contents, dict):
         raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
     return contents

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tools.bench import loader, overhead, timing, works
+from tools.bench import loader, overhead, prediction, timing, works
 from tools.bench.__main__ import main
 
 TINY = ("--network", "pspnet18", "--size", "33", "--repeats", "2", "--warmup", "1")
@@ -153,3 +153,17 @@ def test_invalid_arguments_are_named(capsys: pytest.CaptureFixture[str], overrid
 def test_invalid_size_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["overhead", "--size", "96", *QUICK]) == 2
     assert "crop_size=96" in capsys.readouterr().err
+
+
+def test_prediction_is_compared_with_the_bare_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "IMAGES", 2)
+    monkeypatch.setattr(prediction, "SIZE", (48, 36))
+    tables = measured(tmp_path, "predict", "--repeats", "1")["predict"]
+    rows = check(tables["pspnet18, 48×36, one image at a time"])
+    assert list(rows) == ["bare network", "mode=predict"]
+
+
+def test_exported_networks_are_compared(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    tables = measured(tmp_path, "inference", "--models", "pspnet18_factorised,pspnet18_onnx", "--batch", "1")
+    assert set(check(tables["inference"]["33×33, batch 1"])) == {"pspnet18_factorised", "pspnet18_onnx"}
