@@ -171,11 +171,10 @@ def _add_contiguous(
         tapped = kernel.permute(0, 2, 3, 1).flatten(0, 2) @ positions
         grid = tapped.view(channels, 3, 3, images, n, n).permute(3, 0, 4, 1, 5, 2)
         parts.append(row @ grid.reshape(images * channels, 3 * n, 3 * n))  # [N O, h, 3n]
-    by_row = fused.view(-1, width)
     product = torch.cat(parts, 2).flatten(0, 1), torch.cat(columns, 1).T
     if _is_traced():
-        return by_row.addmm(*product).view_as(fused)
-    by_row.addmm_(*product)
+        return fused.reshape(-1, width).addmm(*product).reshape(fused.shape)
+    fused.view(-1, width).addmm_(*product)
     return fused
 
 
@@ -200,8 +199,8 @@ def _add_channels_last(
 
 
 def _is_traced() -> bool:
-    """Whether TorchScript records the operations, as its ONNX exporter does, which loses writes through views."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+    """Whether the operations are recorded: TorchScript loses writes through views, torch.export changes strides."""
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

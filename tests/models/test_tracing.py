@@ -56,10 +56,13 @@ def test_traced_network_computes_the_same(network: nn.Module, memory_format: tor
     assert_close(traced(batch), network(batch))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dynamo", [False, True])
-def test_onnx_file_computes_the_same_at_any_size(network: nn.Module, tmp_path: Path, dynamo: bool) -> None:
+def test_onnx_file_computes_the_same_at_any_size(
+    network: nn.Module, tmp_path: Path, dynamo: bool, memory_format: torch.memory_format
+) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
-    file, sample = str(tmp_path / "network.onnx"), images(2, 70, 90)
+    file, sample = str(tmp_path / "network.onnx"), images(2, 70, 90).to(memory_format=memory_format)
     if dynamo:
         free = getattr(torch.export.Dim, "DYNAMIC", None)
         if free is None or not torch.__version__ >= "2.9":
