@@ -51,7 +51,7 @@ class Slide(Inference):
         if stride is not None and overlap is not None:
             raise ArgumentError(f"stride={stride}, overlap={overlap}: give one of them, set the other to null")
         if stride is not None and stride > window:
-            raise ArgumentError(f"stride={stride}: must be at most window={window}, or pixels are left out")
+            raise ArgumentError(f"stride={stride}: must be at most window={window}; a larger stride would skip pixels")
         self.window = window
         self.stride = stride or math.ceil(window * (2 / 3 if overlap is None else 1 - overlap))
         self.window_weights, self.average, self.window_batch = window_weights, average, window_batch

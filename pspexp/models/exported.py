@@ -96,10 +96,10 @@ class ExportedNetwork(nn.Module):
             return {"out": self._run(host)[0].to(images.device)}
         pixels = ((host * self._std + self._mean) * 255).round().clamp(0, 255).to(torch.uint8)
         ids, confidence = self._run(pixels.permute(0, 2, 3, 1).contiguous())
-        return {"out": as_logits(ids.long(), confidence, self.num_classes).to(images.device)}
+        return {"out": logits_from_confidence(ids.long(), confidence, self.num_classes).to(images.device)}
 
 
-def as_logits(ids: Tensor, confidence: Tensor, num_classes: int) -> Tensor:
+def logits_from_confidence(ids: Tensor, confidence: Tensor, num_classes: int) -> Tensor:
     """Logits ``[N, C, H, W]`` with these largest classes, and these probabilities of them, ``[N, H, W]``."""
     confidence = confidence.clamp(1 / num_classes + 1e-6, 1)
     others = ((1 - confidence) / max(num_classes - 1, 1)).clamp_min(torch.finfo(torch.float32).tiny).log()

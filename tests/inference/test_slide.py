@@ -150,7 +150,7 @@ def test_images_are_normalised_where_they_are_needed(model: Blur) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stride": 40}, "stride=40: must be at most window=33, or pixels are left out"),
+        ({"stride": 40}, "stride=40: must be at most window=33; a larger stride would skip pixels"),
         ({"stride": 10, "overlap": 0.5}, "stride=10, overlap=0.5: give one of them, set the other to null"),
         ({"overlap": 1.0}, "overlap=1.0: must be less than 1"),
         ({"scales": []}, "scales=[]: "),

@@ -6,19 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pspexp.jobs.export.interface import TensorInterface
 from pspexp.models.pspnet import pspnet
 
 SIZES = [(1, 65, 97), (3, 97, 129), (2, 64, 100)]
-
-
-class Logits(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)["out"]
-        return logits
 
 
 @pytest.fixture(scope="module", params=["factorised", "concat"])
@@ -36,7 +27,7 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
     with torch.no_grad():
         for _ in range(3):  # statistics for the batch norms
             net(torch.randn(2, 3, 65, 65))
-    return Logits(net).eval().requires_grad_(False)
+    return TensorInterface(net).eval().requires_grad_(False)
 
 
 def images(count: int, height: int, width: int) -> Tensor:

@@ -30,7 +30,7 @@ def write_pt2(module: nn.Module, kind: Kind, example: Tensor, file: Path, descri
     if not hasattr(dim, "DYNAMIC"):
         raise UserError(f"export.format=pt2: needs torch 2.6 or later, not {torch.__version__}; use onnx")
     with quiet(), torch.no_grad():
-        program = torch.export.export(module, (example,), dynamic_shapes=(_free(kind, dim.DYNAMIC),))
+        program = torch.export.export(module, (example,), dynamic_shapes=(_by_dimension(kind, *[dim.DYNAMIC] * 3),))
     torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(description)})
 
 
@@ -43,7 +43,7 @@ def write_onnx(module: nn.Module, kind: Kind, example: Tensor, file: Path, descr
     names: dict[str, Any] = {"input_names": [INPUTS[kind]], "output_names": OUTPUTS[kind], "opset_version": OPSET}
     with required("onnx"), quiet(), torch.no_grad():
         if _default_exporter_is_dynamo():
-            shapes = (_free(kind, torch.export.Dim.DYNAMIC),)
+            shapes = (_by_dimension(kind, *[torch.export.Dim.DYNAMIC] * 3),)
             torch.onnx.export(
                 module,
                 (example,),
@@ -56,8 +56,8 @@ def write_onnx(module: nn.Module, kind: Kind, example: Tensor, file: Path, descr
             )
         else:
             batch, height, width = "batch", "height", "width"
-            axes = {INPUTS[kind]: _free_names(kind, batch, height, width)}
-            axes |= {name: _free_names(kind, batch, height, width) for name in OUTPUTS[kind]}
+            axes = {INPUTS[kind]: _by_dimension(kind, batch, height, width)}
+            axes |= {name: _by_dimension(kind, batch, height, width) for name in OUTPUTS[kind]}
             torch.onnx.export(module, (example,), str(file), dynamic_axes=axes, **names)
     describe_onnx(file, description)
 
@@ -164,12 +164,9 @@ def quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _free(kind: Kind, dim: Any) -> dict[int, Any]:
-    return {0: dim, SIDES[kind][0]: dim, SIDES[kind][1]: dim}
-
-
-def _free_names(kind: Kind, batch: str, height: str, width: str) -> dict[int, str]:
-    return {0: batch, SIDES[kind][0]: height, SIDES[kind][1]: width}
+def _by_dimension(kind: Kind, batch: Any, height: Any, width: Any) -> dict[int, Any]:
+    """What is said of batch, height and width, by the number of the dimension."""
+    return dict(zip((0, *SIDES[kind]), (batch, height, width), strict=True))
 
 
 def _default_exporter_is_dynamo() -> bool:
