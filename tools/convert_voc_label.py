@@ -1,4 +1,4 @@
-"""Convert VOC label images: colour or palette PNG to index PNG (8-bit grey), or back with --to-color.
+"""Convert VOC label images: colour or palette images to index PNGs (8-bit grey), or back with --to-color.
 
 Boundary pixels become 255. If any pixel has a colour without a class, all such colours are listed with their number of
 pixels and files, nothing is written, and the exit code is 2.
@@ -11,11 +11,13 @@ from pathlib import Path
 
 from pspexp.data.preparation.convert import convert_folder
 from pspexp.errors import UserError
+from pspexp.utils.console_handler import escape_unencodable
 
 
 def main() -> int:
+    escape_unencodable()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input_dir", type=Path, required=True, help="folder of label PNGs")
+    parser.add_argument("--input_dir", type=Path, required=True, help="folder of labels: PNG, TIFF, BMP or GIF")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the converted PNGs")
     parser.add_argument("--to-color", action="store_true", help="convert index PNGs to palette PNGs with VOC's colours")
     parser.add_argument("--num_classes", type=int, default=21, help="number of classes with background (default 21)")

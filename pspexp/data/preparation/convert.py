@@ -5,17 +5,19 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from rich.progress import track
 
+from pspexp.data.images import SUFFIXES
 from pspexp.data.labels import (
     VOC_COLOURS,
     VOID,
@@ -28,7 +30,11 @@ from pspexp.data.labels import (
 from pspexp.errors import UserError
 from pspexp.utils.text import count, first_names
 
+# Formats without losses; the results are PNGs.
+LABEL_SUFFIXES = (".bmp", ".gif", ".png", ".tif", ".tiff")
 _SHOWN_VALUES = 20
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class Conversion(NamedTuple):
@@ -63,7 +69,7 @@ def convert_folder(
     num_workers: int | None = None,
     show_progress: bool = False,
 ) -> Conversion:
-    """Convert every PNG in a folder; the output folder changes only if all of them can be converted.
+    """Convert every label in a folder; the output folder changes only if all of them can be converted.
 
     Palette and RGB labels are converted by colour; 8-bit grey ones contain indices already. The results are index PNGs
     (8-bit grey), or, with ``to_colour``, palette PNGs with VOC's colours, like VOC's own labels.
@@ -83,22 +89,13 @@ def convert_folder(
     if not 1 <= num_classes <= VOID:
         raise UserError(f"num_classes={num_classes}: must be from 1 to {VOID}")
     files = _label_files(input_dir, output_dir)
-    inside = output_dir if output_dir.is_dir() else output_dir.parent  # files can only be renamed within a file system
-    partial_dir = inside / f".{output_dir.name}.{os.getpid()}.partial"
-    work = partial(
-        _convert, partial_dir=partial_dir, output_dir=output_dir, to_colour=to_colour, num_classes=num_classes
-    )
-    try:
-        remove_leftovers(inside, output_dir.name)
-        partial_dir.mkdir(parents=True)
-        pool = _in_parallel(work, files, num_workers)
+    with partial_folder(output_dir) as partial_dir:
+        work = partial(
+            _convert, partial_dir=partial_dir, output_dir=output_dir, to_colour=to_colour, num_classes=num_classes
+        )
+        pool = in_parallel(work, files, num_workers)
         results = list(track(pool, "Converting labels", total=len(files), disable=not show_progress, transient=True))
         _check(results, output_dir, overwrite)
-        _publish(partial_dir, output_dir)
-    except OSError as error:
-        raise UserError(f"{output_dir}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
     kept = sum(result.state == "same" for result in results)
     return Conversion(len(results) - kept, kept, {result.path.stem: result.pixels for result in results})
 
@@ -134,6 +131,26 @@ def to_index(image: Image.Image, num_classes: int) -> tuple[Labels, dict[str, in
     return pixels, {f"colour {colour}": count for colour, count in count_colours(rgb[wrong]).items()}
 
 
+@contextmanager
+def partial_folder(output_dir: Path) -> Iterator[Path]:
+    """A folder whose files move to ``output_dir`` at the end of the block, or are removed if the block raises.
+
+    Raises:
+        UserError: The files cannot be written.
+    """
+    inside = output_dir if output_dir.is_dir() else output_dir.parent  # files can only be renamed within a file system
+    partial_dir = inside / f".{output_dir.name}.{os.getpid()}.partial"
+    try:
+        remove_leftovers(inside, output_dir.name)
+        partial_dir.mkdir(parents=True)
+        yield partial_dir
+        _publish(partial_dir, output_dir)
+    except OSError as error:
+        raise UserError(f"{output_dir}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(partial_dir, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path, name: str) -> None:
     """Remove the ``.<name>.<process id>.partial`` that killed processes left in a folder."""
     for path in folder.glob(f".{glob.escape(name)}.*.partial"):
@@ -155,20 +172,35 @@ def _label_files(input_dir: Path, output_dir: Path) -> list[Path]:
         raise UserError(f"{output_dir}: is a file; give a folder for the converted labels")
     if input_dir.resolve() == output_dir.resolve():
         raise UserError(f"{output_dir}: is both input and output; choose another folder for the output")
-    files = sorted(p for p in input_dir.iterdir() if p.suffix.lower() == ".png" and p.name[0] != ".")
-    if not files:
-        raise UserError(f"{input_dir}: contains no PNG files; give the folder that contains the label PNGs")
+    images = sorted(p for p in input_dir.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
+    files = [path for path in images if path.suffix.lower() in LABEL_SUFFIXES]
+    stems = Counter(path.stem for path in files)
+    problems = []
+    if repeated := [path.name for path in files if stems[path.stem] > 1]:
+        problems.append(
+            f"{input_dir}: {listed_files(repeated)} would all become <name>.png; keep one label for each name"
+        )
+    if others := [path.name for path in images if path.stem not in stems]:
+        problems.append(
+            f"{input_dir}: {listed_files(others)} cannot be converted: labels are PNG, TIFF, BMP or GIF files; remove "
+            "others, or save them as PNG, and not from a JPEG, whose values are no longer exact"
+        )
+    if not images:
+        problems.append(f"{input_dir}: contains no PNG files; give the folder that contains the label PNGs")
+    if problems:
+        raise UserError(*problems)
     return files
 
 
-def _in_parallel(work: "partial[_Result]", files: Sequence[Path], num_workers: int | None) -> Iterator[_Result]:
-    workers = min(num_workers or available_cores(), len(files))
+def in_parallel(work: Callable[[_T], _R], items: Sequence[_T], num_workers: int | None) -> Iterator[_R]:
+    """The result of each item, in order, computed by that many processes; None means one per core."""
+    workers = min(num_workers or available_cores(), len(items))
     if workers <= 1:
-        yield from map(work, files)
+        yield from map(work, items)
         return
     pool = ProcessPoolExecutor(workers, initializer=_start_worker)
     try:
-        yield from pool.map(work, files, chunksize=4)
+        yield from pool.map(work, items, chunksize=4)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -178,10 +210,20 @@ def _start_worker() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def _without_palette(image: Image.Image) -> Image.Image:
+    """A GIF of grey values as a grey image, since GIFs always have a palette; other images as they are."""
+    if image.format != "GIF" or image.mode != "P":
+        return image
+    colours = palette_colours(image)
+    used = colours[[index for index in np.flatnonzero(image.histogram()) if index < len(colours)]]
+    is_grey = bool((used == used[:, :1]).all()) and colours_to_index(used).min(initial=0) < 0
+    return image.convert("L") if is_grey else image
+
+
 def _convert(path: Path, *, partial_dir: Path, output_dir: Path, to_colour: bool, num_classes: int) -> _Result:
     nothing = np.zeros(256, np.int64)
     try:
-        label, unknown = to_index(open_label(path), num_classes)
+        label, unknown = to_index(_without_palette(open_label(path)), num_classes)
     except UserError as error:
         return _Result(path, "new", {}, str(error), nothing)
     if unknown:
@@ -190,13 +232,13 @@ def _convert(path: Path, *, partial_dir: Path, output_dir: Path, to_colour: bool
     if to_colour:
         image.putpalette(VOC_COLOURS.tobytes())
     target = output_dir / f"{path.stem}.png"
-    state = _compare(image, target) if target.exists() else "new"
+    state = compare(image, target) if target.exists() else "new"
     if state != "same":
         image.save(partial_dir / target.name)
     return _Result(path, state, {}, "", np.bincount(label.ravel(), minlength=256).astype(np.int64))
 
 
-def _compare(image: Image.Image, path: Path) -> str:
+def compare(image: Image.Image, path: Path) -> str:
     """``same`` if a file contains the same label in the same kind of image, otherwise ``different``."""
     try:
         existing = open_label(path)
@@ -215,13 +257,15 @@ def _check(results: Sequence[_Result], output_dir: Path, overwrite: bool) -> Non
         for value in result.unknown:
             files.setdefault(value, []).append(result.path.name)
     for value, number in pixels.most_common(_SHOWN_VALUES):
-        problems.append(f"{value} is not a class: {count(number, 'pixel')} in {_listed(files[value])}")
+        problems.append(f"{value} is not a class: {count(number, 'pixel')} in {listed_files(files[value])}")
     if len(pixels) > _SHOWN_VALUES:
         rest = sum(pixels.values()) - sum(number for _, number in pixels.most_common(_SHOWN_VALUES))
         problems.append(f"and {len(pixels) - _SHOWN_VALUES} more such values: {rest} pixels")
     different = [result.path.name for result in results if result.state == "different"]
     if different and not overwrite:
-        problems.append(f"{output_dir}: contains other labels for {_listed(different)}; remove them or use --overwrite")
+        problems.append(
+            f"{output_dir}: contains other labels for {listed_files(different)}; remove them or use --overwrite"
+        )
     if problems:
         raise UserError(*problems, "nothing was written")
 
@@ -230,9 +274,12 @@ def _publish(partial_dir: Path, output_dir: Path) -> None:
     if not output_dir.exists():
         partial_dir.rename(output_dir)
         return
-    for path in partial_dir.iterdir():
-        path.replace(output_dir / path.name)
+    for path in sorted(path for path in partial_dir.rglob("*") if path.is_file()):
+        target = output_dir / path.relative_to(partial_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed_files(names: Sequence[str]) -> str:
+    """The number of files and the first names: ``2 files: a.png, b.png``."""
     return f"{count(len(names), 'file')}: {first_names(names)}"

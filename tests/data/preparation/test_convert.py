@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pspexp.data.labels import VOC_COLOURS, read_label
+from pspexp.data.labels import VOC_COLOURS
 from pspexp.data.preparation.convert import convert_folder
 from pspexp.errors import UserError
 from tests.conftest import default_signals
@@ -76,7 +76,7 @@ def test_sorted_palette_is_converted_by_colour(tmp_path: Path) -> None:
     image.putpalette(VOC_COLOURS[[255, 15, 0]].tobytes())
     image.save(tmp_path / "in/a.png")
     convert_folder(tmp_path / "in", tmp_path / "out")
-    assert read_label(tmp_path / "out/a.png").tolist() == [[255, 15, 0]]
+    assert np.asarray(Image.open(tmp_path / "out/a.png")).tolist() == [[255, 15, 0]]
 
 
 def test_all_problems_are_listed_and_nothing_is_written(labels: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_different_labels_are_replaced_only_with_overwrite(labels: Path, tmp_pat
         convert_folder(labels, out, num_workers=1)
     assert content(out) == before
     convert_folder(labels, out, num_workers=1, overwrite=True)
-    assert read_label(out / "1.png").tolist() == random_label(1).tolist()
+    assert np.asarray(Image.open(out / "1.png")).tolist() == random_label(1).tolist()
     assert (out / "mine.txt").read_text() == "kept"
 
 
@@ -163,7 +163,7 @@ def test_number_of_classes_can_be_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a class"):
         convert_folder(tmp_path / "in", tmp_path / "out", num_workers=1)
     convert_folder(tmp_path / "in", tmp_path / "out", num_workers=1, num_classes=31)
-    assert read_label(tmp_path / "out/a.png").tolist() == [[0, 30, 255]]
+    assert np.asarray(Image.open(tmp_path / "out/a.png")).tolist() == [[0, 30, 255]]
 
 
 def run_tool(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -201,3 +201,27 @@ def test_interrupted_run_leaves_no_files(tmp_path: Path, number: int, code: int)
     assert process.returncode == code
     assert b"Traceback" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".bmp", ".GIF", ".gif", ".Png"])
+@pytest.mark.parametrize("kind", ["palette", "rgb", "grey"])
+def test_labels_in_lossless_formats_are_converted(tmp_path: Path, suffix: str, kind: str) -> None:
+    if (suffix.lower(), kind) == (".gif", "rgb"):
+        pytest.skip("a GIF has a palette")
+    save(tmp_path / f"in/a{suffix}", random_label(1), kind)
+    save(tmp_path / "in/b.png", random_label(2))
+    assert convert_folder(tmp_path / "in", tmp_path / "out", num_workers=1).written == 2
+    with Image.open(tmp_path / "out/a.png") as image:
+        assert np.asarray(image).tolist() == random_label(1).tolist()
+
+
+def test_labels_that_cannot_be_converted_are_named(labels: Path, tmp_path: Path) -> None:
+    for name in ("x.jpg", "y.JPEG", "0.jpg", "z.webp"):  # 0.jpg is a copy of the label 0.png, for viewing
+        Image.new("L", (3, 2)).save(labels / name)
+    save(labels / "1.tif", random_label(1), "rgb")
+    with pytest.raises(UserError) as caught:
+        convert_folder(labels, tmp_path / "out", num_workers=1)
+    repeated, others = caught.value.problems
+    assert repeated.startswith(f"{labels}: 2 files: 1.png, 1.tif would all become <name>.png")
+    assert others.startswith(f"{labels}: 3 files: x.jpg, y.JPEG, z.webp cannot be converted")
+    assert not (tmp_path / "out").exists()
