@@ -14,9 +14,11 @@ from rich.table import Table
 
 from pspexp.data.preparation.prepare import Prepared, prepare
 from pspexp.errors import UserError
+from pspexp.utils.console_handler import escape_unencodable
 
 
 def main() -> int:
+    escape_unencodable()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="VOC tar (VOCtrainval_06-Nov-2007.tar), or an unpacked folder")
     parser.add_argument("--output_dir", type=Path, default=Path("data"), help="where to unpack a tar (default data)")

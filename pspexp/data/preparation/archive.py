@@ -1,29 +1,34 @@
-"""Safe extraction of untrusted tar archives."""
+"""Safe extraction of untrusted tar and zip archives."""
 
 import os
 import shutil
-import tarfile
-import zlib
-from lzma import LZMAError
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from rich.progress import track
 
 from pspexp.data.preparation.convert import remove_leftovers
+from pspexp.data.preparation.members import DAMAGED, Member, open_archive
 from pspexp.errors import UserError
 from pspexp.utils.text import count, first_names
 
-_DAMAGED = (tarfile.TarError, EOFError, zlib.error, LZMAError)
 _MAX_LINKS = 10
 _SHOWN = 20
 _BLOCK = 1 << 20
+# Images hardly compress: an archive that unpacks to more than this is a decompression bomb.
+_MAX_RATIO, _ANY_RATIO_BELOW = 100, 1 << 30  # times its size; bytes
 
 
 def extract(
-    archive: Path, output_dir: Path, *, overwrite: bool = False, show_progress: bool = False
+    archive: Path,
+    output_dir: Path,
+    *,
+    overwrite: bool = False,
+    show_progress: bool = False,
+    place: Callable[[PurePosixPath], PurePosixPath | None] = lambda path: path,
 ) -> list[PurePosixPath]:
-    """Unpack the regular files of a tar, and nothing else.
+    """Unpack the regular files of a tar or zip, and nothing else.
 
     Nothing is unpacked if any member has an absolute path or one with ``..``, is a device or pipe, or is a link that
     points outside. Other links become copies of the files they point to; no links are created. Owners and permissions
@@ -31,31 +36,31 @@ def extract(
     replaced only with ``overwrite``.
 
     Args:
-        archive: The tar, compressed or not.
+        archive: The tar, compressed or not, or the zip.
         output_dir: Folder to unpack into; created if missing.
         overwrite: Whether to replace existing files with other contents.
         show_progress: Whether to show a progress bar.
+        place: The path within ``output_dir`` for a path in the archive; None leaves that file out.
 
     Returns:
         The files' paths within ``output_dir``.
 
     Raises:
-        UserError: The archive is unsafe, damaged or not a tar; files with other contents exist; the disk is too small.
+        UserError: The archive is unsafe, damaged or of another kind, the disk too small, or other files are there.
     """
     partial = output_dir / f".{archive.name}.{os.getpid()}.partial"
     try:
-        with tarfile.open(archive) as tar:
-            files = _safe_files(tar, archive, output_dir)
-            _check_space(files, output_dir)
+        with open_archive(archive, output_dir) as members:
+            files = _safe_files(members, archive, place)
+            _check_space(files, archive, output_dir)
             remove_leftovers(output_dir, archive.name)
+            progress = track(files.items(), "Unpacking", disable=not show_progress, transient=True)
             different = [
-                str(path)
-                for path, member in track(files.items(), "Unpacking", disable=not show_progress, transient=True)
-                if not _unpack(tar, member, output_dir / path, partial, overwrite)
+                str(path) for path, member in progress if not _unpack(member, output_dir / path, partial, overwrite)
             ]
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
-        raise UserError(f"{archive}: damaged, or not a tar ({reason}); download it again") from error
+        raise UserError(f"{archive}: damaged, or not a tar or zip ({reason}); download it again") from error
     except OSError as error:
         raise UserError(f"{archive}: cannot be unpacked into {output_dir} ({error}); choose another folder") from error
     if different:
@@ -66,77 +71,80 @@ def extract(
     return list(files)
 
 
-def _safe_files(tar: tarfile.TarFile, archive: Path, output_dir: Path) -> dict[PurePosixPath, tarfile.TarInfo]:
+def _safe_files(
+    members: Sequence[Member], archive: Path, place: Callable[[PurePosixPath], PurePosixPath | None]
+) -> dict[PurePosixPath, Member]:
     """The member with the content of each file; raises UserError if any member is unsafe."""
-    members: dict[PurePosixPath, tarfile.TarInfo] = {}
+    safe: dict[PurePosixPath, Member] = {}
     problems = []
-    for member in tar.getmembers():
-        problem = _unsafe_name(member) or _refused_by_python(member, output_dir)
+    for member in members:
+        problem = _unsafe_name(member) or member.refused
         path = PurePosixPath(member.name)
         if problem:
             problems.append(f"{member.name!r}: {problem}")
-        elif member.isdir() or path.name.startswith("._"):  # macOS stores attributes in these
+        elif member.kind == "folder" or path.name.startswith("._"):  # macOS stores attributes in these
             continue
-        elif path in members:
+        elif path in safe:
             problems.append(f"{member.name!r}: occurs twice in the archive")
         else:
-            members[path] = member
-    files = {}
-    for path in members:
+            safe[path] = member
+    files: dict[PurePosixPath, Member] = {}
+    for path in safe:
         try:
-            files[path] = _content(members, path)
+            content = _content(safe, path)
         except ValueError as error:
             problems.append(f"{str(path)!r}: {error}")
+            continue
+        target = place(path)
+        if target in files:
+            problems.append(f"{str(path)!r}: occurs twice in the archive, as {target}")
+        elif target is not None:
+            files[target] = content
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise UserError(f"{archive}: unsafe; nothing was unpacked:", *problems[:_SHOWN], *more)
     return files
 
 
-def _unsafe_name(member: tarfile.TarInfo) -> str:
+def _unsafe_name(member: Member) -> str:
     """Why a member is unsafe, or an empty string. Unlike Python's filter, absolute paths are refused, not changed."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or PureWindowsPath(member.name).anchor or PureWindowsPath(member.name).drive:
         return "absolute path"
     if ".." in path.parts or "\\" in member.name:
         return "path with '..' or a backslash"
-    if not path.parts and not member.isdir():
+    if not path.parts and member.kind != "folder":
         return "file without a name"
-    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+    if member.kind == "special":
         return "device, pipe or other special file"
     return ""
 
 
-def _refused_by_python(member: tarfile.TarInfo, output_dir: Path) -> str:
-    """Why Python's own filter refuses a member, in versions that have one (3.12, and late 3.10 and 3.11)."""
-    if not hasattr(tarfile, "data_filter"):
-        return ""
-    try:
-        tarfile.data_filter(member, str(output_dir))
-    except tarfile.FilterError as error:
-        return str(error)
-    return ""
-
-
-def _content(members: dict[PurePosixPath, tarfile.TarInfo], path: PurePosixPath) -> tarfile.TarInfo:
+def _content(members: dict[PurePosixPath, Member], path: PurePosixPath) -> Member:
     """The regular file at the end of a chain of links; ValueError says why there is none."""
     member = members[path]
     for _ in range(_MAX_LINKS):
-        if member.isreg():
+        if member.kind == "file":
             return member
         # A symbolic link is relative to its own folder, a hard link to the top of the archive.
-        start = path.parent if member.issym() else PurePosixPath()
+        start = path.parent if member.kind == "symlink" else PurePosixPath()
         # Resolved by name only: links to folders are refused below.
-        path = PurePosixPath(os.path.normpath(start / member.linkname))
+        path = PurePosixPath(os.path.normpath(start / member.link))
         if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"link to {member.linkname!r}, outside the archive")
+            raise ValueError(f"link to {member.link!r}, outside the archive")
         if path not in members:
-            raise ValueError(f"link to {member.linkname!r}, which is not a file in this archive")
+            raise ValueError(f"link to {member.link!r}, which is not a file in this archive")
         member = members[path]
     raise ValueError(f"chain of more than {_MAX_LINKS} links")
 
 
-def _check_space(files: dict[PurePosixPath, tarfile.TarInfo], output_dir: Path) -> None:
+def _check_space(files: dict[PurePosixPath, Member], archive: Path, output_dir: Path) -> None:
+    total, size = sum(member.size for member in files.values()), archive.stat().st_size
+    if total > max(_ANY_RATIO_BELOW, _MAX_RATIO * size):
+        raise UserError(
+            f"{archive}: unpacks to {total:,} bytes, more than {_MAX_RATIO} times its size: no archive of images; "
+            "download it again"
+        )
     needed = sum(member.size for path, member in files.items() if not (output_dir / path).exists())
     there = next(folder for folder in [output_dir, *output_dir.absolute().parents] if folder.exists())
     free = shutil.disk_usage(there).free
@@ -144,11 +152,9 @@ def _check_space(files: dict[PurePosixPath, tarfile.TarInfo], output_dir: Path) 
         raise UserError(f"{output_dir}: needs {needed:,} bytes, but only {free:,} are free; choose another disk")
 
 
-def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, partial: Path, overwrite: bool) -> bool:
+def _unpack(member: Member, target: Path, partial: Path, overwrite: bool) -> bool:
     """Write one file, completely or not at all; returns False if another file exists in its place."""
-    content = tar.extractfile(member)
-    assert content is not None  # it is a regular file
-    with content:
+    with member.open() as content:
         if target.exists():
             if _same(content, target):
                 return True

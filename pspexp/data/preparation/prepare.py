@@ -1,17 +1,18 @@
 """Unpacks, checks and converts a data set in VOC's layout."""
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from pspexp.data.images import BROKEN_IMAGE
+from pspexp.data.class_files import read_class_names
+from pspexp.data.images import load, orientation
 from pspexp.data.labels import VOC_CLASSES, VOID
 from pspexp.data.preparation.archive import extract
-from pspexp.data.preparation.convert import convert_folder
+from pspexp.data.preparation.convert import LABEL_SUFFIXES, available_cores, convert_folder
 from pspexp.data.voc import (
     GREY_LABELS,
     IMAGES,
@@ -19,7 +20,6 @@ from pspexp.data.voc import (
     SPLITS,
     files_by_name,
     missing_files,
-    read_class_names,
     read_split,
 )
 from pspexp.errors import UserError
@@ -130,7 +130,7 @@ def _check_tree(folder: Path) -> dict[str, list[str]]:
     if not splits and not problems:
         problems.append(f"{folder / SPLITS}: contains no split files (train.txt, val.txt); add them")
     images = files_by_name(folder / IMAGES, (".jpg", ".jpeg", ".png"))
-    labels = files_by_name(folder / LABELS, (".png",))
+    labels = files_by_name(folder / LABELS, LABEL_SUFFIXES)
     for split, names in splits.items():
         found = [f"split {split}: {line}" for line in missing_files("image", names, images, folder / IMAGES)]
         if split != "test" or any(name in labels for name in names):  # VOC 2012's test labels are not public
@@ -138,7 +138,7 @@ def _check_tree(folder: Path) -> dict[str, list[str]]:
         problems += found
     problems += _check_overlap(folder, splits)
     used = dict.fromkeys(name for names in splits.values() for name in names)
-    problems += _check_sizes((images[n], labels[n]) for n in used if n in images and n in labels)
+    problems += _check_files((images[n], labels[n]) for n in used if n in images and n in labels)
     if problems:
         raise UserError(*problems)
     return splits
@@ -159,16 +159,26 @@ def _check_overlap(folder: Path, splits: dict[str, list[str]]) -> list[str]:
     return problems
 
 
-def _check_sizes(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
-    problems = []
-    for pair in pairs:
-        sizes = []
-        for path in pair:
-            try:
-                with Image.open(path) as image:
-                    sizes.append(f"{image.width}×{image.height}")
-            except BROKEN_IMAGE as error:
-                problems.append(f"{path}: not a readable image ({error})")
-        if len(set(sizes)) == 2:
-            problems.append(f"{pair[1]}: {sizes[1]} pixels, but its image has {sizes[0]}; make them equal")
+def _check_files(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
+    """Decode images and labels whole, and compare their sizes."""
+    with ThreadPoolExecutor(available_cores()) as pool:  # decoding does not hold Python's lock
+        problems = [problem for found in pool.map(_check_pair, pairs) for problem in found]
     return problems[:_SHOWN] + ([f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])
+
+
+def _check_pair(pair: tuple[Path, Path]) -> list[str]:
+    problems: list[str] = []
+    found = []
+    for path in pair:
+        try:
+            found.append(load(path, "image"))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        return problems
+    image, label = found
+    turned = image.size[::-1] if orientation(image) >= 5 else image.size  # from landscape to portrait, or back
+    if label.size in (image.size, turned):
+        return []
+    sizes = [f"{one.width}×{one.height}" for one in found]
+    return [f"{pair[1]}: {sizes[1]} pixels, but its image has {sizes[0]}; make them equal"]

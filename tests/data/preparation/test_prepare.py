@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pspexp.data.labels import VOC_COLOURS, read_label
+from pspexp.data.labels import VOC_COLOURS
 from pspexp.data.preparation.archive import extract
 from pspexp.data.preparation.prepare import prepare
 from pspexp.errors import UserError
@@ -51,7 +51,7 @@ def files_in(folder: Path) -> list[str]:
 def test_tar_becomes_a_checked_data_set(tmp_path: Path, name: str, mode: str) -> None:
     (data,) = prepare(make_tar(tmp_path, name, mode), tmp_path / "out", num_workers=1)
     assert data.folder == tmp_path / "out/VOCdevkit/VOC2007"
-    assert read_label(data.folder / "SegmentationClassGray/a.png").tolist() == LABEL.tolist()
+    assert np.asarray(Image.open(data.folder / "SegmentationClassGray/a.png")).tolist() == LABEL.tolist()
     assert data.written == 3
     assert data.splits == {"train": ["a", "b"], "trainval": ["a", "b", "c"], "val": ["c"]}
     rows = {row[0]: row[1:] for row in data.rows()}
@@ -280,3 +280,35 @@ def test_command_line(tmp_path: Path) -> None:
     wrong = run("absent.tar")
     assert wrong.returncode == 2
     assert "no such file" in wrong.stderr
+
+
+@pytest.mark.parametrize("file", ["JPEGImages/b.jpg", "SegmentationClass/b.png"])
+def test_truncated_files_are_named(tmp_path: Path, file: str) -> None:
+    tree = make_tree(tmp_path / "VOC2007")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tree / "JPEGImages/b.jpg")
+    Image.new("L", (64, 64)).save(tree / "SegmentationClass/b.png")
+    content = (tree / file).read_bytes()
+    (tree / file).write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(UserError, match=r"b\.(jpg|png): not a readable image \(.*truncated") as caught:
+        prepare(tree, tmp_path, num_workers=1)
+    assert len(caught.value.problems) == 1
+    assert not (tree / "SegmentationClassGray").exists()
+
+
+def test_turned_images_fit_labels_of_the_image_as_shown_and_as_stored(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "VOC2007")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (2, 4)).save(tree / "JPEGImages/a.jpg", exif=exif)
+    Image.new("RGB", (4, 2)).save(tree / "JPEGImages/b.jpg", exif=exif)
+    assert prepare(tree, tmp_path, num_workers=1)[0].written == 3
+
+
+def test_labels_in_other_formats_are_prepared(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "VOC2007")
+    label = tree / "SegmentationClass/b.png"
+    Image.open(label).save(label.with_suffix(".tif"))
+    label.unlink()
+    assert prepare(tree, tmp_path, num_workers=1)[0].written == 3
+    assert (tree / "SegmentationClassGray/b.png").is_file()

@@ -1,0 +1,122 @@
+"""What is in a tar or zip: its members in one form, before anything is unpacked."""
+
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from lzma import LZMAError
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+from pspexp.errors import UserError
+from pspexp.utils.text import first_line
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")  # lower-case endings
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError)  # what a broken archive raises
+_ZIP_MAGIC = (b"PK\3\4", b"PK\5\6")
+_ENCRYPTED = 1  # bit of a zip member's flags
+_MAX_LINK = 4096  # bytes of a link's target
+
+
+class Member(NamedTuple):
+    """A file, folder or link in an archive.
+
+    Attributes:
+        name: The path as written in the archive.
+        kind: What it is; ``special`` is a device or pipe.
+        size: Number of bytes of the content.
+        link: The path that a link points to: for ``symlink`` relative to its own folder, for ``hardlink`` to the top.
+        refused: Why Python's own filter refuses the member; empty in versions without one.
+        open: Opens the content of a file.
+    """
+
+    name: str
+    kind: Literal["file", "folder", "symlink", "hardlink", "special"]
+    size: int
+    link: str
+    refused: str
+    open: Callable[[], IO[bytes]]
+
+
+@contextmanager
+def open_archive(path: Path, output_dir: Path) -> Iterator[list[Member]]:
+    """The members of a tar or zip, whose contents can be read within the block.
+
+    Args:
+        path: The archive.
+        output_dir: Folder that it will be unpacked into.
+
+    Raises:
+        UserError: A zip is encrypted. A damaged archive raises one of `DAMAGED`, here or while a content is read.
+    """
+    with path.open("rb") as file:
+        is_zip = file.read(4) in _ZIP_MAGIC  # zipfile.is_zipfile is true for a tar that ends with a zip
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            if any(info.flag_bits & _ENCRYPTED for info in archive.infolist()):
+                raise UserError(f"{path}: is encrypted; unpack it with another program, and give the folder")
+            yield [_zip_member(archive, info) for info in archive.infolist()]
+    else:
+        with tarfile.open(path) as tar:
+            yield [_tar_member(tar, info, output_dir) for info in tar.getmembers()]
+
+
+def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, output_dir: Path) -> Member:
+    kind: Literal["file", "folder", "symlink", "hardlink", "special"]
+    if info.isreg():
+        kind = "file"
+    elif info.isdir():
+        kind = "folder"
+    elif info.issym() or info.islnk():
+        kind = "symlink" if info.issym() else "hardlink"
+    else:
+        kind = "special"
+    return Member(info.name, kind, info.size, info.linkname, _refusal(info, output_dir), partial(_open_tar, tar, info))
+
+
+def _open_tar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    content = tar.extractfile(info)
+    assert content is not None  # it is a regular file
+    return content
+
+
+def _refusal(info: tarfile.TarInfo, output_dir: Path) -> str:
+    """Why Python's own filter refuses a member, in versions that have one (3.12, and late 3.10 and 3.11)."""
+    if not hasattr(tarfile, "data_filter"):
+        return ""
+    try:
+        tarfile.data_filter(info, str(output_dir))
+    except tarfile.FilterError as error:
+        return str(error)
+    return ""
+
+
+def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+    # The name as it is stored: Python cuts it at a null byte, and replaces the separators of Windows there.
+    name, mode, link = info.orig_filename, info.external_attr >> 16, ""
+    kind: Literal["file", "folder", "symlink", "special"] = "folder" if info.is_dir() else "file"
+    if stat.S_ISLNK(mode):
+        kind, link = "symlink", _link_target(archive, info)
+    elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):  # 0: not written on Unix
+        kind = "special"
+    return Member(
+        name, kind, info.file_size, link, "null byte" if "\0" in name else "", partial(_open_zip, archive, info)
+    )
+
+
+def _link_target(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
+    with _open_zip(archive, info) as content:
+        return content.read(_MAX_LINK).decode(errors="surrogateescape")
+
+
+def _open_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    try:
+        return archive.open(info)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{archive.filename}: {info.filename}: Python cannot decompress it ({first_line(error)}); "
+            "unpack the archive with another program, and give the folder"
+        ) from error
