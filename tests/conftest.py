@@ -70,6 +70,14 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is cached about data sets away from the user's cache, in processes that tests start, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PSPEXP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_checkpoints_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Delete a test's checkpoints when it ends: together they take over 20 GB. Its folder stays, see setup.cfg."""

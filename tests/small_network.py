@@ -16,9 +16,9 @@ CHANNELS = 8
 class Backbone(nn.Module):
     """Halves the size ``log2(output_stride)`` times; the third and fourth stage have the same size."""
 
-    def __init__(self, output_stride: int) -> None:
+    def __init__(self, output_stride: int, in_channels: int) -> None:
         super().__init__()
-        halvings = [3, *[CHANNELS] * int(log2(output_stride))]
+        halvings = [in_channels, *[CHANNELS] * int(log2(output_stride))]
         stages = [conv_bn_relu(before, CHANNELS, 3) for before in halvings[:-1]]
         for stage in stages:
             stage.conv.stride = (2, 2)  # type: ignore[union-attr]
@@ -31,8 +31,10 @@ class Backbone(nn.Module):
 
 @wraps(models.pspnet)  # with its signature
 def pspnet(**arguments: Any) -> models.PSPNet:
-    def build_backbone(name: str, output_stride: int, contract_dilation: bool) -> tuple[nn.Module, tuple[int, int]]:
-        return Backbone(output_stride), (CHANNELS, CHANNELS)
+    def build_backbone(
+        name: str, output_stride: int, contract_dilation: bool, in_channels: int
+    ) -> tuple[nn.Module, tuple[int, int]]:
+        return Backbone(output_stride, in_channels), (CHANNELS, CHANNELS)
 
     with mock.patch.object(models, "build_backbone", build_backbone):
         return models.pspnet(**arguments)

@@ -8,13 +8,15 @@ from multiprocessing.heap import BufferWrapper
 
 from PIL import Image
 
+from pspexp.data.bands import from_bytes
 from pspexp.data.dataset import Sample, Split
 from pspexp.errors import UserError, setting
 
 log = logging.getLogger(__name__)
 
 _HEAD = struct.Struct("=qq")  # bytes in use, samples cached
-_ENTRY = struct.Struct("=qqq")  # offset of a sample's pixels (0: not cached, -1: being written), width, height
+# Offset of a sample's pixels (0: not cached, -1: being written), width, height, number of bands of the image.
+_ENTRY = struct.Struct("=qqqq")
 
 
 class SampleCache:
@@ -59,22 +61,23 @@ class SampleCache:
         """A copy of the sample whose table entry is at offset ``entry``; None if it is not cached."""
         data = self._bytes
         with self._lock:  # without it, another core could see the entry before the pixels, although it is written later
-            start, width, height = _ENTRY.unpack_from(data, entry)
+            start, width, height, bands = _ENTRY.unpack_from(data, entry)
         if start <= 0:
             return None
-        size, middle, end = (width, height), start + 3 * width * height, start + 4 * width * height
-        return Image.frombytes("RGB", size, data[start:middle]), Image.frombytes("L", size, data[middle:end])
+        size, middle, end = (width, height), start + bands * width * height, start + (bands + 1) * width * height
+        return from_bytes(data[start:middle], size, bands), Image.frombytes("L", size, data[middle:end])
 
     def put(self, entry: int, sample: Sample) -> None:
         """Store a sample, unless another process already has or it does not fit."""
-        data, (width, height) = self._bytes, sample[0].size
+        data, (width, height), bands = self._bytes, sample[0].size, len(sample[0].getbands())
+        size = (bands + 1) * width * height
         with self._lock:
-            if _ENTRY.unpack_from(data, entry)[0] or (start := self._reserve(4 * width * height, samples=1)) is None:
+            if _ENTRY.unpack_from(data, entry)[0] or (start := self._reserve(size, samples=1)) is None:
                 return
-            _ENTRY.pack_into(data, entry, -1, 0, 0)
-        data[start : start + 4 * width * height] = sample[0].tobytes() + sample[1].tobytes()
+            _ENTRY.pack_into(data, entry, -1, 0, 0, 0)
+        data[start : start + size] = sample[0].tobytes() + sample[1].tobytes()
         with self._lock:
-            _ENTRY.pack_into(data, entry, start, width, height)
+            _ENTRY.pack_into(data, entry, start, width, height, bands)
 
     def report(self) -> None:
         """Log, once, how many samples are cached and how much memory they take, unless the cache is disabled."""
@@ -99,19 +102,19 @@ class SampleCache:
 
 class _CachedSplit:
     def __init__(self, split: Split, cache: SampleCache, table: int) -> None:
-        self._split, self._cache, self._table, self.names = split, cache, table, split.names
+        self.source, self._cache, self._table, self.names = split, cache, table, split.names
 
     def __len__(self) -> int:
-        return len(self._split)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> Sample:
         entry = self._table + _ENTRY.size * range(len(self))[index]
         if (sample := self._cache.get(entry)) is None:
-            self._cache.put(entry, sample := self._split[index])
+            self._cache.put(entry, sample := self.source[index])
         return sample
 
     def fingerprint(self) -> str:
-        return self._split.fingerprint()
+        return self.source.fingerprint()
 
 
 def _shared_memory(size: int, context: BaseContext) -> mmap.mmap | BufferWrapper:

@@ -5,19 +5,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from pspexp.data.bands import Bands
 from pspexp.errors import UserError, setting
 
 # Lower-case endings of the files that are images.
-SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".jpx",
+        ".pbm",
+        ".pgm",
+        ".png",
+    ),
+    *(".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
 # What Pillow raises for a file that it cannot read.
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 MAX_PIXELS = 178_956_970  # Pillow's own default limit
 ORIENTATION = 0x0112  # EXIF tag
+BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 258, 284  # TIFF tags
 # Modes that Pillow converts to RGB correctly; an alpha channel is dropped.
 CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
 # What turns an image into the one that a viewer shows, by EXIF orientation.
@@ -30,6 +51,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+Kind = TypeVar("Kind", Image.Image, Bands)
 
 log = logging.getLogger(__name__)
 _limit_lock = Lock()
@@ -73,14 +96,19 @@ def as_rgb(image: Image.Image, name: str, label_size: tuple[int, int] | None = N
         if isinstance(error, UserError):
             raise
         raise UserError(f"{name}: not a readable image ({error})") from error
-    shown = rgb if turn is None else rgb.transpose(turn)
-    if label_size is not None and rgb.size == label_size != shown.size:
+    return turned(rgb, turn, name, label_size)
+
+
+def turned(image: Kind, turn: Image.Transpose | None, name: str, label_size: tuple[int, int] | None) -> Kind:
+    """An image turned as viewers show it, or as stored if only that has the size of its label; see `read_image`."""
+    shown = image if turn is None else image.transpose(turn)
+    if label_size is not None and image.size == label_size != shown.size:
         if name not in _warned:
             log.warning(
                 "%s: its EXIF orientation is ignored, since its label has the size of the image as stored", name
             )
             _warned.add(name)
-        return rgb
+        return image
     return shown
 
 
@@ -94,7 +122,8 @@ def load(file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, name: s
         with any_size():
             image = Image.open(file)
         with image:
-            check_size(image, name or str(file), max_pixels)
+            check_size(image.size, name or str(file), max_pixels)
+            check_depth(image, name or str(file), what)
             image.load()
             return image
     except BROKEN_IMAGE as error:
@@ -106,13 +135,34 @@ def load(file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, name: s
         raise UserError(f"{name or file}: not a readable {what} ({reason})") from error
 
 
-def check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    """Raise UserError if an image has more than ``max_pixels`` pixels."""
-    if image.width * image.height > max_pixels:
+def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Raise UserError if an image of this width and height has more than ``max_pixels`` pixels."""
+    if size[0] * size[1] > max_pixels:
         raise UserError(
-            f"{name}: {image.width}×{image.height} pixels are more than "
+            f"{name}: {size[0]}×{size[1]} pixels are more than "
             f"{setting('dataset.max_image_pixels', max_pixels)}; increase it to read this image"
         )
+
+
+def check_depth(image: Image.Image, name: str, what: str) -> None:
+    """Raise UserError for an image with 16-bit colours that Pillow would not read correctly.
+
+    Of those it keeps the high bytes, which hold no class number, and of separate planes it reads noise.
+
+    Args:
+        image: Opened, but not loaded.
+        name: For the message.
+        what: ``image`` or ``mask``.
+    """
+    tags: Any = getattr(image, "tag_v2", {})
+    tiles: Any = getattr(image, "tile", ())
+    bits = tags.get(BITS_PER_SAMPLE, (8,))
+    is_deep = len(image.getbands()) > 2 and (
+        max(bits if isinstance(bits, tuple) else (bits,)) > 8 or any(";16" in str(tile[3]) for tile in tiles)
+    )
+    if is_deep and (what == "mask" or tags.get(PLANAR_CONFIGURATION) == 2):
+        kind = "16-bit colours" if what == "mask" else "16-bit colours in separate planes"
+        raise UserError(f"{name}: has {kind}; save it with 8 bits per channel, or a mask with a single channel")
 
 
 def orientation(image: Image.Image) -> int:
@@ -128,17 +178,28 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     Raises:
         UserError: The mode has no defined conversion.
     """
-    if image.mode == "RGB":
-        return image
+    return image if image.mode == "RGB" else to_8_bits(image, name).convert("RGB")
+
+
+def to_8_bits(image: Image.Image, name: str) -> Image.Image:
+    """An image in a mode of 8 bits per channel; ``name`` is for messages.
+
+    Raises:
+        UserError: The mode has no defined conversion.
+    """
     # Releases of Pillow before 11 read 16-bit PNGs as 32-bit integers.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 becomes 255
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(from_16_bits(np.asarray(image)))
     if image.mode not in CONVERTIBLE:
         raise UserError(
             f"{name}: Pillow mode '{image.mode}' has no defined range of values; convert the image to 8 or 16 bits"
         )
-    return image.convert("RGB")
+    return image
+
+
+def from_16_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """16-bit values divided by 257, so that 65535 becomes 255, and rounded."""
+    return ((values.astype(np.uint32) + 128) // 257).clip(0, 255).astype(np.uint8)
 
 
 @contextmanager

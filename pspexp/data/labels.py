@@ -8,7 +8,6 @@ from PIL import Image
 
 from pspexp.data.images import MAX_PIXELS, load
 from pspexp.errors import UserError
-from pspexp.utils.text import count
 
 VOID = 255  # label of boundary and difficult pixels in VOC's files
 VOC_CLASSES = (
@@ -81,41 +80,14 @@ def open_label(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
-def read_label(path: Path, max_pixels: int = MAX_PIXELS) -> Labels:
-    """Read a label file of any kind as class indices.
+def check_palette(path: Path, image: Image.Image) -> None:
+    """Refuse a palette image with VOC's colours in another order: its indices and colours disagree.
 
-    Palette and grey images contain the indices themselves, RGB images contain VOC's colours. A palette image with
-    VOC's colours in another order is refused, since its indices and colours disagree: some PNG optimisers sort
-    palettes.
-
-    Returns:
-        uint8 ``[H, W]``, with values as in the file; 255 is void.
+    Some PNG optimisers sort palettes.
 
     Raises:
-        UserError: The file cannot be read, or its meaning is ambiguous.
+        UserError: Names an index and its colour.
     """
-    image = open_label(path, max_pixels)
-    pixels = np.asarray(image)
-    if image.mode == "RGB":
-        return _colours_to_labels(path, pixels)
-    if image.mode == "P":
-        _check_palette(path, image, pixels)
-    return pixels
-
-
-def _colours_to_labels(path: Path, rgb: Colours) -> Labels:
-    index = colours_to_index(rgb)
-    if index.min() < 0:
-        unknown = count_colours(rgb[index < 0])
-        shown = ", ".join(f"{colour} ({count(pixels, 'pixel')})" for colour, pixels in list(unknown.items())[:5])
-        raise UserError(
-            f"{path}: {count(len(unknown), 'colour')} that VOC does not have: {shown}; "
-            "run tools/convert_voc_label.py to list them for the whole folder"
-        )
-    return index.astype(np.uint8)
-
-
-def _check_palette(path: Path, image: Image.Image, pixels: Labels) -> None:
     colours = palette_colours(image)
     if np.array_equal(colours, VOC_COLOURS[: len(colours)]):
         return

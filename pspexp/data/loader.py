@@ -1,5 +1,6 @@
 """Batches for training and evaluation. The content of a batch depends only on the seed and the step."""
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -9,21 +10,34 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from pspexp.data.bands import AnyImage
 from pspexp.data.dataset import Sample, Split
 from pspexp.data.transforms import to_tensors
 from pspexp.data.workers import iterate, worker_options
 from pspexp.errors import UserError, setting
+from pspexp.utils.text import count, one_line
 
-Augment = Callable[[Image.Image, Image.Image, np.random.Generator], Sample]
-Prepare = Callable[[Image.Image, Image.Image], Sample]
+Augment = Callable[[AnyImage, Image.Image, np.random.Generator], Sample]
+Prepare = Callable[[AnyImage, Image.Image], Sample]
 _Item = tuple[Tensor, Tensor, int]
+
+MAX_TRIES = 100  # samples in a row that cannot be read
+
+log = logging.getLogger(__name__)
+
+
+class _Skipped(NamedTuple):
+    """Why samples were skipped, by name, and the sample in their place, if any."""
+
+    reasons: dict[str, str]
+    item: _Item | None = None
 
 
 class Batch(NamedTuple):
     """Samples of the same size.
 
     Attributes:
-        images: uint8 ``[N, 3, H, W]``.
+        images: uint8 ``[N, B, H, W]``, with their number of bands B.
         labels: uint8 ``[N, H, W]``.
         indices: Index of each sample in its split.
     """
@@ -31,6 +45,25 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     indices: list[int]
+
+
+class _Loaded(NamedTuple):
+    """What a worker returns: batches, and why samples were skipped, by name."""
+
+    batches: list[Batch]
+    skipped: dict[str, str]
+
+
+class SkippedSamples(dict[str, str]):
+    """Why samples were skipped, by name; each is logged once."""
+
+    def add(self, loaded: _Loaded) -> list[Batch]:
+        """Note what was skipped; returns the batches."""
+        for name, reason in loaded.skipped.items():
+            if name not in self:
+                log.warning("skipped: %s", reason)
+                self[name] = reason
+        return loaded.batches
 
 
 class TrainLoader:
@@ -46,8 +79,12 @@ class TrainLoader:
         accumulate: Micro-batches per optimizer step, in each process.
         seed: Seed of the order and the augmentation; not negative.
         pin_memory: Whether to put batches into page-locked memory (for CUDA).
+        skip_errors: Whether to take the next sample instead of one that cannot be read.
         rank: Rank of this process among those that share the data.
         world_size: Number of these processes.
+
+    Attributes:
+        skipped: Samples of this process that could not be read, so far.
 
     Raises:
         UserError: The split is too small for one step.
@@ -63,10 +100,12 @@ class TrainLoader:
         num_workers: int,
         seed: int,
         pin_memory: bool,
+        skip_errors: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self._split, self._augment = split, augment
+        self.skip_errors, self.skipped = skip_errors, SkippedSamples()
         self._rank, self._world_size = rank, world_size
         self._batch_size, self._accumulate, self._seed = batch_size, accumulate, seed
         self._num_workers, self._pin_memory = num_workers, pin_memory
@@ -81,12 +120,13 @@ class TrainLoader:
         if first_step >= last_step:
             return
         loader: DataLoader[Any] = DataLoader(
-            _TrainSamples(self._split, self._augment, self._seed),
+            _TrainSamples(self._split, self._augment, self._seed, self.skip_errors),
             batch_sampler=_BatchSampler(self, first_step, last_step),
-            collate_fn=_one_batch,
+            collate_fn=_load,
             **worker_options(self._num_workers, self._pin_memory),
         )
-        yield from iterate(loader)
+        for loaded in iterate(loader):
+            yield from self.skipped.add(loaded)
 
     def sample_keys(self, first_step: int, last_step: int, rank: int | None = None) -> Iterator[list[tuple[int, int]]]:
         """``(epoch, index)`` of the samples in each micro-batch of this process, or of another ``rank``.
@@ -118,6 +158,11 @@ def steps_per_epoch(num_images: int, batch_size: int, accumulate: int, world_siz
     Raises:
         UserError: There are too few images for one step.
     """
+    if num_images < 2:
+        raise UserError(
+            f"{setting('dataset.train_split')}: {count(num_images, 'image')} to train on, but batch normalisation "
+            f"needs at least 2; add images, or lower {setting('dataset.val_fraction')}"
+        )
     steps = num_images // (batch_size * accumulate * world_size)
     if steps == 0:
         processes = f" × {world_size} processes" if world_size > 1 else ""
@@ -129,16 +174,20 @@ def steps_per_epoch(num_images: int, batch_size: int, accumulate: int, world_siz
 
 
 class EvalLoader:
-    """Batches in the split's order; see `eval_loader`."""
+    """Batches in the split's order; see `eval_loader`.
+
+    Attributes:
+        skipped: Samples of this process that could not be read, so far.
+    """
 
     def __init__(self, loader: "DataLoader[Any]") -> None:
-        self._loader = loader
+        self._loader, self.skipped = loader, SkippedSamples()
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        return iterate(self._loader)
+        return map(self.skipped.add, iterate(self._loader))
 
 
 def eval_loader(
@@ -149,6 +198,7 @@ def eval_loader(
     num_workers: int,
     max_images: int | None,
     pin_memory: bool,
+    skip_errors: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> EvalLoader:
@@ -160,13 +210,14 @@ def eval_loader(
 
     Args:
         prepare: Function that transforms image and label before they become tensors.
+        skip_errors: Whether to leave out samples that cannot be read.
     """
     count = len(split) if max_images is None else min(max_images, len(split))
     loader: DataLoader[Any] = DataLoader(
-        _EvalSamples(split, prepare),
+        _EvalSamples(split, prepare, skip_errors),
         sampler=range(rank, count, world_size),
         batch_size=batch_size,
-        collate_fn=_by_size,
+        collate_fn=_load,
         **worker_options(num_workers, pin_memory),
     )
     return EvalLoader(loader)
@@ -183,41 +234,56 @@ class _BatchSampler:
 
 
 class _TrainSamples(Dataset[Any]):
-    def __init__(self, split: Split, augment: Augment, seed: int) -> None:
-        self._split, self._augment, self._seed = split, augment, seed
+    def __init__(self, split: Split, augment: Augment, seed: int, skip_errors: bool) -> None:
+        self._split, self._augment, self._seed, self._skip_errors = split, augment, seed, skip_errors
 
-    def __getitem__(self, key: tuple[int, int]) -> _Item | UserError:
-        epoch, index = key
-        try:
-            sample = self._split[index]
-        except UserError as error:
-            return error
-        rng = np.random.default_rng([self._seed, epoch, index])
-        return (*to_tensors(*self._augment(*sample, rng)), index)
+    def __getitem__(self, key: tuple[int, int]) -> "_Item | _Skipped | UserError":
+        epoch, first = key
+        reasons: dict[str, str] = {}
+        for index in range(first, first + MAX_TRIES):
+            index %= len(self._split)
+            try:
+                sample = self._split[index]
+            except UserError as error:
+                if not self._skip_errors:
+                    return error
+                reasons[self._split.names[index]] = one_line(error)
+                continue
+            rng = np.random.default_rng([self._seed, epoch, index])
+            item = (*to_tensors(*self._augment(*sample, rng)), index)
+            return _Skipped(reasons, item) if reasons else item
+        return UserError(*reasons.values(), f"{len(reasons)} samples in a row cannot be read; stopped")
 
 
 class _EvalSamples(Dataset[Any]):
-    def __init__(self, split: Split, prepare: Prepare) -> None:
-        self._split, self._prepare = split, prepare
+    def __init__(self, split: Split, prepare: Prepare, skip_errors: bool) -> None:
+        self._split, self._prepare, self._skip_errors = split, prepare, skip_errors
 
-    def __getitem__(self, index: int) -> _Item | UserError:
+    def __getitem__(self, index: int) -> "_Item | _Skipped | UserError":
         try:
             return (*to_tensors(*self._prepare(*self._split[index])), index)
         except UserError as error:
-            return error
+            return _Skipped({self._split.names[index]: one_line(error)}) if self._skip_errors else error
 
 
-def _one_batch(items: Sequence[_Item | UserError]) -> Batch | UserError:
+def _load(items: Sequence["_Item | _Skipped | UserError"]) -> _Loaded | UserError:
+    """The batches of what a worker has read, one for each image size."""
     failures = [item for item in items if isinstance(item, UserError)]
     if failures:
-        return UserError(*(problem for failure in failures for problem in failure.problems))
+        return UserError(*dict.fromkeys(problem for failure in failures for problem in failure.problems))
+    skipped: dict[str, str] = {}
+    groups: dict[torch.Size, list[_Item]] = {}
+    for item in items:
+        if isinstance(item, _Skipped):
+            skipped |= item.reasons
+        read = item.item if isinstance(item, _Skipped) else item
+        if read is not None:
+            assert not isinstance(read, UserError)
+            groups.setdefault(read[1].shape, []).append(read)
+    return _Loaded([_one_batch(group) for group in groups.values()], skipped)
+
+
+def _one_batch(items: Sequence[_Item]) -> Batch:
     images, labels, indices = zip(*items, strict=True)
     # In a worker, default_collate stacks directly into shared memory.
-    return Batch(default_collate(images), default_collate(labels), list(indices))
-
-
-def _by_size(items: Sequence[_Item | UserError]) -> list[Batch | UserError]:
-    groups: dict[object, list[_Item | UserError]] = {}
-    for item in items:
-        groups.setdefault(None if isinstance(item, UserError) else item[1].shape, []).append(item)
-    return [_one_batch(group) for group in groups.values()]
+    return Batch(default_collate(list(images)), default_collate(list(labels)), list(indices))

@@ -1,18 +1,24 @@
 """Class ids as palette images, and as colours over the image with a legend."""
 
-from pathlib import Path
+from functools import cache
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from pspexp.data.bands import AnyImage, visible
 from pspexp.data.dataset import DatasetInfo
+from pspexp.utils.fonts import default_font, fallback_fonts, missing_glyphs
+from pspexp.utils.text import printable, shorten
 
 Pixels = npt.NDArray[np.uint8]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 WHITE, INK = (255, 255, 255), (31, 41, 51)
 STRIP_PIXELS = 1_000_000  # blended at once: a large image would otherwise take several times its size in memory
 MAX_LEGEND = 30  # entries
+MAX_CHARACTERS = 60  # of a class name
 FONT_SIZE = 13  # pixels
 
 
@@ -29,6 +35,21 @@ def palette_image(ids: Pixels, info: DatasetInfo) -> Image.Image:
     image = Image.fromarray(ids)
     image.putpalette(colour_table(info).tobytes())
     return image
+
+
+def label_image(ids: Pixels, info: DatasetInfo) -> Image.Image:
+    """Ids ``[H, W]`` as a label file of the data set: with its own values, numbers or colours, for its classes.
+
+    Pixels that were not predicted are 255, or white.
+    """
+    values = list(range(info.num_classes)) if info.label_values is None else info.label_values
+    if any(isinstance(value, int) for value in values):
+        table = np.full(256, 255, np.uint16)
+        table[: len(values)] = [value if isinstance(value, int) else 0 for value in values]
+        return Image.fromarray(table[ids] if table.max() > 255 else table[ids].astype(np.uint8))
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[: len(values)] = values
+    return Image.fromarray(colours[ids])
 
 
 def blend(image: Pixels, ids: Pixels, info: DatasetInfo, opacity: float = 0.7) -> Pixels:
@@ -54,13 +75,13 @@ def blend(image: Pixels, ids: Pixels, info: DatasetInfo, opacity: float = 0.7) -
     return blended
 
 
-def overlay(image: Image.Image, ids: Pixels, info: DatasetInfo) -> Image.Image:
+def overlay(image: AnyImage, ids: Pixels, info: DatasetInfo) -> Image.Image:
     """Class colours over an image, and below it a legend: the classes in it with their shares, largest first."""
-    picture = Image.fromarray(blend(np.asarray(image), ids, info, opacity=0.5))
+    picture = Image.fromarray(blend(visible(np.asarray(image)), ids, info, opacity=0.5))
     entries = legend_entries(ids, info)
-    font = _font()
+    texts = [_runs(text) for text, _ in entries]
     height = round(1.6 * FONT_SIZE)
-    widths = [round(font.getlength(text)) + 2 * height for text, _ in entries]
+    widths = [round(sum(font.getlength(part) for font, part in runs)) + 2 * height for runs in texts]
     width = max([picture.width, *widths])
     places, x, y = [], 0, 0
     for one in widths:
@@ -71,10 +92,13 @@ def overlay(image: Image.Image, ids: Pixels, info: DatasetInfo) -> Image.Image:
     canvas = Image.new("RGB", (width, picture.height + y + height), WHITE)
     canvas.paste(picture)
     draw = ImageDraw.Draw(canvas)
-    for (text, colour), (left, top) in zip(entries, places, strict=True):
+    for (_, colour), runs, (left, top) in zip(entries, texts, places, strict=True):
         top += picture.height + (height - FONT_SIZE) // 2
         draw.rectangle((left + 4, top, left + 4 + FONT_SIZE, top + FONT_SIZE), colour, INK)
-        draw.text((left + FONT_SIZE + 9, top - 1), text, INK, font)
+        pen = left + FONT_SIZE + 9.0
+        for font, part in runs:
+            draw.text((pen, top + FONT_SIZE - 1), part, INK, font, anchor="ls")
+            pen += font.getlength(part)
     return canvas
 
 
@@ -88,11 +112,21 @@ def legend_entries(ids: Pixels, info: DatasetInfo) -> list[tuple[str, tuple[int,
     entries = []
     for index in seen[:MAX_LEGEND]:
         red, green, blue = colours[index].tolist()
-        entries.append((f"{names[index]} {shares[index]:.1%}", (red, green, blue)))
+        name = printable(shorten(names[index], MAX_CHARACTERS))
+        entries.append((f"{name} {shares[index]:.1%}", (red, green, blue)))
     return entries
 
 
-def _font() -> ImageFont.FreeTypeFont:
-    import matplotlib  # only for its font, which has more characters than Pillow's
+def _runs(text: str) -> list[tuple[Font, str]]:
+    """The parts of a text and their fonts: Pillow draws a text in one font, whether or not it has the characters."""
+    files = [default_font(), *(font.fname for font in fallback_fonts(text))]
+    runs = groupby(text, lambda one: next((file for file in files if not missing_glyphs(file, one)), files[0]))
+    return [(_font(file), "".join(part)) for file, part in runs]
 
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), FONT_SIZE)
+
+@cache
+def _font(file: str) -> Font:
+    try:
+        return ImageFont.truetype(file, FONT_SIZE)
+    except OSError:  # a format that only matplotlib reads
+        return ImageFont.load_default(FONT_SIZE)

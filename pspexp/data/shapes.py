@@ -97,7 +97,7 @@ class ShapesDataset:
         max_image_pixels: Annotated[int, Field(gt=0)] = MAX_PIXELS,
     ) -> None:
         check_classes(num_classes, class_names, ignore_index)
-        check_mean_std(mean, std)
+        check_mean_std(mean, std, num_bands=3)
         self.info = DatasetInfo(
             list(class_names), ignore_index, list(mean), list(std), VOC_COLOURS[:num_classes], max_image_pixels
         )

@@ -5,8 +5,8 @@ Labels are resampled with nearest-neighbour interpolation: anything else would i
 """
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from PIL import Image, ImageEnhance, ImageFilter
 from pydantic import Field
 from torch import Tensor
 
+from pspexp.data.bands import AnyImage, Bands, on_canvas
 from pspexp.data.dataset import Sample
-from pspexp.errors import ArgumentError
+from pspexp.errors import ArgumentError, UserError, setting
 from pspexp.utils.arguments import checked
 
-_Fill = int | tuple[int, ...]
 _BILINEAR, _NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
 
 
@@ -54,16 +54,13 @@ class _Crop:
         self.colour = tuple(round(255 * value) for value in mean)
         self.ignore_index = ignore_index
 
-    def resized(self, image: Image.Image, label: Image.Image, x: _Axis, y: _Axis) -> Sample:
+    def resized(self, image: AnyImage, label: Image.Image, x: _Axis, y: _Axis) -> Sample:
         """Scale and crop in one operation, which computes only the pixels in the crop."""
         (left, right), (top, bottom) = x.source, y.source
         size, box, corner = (x.kept, y.kept), (left, top, right, bottom), (x.pad, y.pad)
-        return (
-            self._padded(image.resize(size, _BILINEAR, box), self.colour, corner),
-            self._padded(label.resize(size, _NEAREST, box), self.ignore_index, corner),
-        )
+        return self._padded(image.resize(size, _BILINEAR, box), label.resize(size, _NEAREST, box), corner)
 
-    def rotated(self, image: Image.Image, label: Image.Image, x: _Axis, y: _Axis, degrees: float) -> Sample:
+    def rotated(self, image: AnyImage, label: Image.Image, x: _Axis, y: _Axis, degrees: float) -> Sample:
         """The same with a rotation about the image's centre, as one affine map from the crop to the image."""
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         per_x, per_y = x.length / x.scaled, y.length / y.scaled
@@ -77,17 +74,16 @@ class _Crop:
             label.transform(size, kind, affine, _NEAREST, fillcolor=self.ignore_index),
         )
 
-    def centred(self, image: Image.Image, label: Image.Image) -> Sample:
+    def centred(self, image: AnyImage, label: Image.Image) -> Sample:
         """The centre of the image, unscaled."""
         corner = ((self.crop_size - image.width) // 2, (self.crop_size - image.height) // 2)
-        return self._padded(image, self.colour, corner), self._padded(label, self.ignore_index, corner)
+        return self._padded(image, label, corner)
 
-    def _padded(self, image: Image.Image, fill: _Fill, corner: tuple[int, int]) -> Image.Image:
-        if image.size == (self.crop_size, self.crop_size):
-            return image
-        canvas = Image.new(image.mode, (self.crop_size, self.crop_size), fill)
-        canvas.paste(image, corner)  # a negative corner crops
-        return canvas
+    def _padded(self, image: AnyImage, label: Image.Image, corner: tuple[int, int]) -> Sample:
+        size = (self.crop_size, self.crop_size)
+        if image.size == size:
+            return image, label
+        return on_canvas(image, size, self.colour, corner), on_canvas(label, size, self.ignore_index, corner)
 
 
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -105,10 +101,10 @@ class ScaleCropFlip:
         scale_min: Smallest factor of width and height.
         scale_max: Largest factor of width and height.
         flip_probability: Probability of a horizontal flip.
-        mean: Colour of the padding, RGB, as fractions of 255.
+        mean: Colour of the padding, one value per band, as fractions of 255.
         ignore_index: Label of the padding.
         color_jitter: Largest relative change j: brightness, contrast and saturation are each multiplied by a factor
-            from 1 - j to 1 + j.
+            from 1 - j to 1 + j. Of other images than RGB, brightness and contrast of each band, by the same factors.
     """
 
     @checked
@@ -127,14 +123,14 @@ class ScaleCropFlip:
         self.scale_min, self.scale_max = scale_min, scale_max
         self.flip_probability, self.color_jitter = flip_probability, color_jitter
 
-    def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> Sample:
+    def __call__(self, image: AnyImage, label: Image.Image, rng: np.random.Generator) -> Sample:
         x, y = _random_window(image.size, self._crop.crop_size, self.scale_min, self.scale_max, rng)
         flip = rng.random() < self.flip_probability
         image, label = _flipped(self._crop.resized(image, label, x, y), flip)
         if self.color_jitter:
             for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
                 factor = 1 + rng.uniform(-self.color_jitter, self.color_jitter)
-                image = enhance(image).enhance(factor)
+                image = _enhanced(image, enhance, factor)
         return image, label
 
 
@@ -172,7 +168,7 @@ class SemsegAugment:
         self.rotate_degrees, self.rotate_probability = rotate_degrees, rotate_probability
         self.blur_probability, self.blur_sigma = blur_probability, blur_sigma
 
-    def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> Sample:
+    def __call__(self, image: AnyImage, label: Image.Image, rng: np.random.Generator) -> Sample:
         x, y = _random_window(image.size, self._crop.crop_size, self.scale_min, self.scale_max, rng)
         flip, rotate, blur = rng.random(3) < (
             self.flip_probability,
@@ -194,19 +190,19 @@ class NoAugment:
 
     Args:
         crop_size: Side of the result in pixels.
-        mean: Colour of the padding, RGB, as fractions of 255.
+        mean: Colour of the padding, one value per band, as fractions of 255.
         ignore_index: Label of the padding.
     """
 
     def __init__(self, crop_size: int, mean: Sequence[float], ignore_index: int) -> None:
         self._crop = _Crop(crop_size, mean, ignore_index)
 
-    def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> Sample:
+    def __call__(self, image: AnyImage, label: Image.Image, rng: np.random.Generator) -> Sample:
         return self._crop.centred(image, label)
 
 
-def to_tensors(image: Image.Image, label: Image.Image) -> tuple[Tensor, Tensor]:
-    """RGB image and "L" label as uint8 ``[3, H, W]`` and uint8 ``[H, W]``."""
+def to_tensors(image: AnyImage, label: Image.Image) -> tuple[Tensor, Tensor]:
+    """Image and "L" label as uint8 ``[B, H, W]``, with its number of bands B, and uint8 ``[H, W]``."""
     pixels = np.asarray(image).transpose(2, 0, 1).copy()  # NumPy transposes twice as fast as torch
     return torch.from_numpy(pixels), torch.from_numpy(np.array(label))
 
@@ -217,11 +213,18 @@ def normalize(
     """``(images / 255 - mean) / std`` on the images' device.
 
     Args:
-        images: uint8 ``[N, 3, H, W]``.
-        mean: Mean of the RGB channels, as fractions of 255.
-        std: Standard deviation of the RGB channels, likewise.
+        images: uint8 ``[N, B, H, W]``, with their number of bands B.
+        mean: Mean of each band, as fractions of 255.
+        std: Standard deviation of each band, likewise.
         dtype: Type of the result, which is computed in float32 or better.
+
+    Raises:
+        UserError: There is another number of means.
     """
+    if images.shape[1] != len(mean):
+        raise UserError(
+            f"{setting('dataset.mean', mean)}: must have {images.shape[1]} values, one per band of the images"
+        )
     scaled = images.to(torch.promote_types(dtype, torch.float32))
     # Python numbers: tensors would be copied to the device, with a synchronisation, for every batch.
     for channel, (shift, width) in enumerate(zip(mean, std, strict=True)):
@@ -235,6 +238,13 @@ def _random_window(
     scale = rng.uniform(scale_min, scale_max)
     places = rng.random(2)
     return _Axis.place(size[0], scale, crop, places[0]), _Axis.place(size[1], scale, crop, places[1])
+
+
+def _enhanced(image: AnyImage, enhance: Callable[[Image.Image], Any], factor: float) -> AnyImage:
+    if isinstance(image, Bands):  # a change of saturation changes no single band
+        return image.map(lambda band: enhance(band).enhance(factor))
+    enhanced: Image.Image = enhance(image).enhance(factor)
+    return enhanced
 
 
 def _flipped(sample: Sample, flip: bool) -> Sample:

@@ -20,7 +20,7 @@ _PARENT_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # handled by the parent alone
 
 
 def iterate(loader: "DataLoader[Any]") -> Iterator[Any]:
-    """The items of a loader. A `UserError` among them, or in a list among them, is raised.
+    """The items of a loader. A `UserError` among them is raised.
 
     A UserError raised in a worker would arrive with a traceback as its message, so data sets return it as a value.
     """
@@ -29,9 +29,8 @@ def iterate(loader: "DataLoader[Any]") -> Iterator[Any]:
     _open_iterators.add(items)
     try:
         for item in items:
-            for part in item if isinstance(item, list) else [item]:
-                if isinstance(part, UserError):
-                    raise part
+            if isinstance(item, UserError):
+                raise item
             yield item
     finally:
         _end_workers(items)

@@ -70,5 +70,7 @@ def read(path: Path, *, training: bool = False, foreign: bool = False) -> dict[s
             f"to start from foreign weights, use {setting('model.weights')}=<file>"
         )
     if training and "training" not in content:
-        raise UserError(f"{path}: holds weights only; resume from the run's last.pt")
+        last = path.with_name("last.pt")
+        where = last if last != path and last.is_file() else "the run's last.pt"
+        raise UserError(f"{path}: holds weights only; resume from {where}")
     return content

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pspexp.data.bands import visible
 from pspexp.data.dataset import EvaluatedSample
 from pspexp.data.loader import Batch
 from pspexp.data.transforms import normalize
@@ -18,15 +19,27 @@ from pspexp.models.folding import fold_batch_norms
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation: the report, the mean loss over images, and a few samples to display."""
+    """The result of an evaluation.
+
+    Attributes:
+        report: The metrics.
+        loss: Mean over images.
+        samples: A few images to display.
+        skipped: Number of images that could not be read.
+    """
 
     report: Report
     loss: float
     samples: list[EvaluatedSample] = field(default_factory=list)
+    skipped: int = 0
+
+    def extra(self, prefix: str) -> dict[str, float]:
+        """Metric name → value, of those that are not in the report."""
+        return {f"{prefix}/loss": self.loss} | ({f"{prefix}/skipped_images": self.skipped} if self.skipped else {})
 
     def scalars(self, prefix: str) -> dict[str, float]:
         """Metric name → value, as in ``val/mean_iou``."""
-        return {f"{prefix}/loss": self.loss, **self.report.scalars(prefix)}
+        return self.extra(prefix) | self.report.scalars(prefix)
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class Evaluator:
         # By image: their mean must not depend on the batch size or on which process evaluated which image. Kept on the
         # device: reading them after each batch would make the device wait for the host.
         losses = torch.zeros(len(names), device=parts.device.torch)
+        evaluated = torch.zeros(len(names), dtype=torch.bool)
         shown = set(np.linspace(0, len(names) - 1, min(self.num_samples, len(names))).astype(int).tolist())
         samples: dict[int, EvaluatedSample] = {}
         network: nn.Module | None = None
@@ -83,6 +97,7 @@ class Evaluator:
                 logits = parts.inference.logits(network, images)
             prediction = logits.max(1).indices  # six times as fast as argmax on CPUs
             matrix.update(prediction, labels)
+            evaluated[batch.indices] = True
             for row, index in enumerate(batch.indices):
                 own = slice(row, row + 1)
                 losses[index] = mean_loss(parts.loss, {"out": logits[own]}, labels[own])
@@ -91,15 +106,17 @@ class Evaluator:
             on_batch_end(len(batch.indices))
         matrix.counts, losses = parts.world.all_reduce_cpu(matrix.counts), parts.world.all_reduce_cpu(losses)
         samples = {index: sample for found in parts.world.all_gather_object(samples) for index, sample in found.items()}
-        loss = losses.double().sum().item() / max(len(names), 1)
-        return Evaluation(matrix.report(info.class_names), loss, [samples[index] for index in sorted(samples)])
+        number = int(parts.world.all_reduce_cpu(evaluated.sum()).item())
+        loss = losses.double().sum().item() / max(number, 1)
+        shown_samples = [samples[index] for index in sorted(samples)]
+        return Evaluation(matrix.report(info.class_names), loss, shown_samples, len(names) - number)
 
 
 def as_sample(name: str, batch: Batch, row: int, prediction: Tensor) -> EvaluatedSample:
     """Image number ``row`` of a batch with its predicted class ids ``[N, H, W]``."""
     return EvaluatedSample(
         name,
-        batch.images[row].permute(1, 2, 0).numpy(),
+        visible(batch.images[row].permute(1, 2, 0).numpy()),
         batch.labels[row].numpy(),
         prediction[row].to("cpu", torch.uint8).numpy(),
     )

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pspexp.data import images, masks
+from pspexp.data.band_files import as_bands, check_bands, read_bands
+from pspexp.data.bands import AnyImage, Bands
 from pspexp.data.transforms import normalize
 from pspexp.engine.components import Components
 from pspexp.errors import ArgumentError
@@ -20,8 +22,9 @@ from pspexp.inference.base import as_logits
 from pspexp.models.folding import fold_batch_norms
 
 Pixels = npt.NDArray[np.uint8]
-Source = str | PathLike[str] | Image.Image | Pixels
-"""An image: its file, a Pillow image, or uint8 ``[H, W, 3]`` or ``[H, W]``."""
+Source = str | PathLike[str] | AnyImage | Pixels
+"""An image: its file, a Pillow image, or uint8 ``[H, W, 3]`` or ``[H, W]``; with other numbers of bands than three,
+also a `Bands` image, or uint8 ``[H, W, B]``."""
 
 
 class Prediction(NamedTuple):
@@ -94,14 +97,14 @@ class Predictor:
         Raises:
             UserError: The image cannot be read.
         """
-        rgb = self.read(image)
-        left, top, right, bottom = self.inference.region(*rgb.size)
-        ids = np.full((rgb.height, rgb.width), self._info.ignore_index, np.uint8)
+        image = self.read(image)
+        left, top, right, bottom = self.inference.region(*image.size)
+        ids = np.full((image.height, image.width), self._info.ignore_index, np.uint8)
         shape = (self._info.num_classes, *ids.shape)
         probabilities = np.zeros(shape, np.float32) if with_probabilities else None
         confidence, row = 0.0, top
         with self._precision.autocast(self._device):
-            for logits in self._strips(rgb):
+            for logits in self._strips(image):
                 best = logits.max(1)
                 rows = slice(row, row + logits.shape[2])
                 ids[rows, left:right] = best.indices[0].to("cpu", torch.uint8).numpy()
@@ -127,32 +130,50 @@ class Predictor:
         Raises:
             UserError: The image cannot be read.
         """
-        rgb = self.read(image)
-        return masks.overlay(rgb, self.predict(rgb).ids, self._info)
+        image = self.read(image)
+        return masks.overlay(image, self.predict(image).ids, self._info)
 
-    def read(self, image: Source) -> Image.Image:
-        """An image as 8-bit RGB, turned as viewers show it.
+    def read(self, image: Source) -> AnyImage:
+        """An image as 8-bit RGB, or of the network's number of bands, turned as viewers show it.
 
         Raises:
             UserError: It cannot be read.
         """
         if isinstance(image, str | PathLike):
-            return images.read_image(Path(image), self._info.max_image_pixels)
+            return read_bands(Path(image), self._info.num_bands, self._info.max_image_pixels)
+        return self._as_rgb(image) if self._info.num_bands == 3 else self._as_bands(image)
+
+    def _as_rgb(self, image: AnyImage | Pixels) -> Image.Image:
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim < 2 or image.shape[2:] not in ((), (3,), (4,)) or not image.size:
                 raise ArgumentError(f"image: {image.dtype} {list(image.shape)}; must be uint8 [H, W, 3] or [H, W]")
             image = Image.fromarray(image)
         if not isinstance(image, Image.Image):
             raise ArgumentError(f"image: {type(image).__name__}; must be a path, a Pillow image or a uint8 array")
-        images.check_size(image, "image", self._info.max_image_pixels)
+        images.check_size(image.size, "image", self._info.max_image_pixels)
         return images.as_rgb(image, "image")
 
-    def _strips(self, rgb: Image.Image) -> Iterator[Tensor]:
+    def _as_bands(self, image: AnyImage | Pixels) -> Bands:
+        number = self._info.num_bands
+        if isinstance(image, np.ndarray):
+            pixels = image[..., None] if image.ndim == 2 else image
+            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != number or not pixels.size:
+                raise ArgumentError(f"image: {image.dtype} {list(image.shape)}; must be uint8 [H, W, {number}]")
+            image = Bands.from_array(pixels)
+        if not isinstance(image, Image.Image | Bands):
+            raise ArgumentError(f"image: {type(image).__name__}; must be a path, an image or a uint8 array")
+        images.check_size(image.size, "image", self._info.max_image_pixels)
+        if isinstance(image, Image.Image):
+            return as_bands(image, number, "image")
+        check_bands(len(image.bands), number, "image")
+        return image
+
+    def _strips(self, image: AnyImage) -> Iterator[Tensor]:
         """Logits ``[1, C, rows, W]`` of the part of the image that is predicted, from top to bottom."""
-        prepared = self.inference.resize(rgb, Image.Resampling.BILINEAR)
+        prepared = self.inference.resize(image, Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.asarray(prepared).transpose(2, 0, 1).copy())[None]
         strips = self.inference.strips(self._network(), self._device.move(pixels), self._normalized)
-        left, top, right, bottom = self.inference.region(*rgb.size)
+        left, top, right, bottom = self.inference.region(*image.size)
         size = (bottom - top, right - left)
         if prepared.size == size[::-1]:
             return strips
@@ -164,5 +185,6 @@ class Predictor:
 
     def _network(self) -> nn.Module:
         if self._folded is None:
-            self._folded = fold_batch_norms(self.model, torch.zeros(1, 3, 1, 1, device=self._device.torch))
+            pixel = torch.zeros(1, self._info.num_bands, 1, 1, device=self._device.torch)
+            self._folded = fold_batch_norms(self.model, pixel)
         return self._folded

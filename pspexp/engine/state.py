@@ -1,6 +1,9 @@
 """The progress of training, and where its time goes."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+from pspexp.data.dataset import Split, fingerprint
 
 
 @dataclass
@@ -23,6 +26,15 @@ class TrainState:
     losses: list[float] = field(default_factory=list)
     overflows: int = 0
     consecutive_overflows: int = 0
+
+
+def data_state(split: Split) -> dict[str, Any]:
+    """What a training state holds about a split, to tell on resume whether it is still the same.
+
+    Returns:
+        The number of images, a hash of their names in order, and one of names and file sizes.
+    """
+    return {"images": len(split), "names": fingerprint(split.names), "files": split.fingerprint()}
 
 
 class StepTimer:

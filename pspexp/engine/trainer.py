@@ -57,6 +57,7 @@ class Trainer:
             each step and after each batch of a validation.
         seed: Seed of dropout. Each step has its own random stream in each process, so a resumed run draws what the
             uninterrupted one would.
+        data: What the training state says about the data, by role; see `pspexp.engine.state.data_state`.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Trainer:
         hooks: Mapping[str, Hook],
         stop_signal: Callable[[], int | None],
         seed: int,
+        data: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.components, self.config, self.seed = components, config, seed
+        self.data = {role: dict(state) for role, state in (data or {}).items()}
         self.model, self.optimizer, self.scheduler = components.model, components.optimizer, components.scheduler
         self.world, self.device, self.loader = components.world, components.device, components.loader
         self.validate, self.tracker, self.checkpoints = validate, tracker, checkpoints
@@ -158,7 +161,7 @@ class Trainer:
     def _step(self, batches: Iterator[Batch]) -> None:
         """One optimizer step over ``accumulate`` batches; the host does not wait for the device."""
         start = time.perf_counter()
-        group = [next(batches) for _ in range(self.config.accumulate)]
+        group = self._load(batches)
         loaded = time.perf_counter()
         self.model.train()
         # For dropout: its random numbers depend on the step and process only, not on those drawn before.
@@ -191,6 +194,15 @@ class Trainer:
         if len(self.queued) > MAX_QUEUED_STEPS:
             self.queued.popleft()()
         self.timer.add_step(loaded - start, time.perf_counter() - loaded, self.loader.images_per_step)
+
+    def _load(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The batches of a step; raises UserError if images cannot be read, after saving."""
+        try:
+            return [next(batches) for _ in range(self.config.accumulate)]
+        except UserError:
+            if self.world.size == 1 and self.state.step:  # several processes would have to save at the same step
+                self._save_last()
+            raise
 
     def _loss_sum(self, images: Tensor, labels: Tensor) -> LossSum:
         """The loss of uint8 ``images`` and ``labels``, before division."""
@@ -275,6 +287,9 @@ class Trainer:
             "train/lr": float(self.optimizer.param_groups[0]["lr"]),
             **self.timer.metrics(),
         }
+        if self.loader.skip_errors:
+            skipped = self.world.all_reduce_cpu(torch.tensor(len(self.loader.skipped)))
+            values["train/skipped_images"] = float(skipped)
         if self.scaler is not None:
             values |= {"train/loss_scale": self.scaler.get_scale(), "train/overflow_steps": float(state.overflows)}
         self.tracker.metrics(values, step=state.step, epoch=self.epoch)
@@ -287,6 +302,11 @@ class Trainer:
         self._wait_for_losses()
         state, epoch = self.state, self.epoch
         self.world.broadcast_buffers(self.evaluated_model)
+        if not len(self.components.validation):
+            state.validated_step = state.step
+            self._save("best.pt")
+            self._save_last()
+            return
         evaluation = self.validate(self.evaluated_model, self._stop_if_asked)
         metrics = evaluation.scalars("val")
         state.last = dict(finite(metrics))
@@ -295,7 +315,7 @@ class Trainer:
             state.best = {**state.last, "best/epoch": float(epoch)}
             state.best["best/mean_iou"] = state.best.get("val/mean_iou", 0.0)
         state.validated_step = state.step
-        extra = {"val/loss": evaluation.loss} | {key: state.best[key] for key in ("best/mean_iou", "best/epoch")}
+        extra = evaluation.extra("val") | {key: state.best[key] for key in ("best/mean_iou", "best/epoch")}
         # Recorded before saving: on resume, a checkpoint without its record could not be told from a complete one.
         self.tracker.report("val", evaluation.report, step=state.step, epoch=epoch, extra=extra)
         self._call_hooks("on_validation_end", metrics)
@@ -318,6 +338,7 @@ class Trainer:
         training = {
             "world_size": self.world.size,
             "precision": self.components.precision.resolve(self.device),
+            "data": self.data,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "state": vars(self.state),
             "optimizer": to_cpu(self.optimizer.state_dict()),

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pspexp.data.bands import AnyImage, ImageT
 from pspexp.data.dataset import Sample
 
 Normalize = Callable[[Tensor], Tensor]
@@ -45,12 +46,16 @@ class Inference:
     def __init__(self, scales: Scales = (1.0,), flip: bool = False, base_size: Pixels | None = None) -> None:
         self.scales, self.flip, self.base_size = tuple(scales), flip, base_size
 
-    def prepare(self, image: Image.Image, label: Image.Image) -> Sample:
+    def describe(self) -> str:
+        """What is evaluated of each image, for a log line."""
+        return "whole images"
+
+    def prepare(self, image: AnyImage, label: Image.Image) -> Sample:
         """Resize and crop an image and its label, for an evaluation of what remains."""
         # Nearest: bilinear would invent class ids.
         return self.resize(image, Image.Resampling.BILINEAR), self.resize(label, Image.Resampling.NEAREST)
 
-    def resize(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+    def resize(self, image: ImageT, resampling: Image.Resampling) -> ImageT:
         """Resize and crop an image to what the network is applied to; by default unchanged."""
         return image
 

@@ -1,12 +1,13 @@
 """The network applied once: to the whole image, or to its central square."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pspexp.data.bands import ImageT
 from pspexp.inference.base import Box, Inference, Normalize, Pixels, Scales, as_logits
 from pspexp.utils.arguments import checked
 
@@ -28,10 +29,15 @@ class CenterCrop(Inference):
         super().__init__(scales, flip, base_size)
         self.crop_size = crop_size
 
-    def resize(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+    def describe(self) -> str:
+        """See `Inference.describe`."""
+        return f"centre crops of {self.crop_size}×{self.crop_size}, after resizing the shorter side"
+
+    def resize(self, image: ImageT, resampling: Image.Resampling) -> ImageT:
         """See `Inference.resize`."""
         # Crop and resize in one operation.
-        return image.resize((self.crop_size, self.crop_size), resampling, box=self._square(*image.size))
+        resized = image.resize((self.crop_size, self.crop_size), resampling, box=self._square(*image.size))
+        return cast(ImageT, resized)
 
     def region(self, width: int, height: int) -> Box:
         """See `Inference.region`."""

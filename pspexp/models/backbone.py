@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def build_backbone(
-    name: Backbone, output_stride: OutputStride, contract_dilation: bool
+    name: Backbone, output_stride: OutputStride, contract_dilation: bool, in_channels: int = 3
 ) -> tuple[nn.Module, tuple[int, int]]:
     """A ResNet that returns the feature maps of its third and fourth stage.
 
@@ -41,13 +41,16 @@ def build_backbone(
         output_stride: Output stride; stages beyond it are dilated instead of strided.
         contract_dilation: Whether the first block of a dilated stage keeps the dilation of the previous stage
             (mmsegmentation's ``contract_dilation``); False dilates all blocks of a stage alike (semseg).
+        in_channels: Number of bands of the images.
 
     Returns:
-        The module, which maps ``[N, 3, H, W]`` to a list of two feature maps, and their numbers of channels.
+        The module, which maps ``[N, in_channels, H, W]`` to a list of two feature maps, and their numbers of channels.
     """
     import timm  # takes seconds, and a wrong command needs none of it
 
-    net: Any = timm.create_model(name, features_only=True, out_indices=(3, 4), output_stride=output_stride)
+    net: Any = timm.create_model(
+        name, features_only=True, out_indices=(3, 4), output_stride=output_stride, in_chans=in_channels
+    )
     if not contract_dilation:
         for stage in (net.layer3, net.layer4):
             _dilate_first_block(stage)
@@ -66,8 +69,11 @@ def _convolutions_3x3(block: nn.Module) -> list[nn.Conv2d]:
     return [m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
 
 
-def imagenet_weights(name: str) -> dict[str, Tensor]:
+def imagenet_weights(name: str, in_channels: int = 3) -> dict[str, Tensor]:
     """timm's ImageNet state dict of this backbone (downloaded once, then from timm's cache).
+
+    For other numbers of channels than three, timm repeats the first convolution's weights, scaled to keep its output's
+    size, or adds them up for a single channel.
 
     Raises:
         ArgumentError: The state dict cannot be downloaded.
@@ -76,7 +82,7 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
 
     log.info("loading ImageNet weights of %s from timm", name)
     try:
-        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+        state: dict[str, Tensor] = timm.create_model(name, pretrained=True, in_chans=in_channels).state_dict()
     except Exception as error:  # the hub's clients raise errors of many unrelated classes
         raise ArgumentError(
             f"backbone_weights=timm: the ImageNet weights of {name} could not be downloaded "

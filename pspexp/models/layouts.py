@@ -1,7 +1,7 @@
 """The names that other code bases give to the weights of the same networks."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -84,13 +84,27 @@ FOREIGN_LAYOUTS = (
     ),
 )
 OWN_LAYOUT = Layout("pspexp", "", ())
+# What networks inside others are called: by DDP, by Lightning modules and other classes, and by torch.compile.
+WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "network.")
 
 
-def our_names(keys: Iterable[str]) -> tuple[Layout, dict[str, str]]:
-    """The layout of a foreign state dict with these keys, and each key -> our name for it."""
-    keys = list(keys)
-    prefix = "module." if all(key.startswith("module.") for key in keys) else ""  # saved from a DDP wrapper
-    bare = {key: key.removeprefix(prefix) for key in keys}
+def our_names(keys: Iterable[str], ours: Collection[str] = ()) -> tuple[Layout, dict[str, str]]:
+    """The layout of a foreign state dict with these keys, and each key -> our name for it.
+
+    Args:
+        keys: The keys; those of a wrapped network have common prefixes.
+        ours: The keys of the network that is to be loaded, if it is known. A file of that very network is not renamed.
+    """
+    bare = {key: key for key in keys}
+    while not any(key in ours for key in bare.values()) and (prefix := _common_prefix(bare.values())):
+        bare = {theirs: key.removeprefix(prefix) for theirs, key in bare.items()}
+    if all(key in ours for key in bare.values()):
+        return OWN_LAYOUT, bare
     layout = next((c for c in FOREIGN_LAYOUTS if any(key.startswith(c.marker) for key in bare.values())), OWN_LAYOUT)
     renamed = {theirs: layout.rename(key) for theirs, key in bare.items()}
     return layout, {theirs: key for theirs, key in renamed.items() if key is not None}
+
+
+def _common_prefix(keys: Collection[str]) -> str | None:
+    """The one of `WRAPPERS` that all keys begin with, or None."""
+    return next((prefix for prefix in WRAPPERS if keys and all(key.startswith(prefix) for key in keys)), None)

@@ -18,7 +18,7 @@ class PSPNet(Segmenter):
     """Dilated backbone, pyramid pooling, a 1×1 classifier and, in training, an auxiliary head on the third stage.
 
     Args:
-        backbone: Module that maps ``[N, 3, H, W]`` to the feature maps of its third and fourth stage.
+        backbone: Module that maps images ``[N, B, H, W]`` to the feature maps of its third and fourth stage.
         pyramid: Module that maps the feature map of the fourth stage to ``[N, head_channels, h, w]``.
         num_classes: Number of classes, C.
         output_stride: Stride of the fourth stage.
@@ -82,6 +82,7 @@ def pspnet(
     align_corners: bool = True,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     head: Head = "factorised",
+    in_channels: PositiveInt = 3,
     backbone_weights: str | None = None,
     weights: str | None = None,
 ) -> PSPNet:
@@ -94,13 +95,14 @@ def pspnet(
         bins: Regions per side of each pyramid branch.
         pyramid_channels: Channels of each branch.
         head: Implementation of the pyramid, see `pspexp.models.pyramid`.
+        in_channels: Number of bands of the images.
         backbone_weights: None (random), ``"timm"`` (ImageNet) or the path of a checkpoint to load the backbone from.
         weights: Path of a whole checkpoint to start from; classifiers for another number of classes are not loaded.
 
     Raises:
         UserError: The weights do not fit the network.
     """
-    net, (third, fourth) = build_backbone(backbone, output_stride, contract_dilation)
+    net, (third, fourth) = build_backbone(backbone, output_stride, contract_dilation, in_channels)
     model = PSPNet(
         net,
         HEADS[head](fourth, bins, pyramid_channels, head_channels, align_corners),
@@ -112,5 +114,5 @@ def pspnet(
         align_corners=align_corners,
         dropout=dropout,
     )
-    start_from(model, backbone, backbone_weights, weights)
+    start_from(model, backbone, backbone_weights, weights, in_channels)
     return model

@@ -9,7 +9,7 @@ from pspexp.models.interpolation import upsample
 
 
 class Segmenter(nn.Module):
-    """Maps float images ``[N, 3, H, W]`` to ``{"out": logits [N, C, H, W]}``, plus ``"aux"`` while training.
+    """Maps float images ``[N, B, H, W]`` of B bands to ``{"out": logits [N, C, H, W]}``, plus ``"aux"`` while training.
 
     The names of the pretrained parameters start with ``backbone.``.
 
@@ -42,7 +42,7 @@ class Segmenter(nn.Module):
         """Logits for images of any size: ``{"out": [N, C, H, W]}``, in training mode ``"aux"`` as well.
 
         Args:
-            images: float ``[N, 3, H, W]``.
+            images: float ``[N, B, H, W]``.
             upsampled: False returns the output of `low_resolution`.
         """
         outputs = self.low_resolution(images)

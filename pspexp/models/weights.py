@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pspexp.errors import UserError
+from pspexp.errors import UserError, setting
 from pspexp.models.backbone import imagenet_weights
+from pspexp.models.file_kinds import describe_unreadable
 from pspexp.models.layouts import OWN_LAYOUT, our_names
 from pspexp.models.segmenter import Segmenter
-from pspexp.utils.text import count, first_line
+from pspexp.utils.text import count
 
 FORMAT = "pspexp/1"  # the value of "format" in this project's checkpoints
+# Keys under which other projects save a state dict; the first one is that of the reference.
+WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
 
 Source = str | PathLike[str] | Mapping[str, Any]
 
@@ -27,7 +30,13 @@ log = logging.getLogger(__name__)
 
 
 def load_weights(
-    model: nn.Module, source: Source, *, backbone_only: bool = False, other_classes: bool = False
+    model: nn.Module,
+    source: Source,
+    *,
+    name: str | None = None,
+    backbone_only: bool = False,
+    other_classes: bool = False,
+    allow_backbone: bool = True,
 ) -> dict[str, str]:
     """Load a checkpoint into ``model``; every weight of one must have a counterpart in the other.
 
@@ -37,9 +46,11 @@ def load_weights(
     Args:
         source: Path of a checkpoint, its contents, or a bare state dict. The keys of this project's checkpoints are
             taken as they are; others may follow one of `pspexp.models.layouts.FOREIGN_LAYOUTS`.
+        name: Name of the source in messages; None: its path.
         backbone_only: Whether to load the backbone only and leave the rest of the model unchanged.
         other_classes: Whether to leave a classifier unchanged, with a warning, if the file's has another number of
             classes.
+        allow_backbone: Whether to accept, with a warning, a file that holds a backbone only.
 
     Returns:
         Key in the checkpoint -> key in ``model``, of everything loaded.
@@ -47,16 +58,16 @@ def load_weights(
     Raises:
         UserError: Names all keys that are missing, unexpected or of another shape; the model is unchanged.
     """
-    where = "state dict" if isinstance(source, Mapping) else str(source)
+    where = name or ("state dict" if isinstance(source, Mapping) else str(source))
     content = source if isinstance(source, Mapping) else load_checkpoint_file(source)
     state = find_state_dict(content, where)
-    layout, names = (OWN_LAYOUT, {key: key for key in state}) if "format" in content else our_names(state)
     ours: dict[str, Tensor] = model.state_dict()
+    layout, names = (OWN_LAYOUT, {key: key for key in state}) if "format" in content else our_names(state, ours)
 
     if backbone_only or layout.backbone_only:
         unchanged = {key for key in {*ours, *names.values()} if not key.startswith("backbone.")}
         if not backbone_only:
-            log.warning("%s holds a backbone only: the rest of the model keeps its weights", where)
+            _warn_of_backbone(where, allow_backbone)
     else:
         unchanged = _unmatched_auxiliary_head(model, ours, names.values(), where)
     if other_classes:
@@ -70,18 +81,21 @@ def load_weights(
     return names
 
 
-def start_from(model: Segmenter, backbone: str, backbone_weights: str | None, weights: str | None) -> None:
+def start_from(
+    model: Segmenter, backbone: str, backbone_weights: str | None, weights: str | None, in_channels: int = 3
+) -> None:
     """Load the weights that a new model is configured to start from.
 
     Args:
         backbone: timm's name of its backbone.
         backbone_weights: None, ``"timm"`` (ImageNet) or the path of a checkpoint to load the backbone from.
         weights: None, or the path of a whole checkpoint, which supersedes ``backbone_weights``.
+        in_channels: Number of bands of the images, to which ImageNet weights are adapted.
     """
     if weights is not None:
         load_weights(model, weights, other_classes=True)
     elif backbone_weights is not None:
-        source: Source = imagenet_weights(backbone) if backbone_weights == "timm" else backbone_weights
+        source: Source = imagenet_weights(backbone, in_channels) if backbone_weights == "timm" else backbone_weights
         load_weights(model, source, backbone_only=True)
 
 
@@ -98,16 +112,23 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         contents = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises errors of many classes: pickle, zip, EOF, unicode, ...
-        reason = first_line(error).split(". ")[0]  # torch goes on to advise reading it unsafely
-        raise UserError(f"{path}: not a checkpoint that can be read safely ({reason})") from error
+        raise UserError(f"{path}: {describe_unreadable(file, error)}") from error
     if not isinstance(contents, dict):
         raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
     return contents
 
 
-def count_classes(content: Mapping[str, Any]) -> int | None:
-    """The number of classes of a PSPNet in the content of a checkpoint; None if there is no such network in it."""
-    state = find_state_dict(content, "checkpoint")
+def count_classes(content: Mapping[str, Any], where: str) -> int | None:
+    """The number of classes of a PSPNet in the content of a checkpoint; None if there is no such network in it.
+
+    Args:
+        content: The content.
+        where: Name of the checkpoint in error messages.
+
+    Raises:
+        UserError: There is no state dict.
+    """
+    state = find_state_dict(content, where)
     _, names = our_names(state)
     sizes = [len(state[theirs]) for theirs, ours in names.items() if ours == "classifier.weight"]
     return sizes[0] if sizes else None
@@ -127,13 +148,30 @@ def find_state_dict(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tens
         if checkpoint["format"] != FORMAT:
             raise UserError(f"{where}: has format {checkpoint['format']}; this version reads {FORMAT}")
         state = {**checkpoint["model"], **(checkpoint.get("ema") or {})}  # an average may lack the counters
-    else:  # the reference's key, everyone else's, or a bare state dict
-        state = checkpoint.get("model_state", checkpoint.get("state_dict", checkpoint))
+    else:
+        state = _unwrap(checkpoint)
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"{where}: holds no weights")
     if others := [str(key) for key, value in state.items() if not isinstance(value, Tensor)]:
         raise UserError(f"{where}: holds no state dict; these entries are not weights: {', '.join(others)}")
     return dict(state)
+
+
+def _warn_of_backbone(where: str, is_allowed: bool) -> None:
+    if not is_allowed:
+        raise UserError(
+            f"{where}: holds a backbone only, and the rest of the network would be random; give a checkpoint of the "
+            f"whole network, or train one that starts with {setting('model.backbone_weights', where)}"
+        )
+    log.warning("%s holds a backbone only: the rest of the model keeps its weights", where)
+
+
+def _unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict that a checkpoint holds under one of `WRAPPERS`, or under two, or that it is."""
+    for _ in range(2):
+        inner = [checkpoint[key] for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)]
+        checkpoint = inner[0] if inner else checkpoint
+    return checkpoint
 
 
 def _unmatched_auxiliary_head(model: nn.Module, ours: Iterable[str], theirs: Iterable[str], where: str) -> set[str]:

@@ -183,6 +183,7 @@ def test_sample_is_not_returned_before_it_is_complete() -> None:
 
         def __init__(self, image: Image.Image, meanwhile: Callable[[], object]) -> None:
             self.image, self.size, self.meanwhile = image, image.size, meanwhile
+            self.getbands = image.getbands
 
         def tobytes(self) -> bytes:
             self.meanwhile()

@@ -22,7 +22,7 @@ def options(group: str) -> list[str]:
 
 def composed(group: str, *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose(overrides=[*overrides]), resolve=True)
+        config: Any = OmegaConf.to_container(compose("config", overrides=[*overrides]), resolve=True)
     return dict(config[group])
 
 
@@ -36,7 +36,7 @@ def build(group: str, *overrides: str) -> Any:
 
 @pytest.mark.parametrize("option", options("dataset"))
 def test_datasets_build_without_files(option: str) -> None:
-    node = composed("dataset", f"+dataset={option}")
+    node = composed("dataset", f"dataset={option}")
     if node["class_names"] is None:  # read from the folder
         node |= {"root": "x", "class_names": ["a", "b"]}
     info = built(node).info
@@ -46,20 +46,20 @@ def test_datasets_build_without_files(option: str) -> None:
 
 
 def test_data_sets_have_the_expected_class_names() -> None:
-    assert build("dataset", "+dataset=voc2007").info.class_names == list(VOC_CLASSES[1:])
-    assert build("dataset", "+dataset=voc2007_21").info.class_names == list(VOC_CLASSES)
-    assert build("dataset", "+dataset=voc2012").info.class_names == list(VOC_CLASSES)
-    assert build("dataset", "+dataset=shapes").info.class_names == list(SHAPES_CLASSES)
-    assert build("dataset", "+dataset=camvid").info.num_classes == 11
+    assert build("dataset", "dataset=voc2007").info.class_names == list(VOC_CLASSES[1:])
+    assert build("dataset", "dataset=voc2007_21").info.class_names == list(VOC_CLASSES)
+    assert build("dataset", "dataset=voc2012").info.class_names == list(VOC_CLASSES)
+    assert build("dataset", "dataset=shapes").info.class_names == list(SHAPES_CLASSES)
+    assert build("dataset", "dataset=camvid").info.num_classes == 11
 
 
 def test_class_names_may_come_from_the_command_line() -> None:
-    source = build("dataset", "+dataset=voc_folder", "dataset.root=x", "dataset.class_names=[a,b]")
+    source = build("dataset", "dataset=voc_folder", "dataset.root=x", "dataset.class_names=[a,b]")
     assert (source.info.num_classes, source.info.class_names) == (2, ["a", "b"])
 
 
 @pytest.mark.parametrize("option", options("augment"))
 def test_augmentations_build(option: str) -> None:
-    augment = build("augment", f"+augment={option}", "+dataset=shapes", "+crop_size=33")
+    augment = build("augment", f"augment={option}", "dataset=shapes", "crop_size=33")
     sample = augment(Image.new("RGB", (50, 20)), Image.new("L", (50, 20)), np.random.default_rng(0))
     assert [part.size for part in sample] == [(33, 33), (33, 33)]

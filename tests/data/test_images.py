@@ -44,6 +44,14 @@ def test_transparency_is_ignored(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), picture())
 
 
+@pytest.mark.parametrize("suffix", ["png", "gif"])
+def test_transparency_of_a_palette_is_ignored(tmp_path: Path, suffix: str) -> None:
+    image = Image.fromarray(picture()).quantize(8)
+    image.save(tmp_path / f"a.{suffix}", transparency=int(np.asarray(image)[0, 0]))
+    assert Image.open(tmp_path / f"a.{suffix}").has_transparency_data
+    assert np.array_equal(np.asarray(read_image(tmp_path / f"a.{suffix}")), np.asarray(image.convert("RGB")))
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bit_grey_is_divided_by_257(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 128, 129, 257, 65535, 32768]], np.uint16)

@@ -1,11 +1,14 @@
 """Masks as palette images and overlays."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from pspexp.data import masks
 from pspexp.data.dataset import DatasetInfo
+from pspexp.data.labels import VOC_COLOURS
 
 
 @pytest.fixture
@@ -51,3 +54,27 @@ def test_overlay_has_a_legend_of_its_classes(info: DatasetInfo) -> None:
         legend = np.asarray(picture)[size[1] :].reshape(-1, 3)
         for colour in info.palette[:2]:
             assert (legend == colour).all(1).any()
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "tab\t", "猫", "\udcff", "\0", "", "x" * 5000, "$a$"])
+def test_overlay_of_any_class_name(name: str) -> None:
+    info = DatasetInfo([name], 255, [0.5] * 3, [0.2] * 3, np.zeros((1, 3), np.uint8))
+    picture = masks.overlay(Image.new("RGB", (40, 20)), np.zeros((20, 40), np.uint8), info)
+    assert 40 <= picture.width < 1000
+    assert picture.height > 20
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "expected"),
+    [
+        (None, "L", [[0, 1, 255]]),
+        ([7, 8], "L", [[7, 8, 255]]),
+        ([0, 1000], "I;16", [[0, 1000, 255]]),
+        ([(0, 0, 0), (1, 2, 3)], "RGB", [[[0, 0, 0], [1, 2, 3], [255, 255, 255]]]),
+    ],
+)
+def test_ids_as_the_label_values_of_the_data_set(values: Any, mode: str, expected: Any) -> None:
+    info = DatasetInfo(["a", "b"], 255, [0.5] * 3, [0.5] * 3, VOC_COLOURS[:2], label_values=values)
+    image = masks.label_image(np.array([[0, 1, 255]], np.uint8), info)
+    assert image.mode == mode
+    assert np.asarray(image).tolist() == expected

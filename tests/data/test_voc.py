@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pspexp.data.class_files import read_class_names
 from pspexp.data.labels import VOC_CLASSES, VOC_COLOURS
-from pspexp.data.voc import VocDataset, read_class_names
+from pspexp.data.voc import VocDataset
 from pspexp.errors import UserError
 
 LABEL = np.array([[0, 1, 20, 255], [0, 15, 15, 0]], np.uint8)
@@ -42,7 +43,7 @@ def make_source(root: Path, **changes: Any) -> VocDataset:
         "mean": [0.5, 0.5, 0.5],
         "std": [0.2, 0.2, 0.2],
         "subfolder": "VOC2007",
-        "ignore_background": True,
+        "reduce_zero_label": True,
     }
     return VocDataset(**{**arguments, **changes})
 
@@ -66,24 +67,24 @@ def test_reference_protocol_ignores_background_and_boundary(tmp_path: Path) -> N
 
 def test_background_can_be_a_class(tmp_path: Path) -> None:
     make_tree(tmp_path / "VOC2007")
-    source = make_source(tmp_path, num_classes=21, class_names=VOC_CLASSES, ignore_background=False)
+    source = make_source(tmp_path, num_classes=21, class_names=VOC_CLASSES, reduce_zero_label=False)
     assert np.asarray(source.open("val")[0][1]).tolist() == LABEL.tolist()
 
 
-@pytest.mark.parametrize("ignore_background", [True, False])
-def test_ignored_pixels_get_the_ignore_index(tmp_path: Path, ignore_background: bool) -> None:
+@pytest.mark.parametrize("reduce_zero_label", [True, False])
+def test_ignored_pixels_get_the_ignore_index(tmp_path: Path, reduce_zero_label: bool) -> None:
     make_tree(tmp_path / "VOC2007")
-    names = VOC_CLASSES[ignore_background:]
+    names = VOC_CLASSES[reduce_zero_label:]
     source = make_source(
         tmp_path,
         class_names=names,
         num_classes=len(names),
         ignore_index=200,
-        ignore_background=ignore_background,
+        reduce_zero_label=reduce_zero_label,
     )
     label = np.asarray(source.open("train")[0][1])
     assert label[0, 3] == 200
-    assert label[0, 0] == (200 if ignore_background else 0)
+    assert label[0, 0] == (200 if reduce_zero_label else 0)
 
 
 def test_grey_labels_take_precedence_over_palette_labels(tmp_path: Path) -> None:
@@ -126,9 +127,9 @@ def test_missing_files_are_counted(tmp_path: Path) -> None:
     (tree / "SegmentationClass/000003.png").unlink()
     with pytest.raises(UserError) as caught:
         make_source(tmp_path).open("train")
-    images, labels = caught.value.problems
+    images, masks = caught.value.problems
     assert "9 images missing: 000000, 000001, 000002, 000003, 000004, …" in images
-    assert "1 label missing: 000003" in labels
+    assert "1 mask missing: 000003" in masks
 
 
 @pytest.mark.parametrize(("text", "match"), [("", "is empty"), ("000000\n000000\n", "000000 more than once")])
@@ -142,7 +143,9 @@ def test_empty_splits_and_repeated_names_are_refused(tmp_path: Path, text: str, 
 def test_label_values_out_of_range_are_named(tmp_path: Path) -> None:
     make_tree(tmp_path / "VOC2007", label=np.array([[0, 30, 21, 255], [0] * 4], np.uint8))
     split = make_source(tmp_path).open("train")
-    with pytest.raises(UserError, match=r"000000\.png: label value 21, 30, but this data set has 0–20 and 255"):
+    with pytest.raises(
+        UserError, match=r"000000\.png: label value 21 \(1 pixel\), 30 \(1 pixel\), but this data set has 0–20 and 255"
+    ):
         split[0]
 
 
@@ -162,7 +165,7 @@ def test_class_problems_are_reported_together() -> None:
 def test_class_names_are_read_from_the_folder(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "mine", label=np.array([[0, 1, 1, 255], [0] * 4], np.uint8))
     (tree / "classes.txt").write_text("\ufeffground\nsky \n\n", encoding="utf-8")
-    settings: dict[str, Any] = {"subfolder": None, "ignore_background": False, "num_classes": None}
+    settings: dict[str, Any] = {"subfolder": None, "reduce_zero_label": False, "num_classes": None}
     source = make_source(tree, class_names=None, **settings)
     assert (source.info.num_classes, source.info.class_names) == (2, ["ground", "sky"])
     assert np.asarray(source.open("train")[0][1])[0].tolist() == [0, 1, 1, 255]

@@ -29,6 +29,10 @@ def torchvision_model(name: str) -> Segmenter:
     return make(num_classes=5, output_stride=16)
 
 
+def deeplabv3(**options: Any) -> Segmenter:
+    return deeplabv3_resnet50(num_classes=5, **options)
+
+
 MODELS = {
     "pspnet": small,
     "pspnet, contracted": lambda: small(align_corners=False, contract_dilation=True, output_stride=16),
@@ -104,6 +108,14 @@ def test_pretrained_parameters_start_with_backbone(make: Any) -> None:
     groups = {name.split(".")[0] for name in names}
     assert "backbone" in groups
     assert groups <= {"backbone", "pyramid", "classifier", "auxiliary", "aux_classifier"}
+
+
+@pytest.mark.parametrize("bands", [1, 4, 13])
+@pytest.mark.parametrize("make", [small, lambda **options: fcn_resnet50(num_classes=5, **options), deeplabv3])
+def test_any_number_of_bands(make: Any, bands: int) -> None:
+    with torch.device("meta"):
+        model = make(in_channels=bands).eval()
+        assert model(torch.zeros(1, bands, 33, 33))["out"].shape == (1, 5, 33, 33)
 
 
 # --- backbone ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Checkpoints of all supported layouts, and messages about files that do not match the model."""
 
+import gzip
 import logging
 import pickle
-from collections.abc import Iterator
+import re
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pspexp.errors import UserError
 from pspexp.models.pspnet import PSPNet, pspnet
 from pspexp.models.torchvision_models import fcn_resnet50
-from pspexp.models.weights import load_checkpoint_file, load_weights, start_from
+from pspexp.models.weights import WRAPPERS, count_classes, load_checkpoint_file, load_weights, start_from
 
 
 def small(num_classes: int = 5, **changes: Any) -> PSPNet:
@@ -105,6 +109,29 @@ def test_timm_weights_are_downloaded_for_the_same_stem(monkeypatch: pytest.Monke
     assert torch.equal(model.state_dict()["backbone.layer4.1.conv2.weight"], pretrained.layer4[1].conv2.weight)
 
 
+@pytest.mark.parametrize(("bands", "scale"), [(1, 3.0), (4, 0.75)])
+def test_timm_weights_are_adapted_to_other_numbers_of_bands(
+    monkeypatch: pytest.MonkeyPatch, bands: int, scale: float
+) -> None:
+    """Every band of grey images counts as before: the output of the first convolution keeps its size."""
+    source = timm.create_model("resnet18").state_dict()
+    create_model = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        overlay = {"state_dict": source} if pretrained else None  # instead of the download
+        return create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    state = small(backbone_weights="timm", in_channels=bands).state_dict()
+    grey = source["conv1.weight"].sum(1)
+    assert state["backbone.conv1.weight"].shape == (64, bands, 7, 7)
+    if bands == 1:
+        assert torch.allclose(state["backbone.conv1.weight"][:, 0], grey, atol=1e-5)
+    else:
+        assert torch.allclose(state["backbone.conv1.weight"][:, :3], scale * source["conv1.weight"], atol=1e-5)
+    assert torch.equal(state["backbone.layer4.1.conv2.weight"], source["layer4.1.conv2.weight"])
+
+
 def test_failed_download_of_timm_weights_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(name: str, **options: Any) -> nn.Module:
         raise ConnectionError("no route to host")
@@ -158,6 +185,68 @@ def test_torchvision_names_are_kept() -> None:
     names = load_weights(model, {f"module.{key}": value for key, value in donor.state_dict().items()})
     assert set(names.values()) == set(model.state_dict())
     assert torch.equal(model.classifier[4].weight, donor.classifier[4].weight)
+
+
+def wrapped(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *([key] for key in WRAPPERS),
+        ["model", "state_dict"],
+        ["state_dict", "net"],
+    ],
+    ids=".".join,
+)
+def test_state_dict_in_a_container(keys: list[str]) -> None:
+    donor, model = small(), small()
+    content: dict[str, Any] = donor.state_dict()
+    for key in reversed(keys):
+        content = {key: content, "epoch": 3, "optimizer": {"state": {}}}
+    assert_loaded(model, donor.state_dict(), load_weights(model, content))
+    assert count_classes(content, "x") == 5
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "model.",
+        "module.",
+        "_orig_mod.",
+        "net.",
+        "network.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model.net.module.",
+    ],
+)
+def test_common_prefixes_are_removed(prefix: str) -> None:
+    donor, model = small(), small()
+    names = load_weights(model, {"state_dict": wrapped(donor.state_dict(), prefix)})
+    assert set(names.values()) == set(model.state_dict())
+    assert all(torch.equal(value, donor.state_dict()[key]) for key, value in model.state_dict().items())
+    assert count_classes(wrapped(donor.state_dict(), prefix), "x") == 5
+
+
+def test_prefixes_of_other_layouts_are_removed(pspnet50: PSPNet) -> None:
+    state = wrapped(foreign.semseg_state(), "module._orig_mod.")
+    assert set(load_weights(pspnet50, state).values()) == set(pspnet50.state_dict())
+
+
+@pytest.mark.parametrize("name", ["net", "model", "module", "layer1", "conv3", "decode_head"])
+def test_networks_with_such_names_themselves_keep_them(name: str) -> None:
+    donor, model = (nn.ModuleDict({name: nn.Conv2d(3, 3, 1)}) for _ in range(2))
+    for prefix in ("", "module.", "_orig_mod.module."):
+        assert set(load_weights(model, wrapped(donor.state_dict(), prefix)).values()) == set(model.state_dict())
+        assert torch.equal(model[name].weight, donor[name].weight)
+
+
+def test_backbone_alone_is_refused_where_a_whole_network_is_needed() -> None:
+    state = timm.create_model("resnet18").state_dict()
+    with pytest.raises(UserError, match=r"^a\.pth: holds a backbone only.*model\.backbone_weights=a\.pth$"):
+        load_weights(small(), state, name="a.pth", allow_backbone=False)
 
 
 # --- what may be missing -----------------------------------------------------------------------------------------
@@ -262,16 +351,61 @@ class Harmful:
         return exec, ("raise SystemExit('code in the file was run')",)
 
 
-def test_unreadable_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.pt").write_text("hello")
-    (tmp_path / "empty.pt").touch()
-    whole = save(tmp_path / "whole.pt", small().state_dict()).read_bytes()
-    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    save(tmp_path / "harmful.pt", {"state_dict": Harmful()})
-    (tmp_path / "harmful.pkl").write_bytes(pickle.dumps(Harmful(), protocol=2))
-    for name in ("text.pt", "empty.pt", "cut.pt", "harmful.pt", "harmful.pkl"):
-        with pytest.raises(UserError, match=rf"{name}: not a checkpoint that can be read safely \(.+\)"):
-            load_checkpoint_file(tmp_path / name)
+def zipped(path: Path, names: tuple[str, ...]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "content")
+    return path
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "text": (lambda f: f.write_text("hello"), r"not a checkpoint that can be read safely \(.+\)"),
+    "empty": (lambda f: f.touch(), "is an empty file; copy or download it again"),
+    "cut": (
+        lambda f: f.write_bytes(save(f, small().state_dict()).read_bytes()[:9999]),
+        "is incomplete; copy or download it again",
+    ),
+    "harmful": (lambda f: save(f, {"state_dict": Harmful()}), r"holds a pickled object \(.*exec\), not only weights"),
+    "harmful pickle": (
+        lambda f: f.write_bytes(pickle.dumps(Harmful(), protocol=2)),
+        ".*cannot be read safely",
+    ),
+    "network": (
+        lambda f: save(f, small()),
+        r"holds a whole pickled network \(pspexp\.models\.pspnet\.PSPNet\), not only weights, and cannot be read "
+        r"safely; save the weights: torch\.save\(network\.state_dict\(\), 'weights\.pth'\)$",
+    ),
+    "network in a dict": (
+        lambda f: save(f, {"epoch": 3, "model": nn.Sequential(nn.Conv2d(3, 3, 1))}),
+        "holds a whole pickled network",
+    ),
+    "old network": (
+        lambda f: torch.save(nn.Linear(1, 1), f, _use_new_zipfile_serialization=False),
+        r"holds a whole pickled network \(torch\.nn\.modules\.linear\.Linear\)",
+    ),
+    "TorchScript": (
+        lambda f: torch.jit.save(torch.jit.trace(nn.Linear(1, 1), torch.zeros(1, 1)), f),
+        "is a TorchScript network, not a checkpoint; save its weights",
+    ),
+    "pointer": (
+        lambda f: f.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        "is a Git LFS pointer, not a checkpoint; run git lfs pull to fetch the file itself",
+    ),
+    "web page": (lambda f: f.write_text("\n<!DOCTYPE html><title>Sign in</title>"), "is a web page, not a checkpoint"),
+    "gzip": (lambda f: f.write_bytes(gzip.compress(b"x")), "is a gzip archive, not a checkpoint; unpack it"),
+    "zip": (lambda f: zipped(f, ("best.pth", "readme")), r"is a zip archive \(best\.pth, readme\), not a checkpoint"),
+    "safetensors": (lambda f: save_file({"a": torch.zeros(3)}, f), r"is a safetensors file; convert it"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_unreadable_files_are_named_with_what_they_are(tmp_path: Path, kind: str) -> None:
+    make, message = UNREADABLE[kind]
+    make(tmp_path / "a.pth")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}/a\.pth: {message}") as caught:
+        load_checkpoint_file(tmp_path / "a.pth")
+    assert len(caught.value.problems) == 1
 
 
 @pytest.mark.parametrize(
@@ -289,7 +423,8 @@ def test_files_without_a_checkpoint_are_refused(tmp_path: Path, name: str, messa
     [
         ({"format": "pspexp/9", "model": {}}, "has format pspexp/9; this version reads pspexp/1"),
         ({"state_dict": {}}, "holds no weights"),
-        ({"epoch": 3, "net": {"a": torch.zeros(1)}}, "these entries are not weights: epoch, net"),
+        ({"epoch": 3, "mine": {"a": torch.zeros(1)}}, "these entries are not weights: epoch, mine"),
+        ({"model": {"net": {"state_dict": {"a": torch.zeros(1)}}}}, "these entries are not weights: state_dict"),
     ],
 )
 def test_dicts_without_weights_are_refused(contents: dict[str, Any], message: str) -> None:

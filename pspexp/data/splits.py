@@ -1,0 +1,228 @@
+"""Which samples a split consists of: split files, or a share by a hash of the id."""
+
+import codecs
+import hashlib
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from pspexp.errors import UserError, did_you_mean, setting
+from pspexp.utils.text import count, first_names
+
+BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+Item = TypeVar("Item")
+
+NUMBERS = re.compile(r"(.+?)(?:[\s,;]+[-+]?\d+)+")  # a name, then columns of numbers
+MAX_COMPARED = 5000  # ids that a missing one is compared with
+SEPARATOR = re.compile(r"\s*[\t,;]\s*|\s+")  # between image and mask in a line
+
+log = logging.getLogger(__name__)
+
+
+class SampleFiles(NamedTuple):
+    """A sample's name and files."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+        UserError: It cannot be read; only the reason, for a longer message.
+    """
+    try:
+        data = path.read_bytes()
+        encoding = next((name for bom, name in BOMS.items() if data.startswith(bom)), "utf-8")
+        text = data.decode(encoding).removeprefix("\ufeff")
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise UserError("not UTF-8 text; save it as UTF-8") from error
+    if "\0" in text:  # UTF-16 without a byte order mark, or UTF-32
+        raise UserError("not UTF-8 text; save it as UTF-8")
+    return text
+
+
+def read_lines(path: Path, key: str, split: str) -> list[str]:
+    """The lines of a split file, without blank ones and surrounding white space.
+
+    Args:
+        path: The file.
+        key: The setting that names the split, for messages.
+        split: The name of the split.
+
+    Raises:
+        UserError: It cannot be read or is empty; the message lists the splits there are.
+    """
+    try:
+        text = read_text(path)
+    except UserError as error:
+        known = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}") if file.name[0] != ".")
+        there = f"{path.parent} contains {', '.join(known) or 'no split files'}"
+        raise UserError(f"{key}={split}: cannot read {path} ({error}); {there}{did_you_mean(split, known)}") from error
+    # Not splitlines(), which splits at characters that names may contain.
+    lines = [line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip()]
+    if not lines:
+        raise UserError(f"{key}={split}: {path} is empty; list one sample per line")
+    return lines
+
+
+class _Lookup:
+    """Finds files by id, by path below ``root`` or by name."""
+
+    def __init__(self, files: Mapping[str, Path], root: Path) -> None:
+        self._ids = files
+        self._by_path = {str(file.relative_to(root)): name for name, file in files.items() if file.is_relative_to(root)}
+        self._by_name: dict[str, str] = {}
+        self.ambiguous: set[str] = set()  # names of several files
+        for name, file in files.items():
+            if self._by_name.setdefault(file.name, name) != name:
+                self.ambiguous.add(file.name)
+
+    def __call__(self, text: str) -> str | None:
+        """The id of the file that ``text`` names."""
+        if text in self._ids:
+            return text
+        by_name = None if text in self.ambiguous else self._by_name.get(text)
+        return self._by_path.get(text) or by_name
+
+
+def find_samples(
+    lines: Sequence[str], images: Mapping[str, Path], masks: Mapping[str, Path], root: Path, path: Path
+) -> tuple[list[SampleFiles], list[str]]:
+    """The samples in the lines of a split file, and the problems with them.
+
+    A line is an id, the name or path of an image, or an image and its mask. If all lines end in columns of numbers,
+    such as class numbers, these are ignored.
+
+    Args:
+        lines: The lines of the file.
+        images: Image files by id.
+        masks: Mask files by id.
+        root: The folder of the data set.
+        path: The split file, for messages.
+    """
+    found: dict[Path, SampleFiles] = {}
+    repeated: list[str] = []
+    no_image: list[str] = []
+    no_mask: list[str] = []
+    image_of, mask_of = _Lookup(images, root), _Lookup(masks, root)
+    texts = [below(root, unicodedata.normalize("NFC", line)) for line in lines]
+    numbered = [match[1] for text in texts if (match := NUMBERS.fullmatch(text)) and image_of(text) is None]
+    if len(numbered) == len(texts) and any(image_of(text) is not None for text in numbered):
+        texts = numbered
+    for line, text in zip(lines, texts, strict=True):
+        name = image_of(text)
+        if name is None:
+            sample = _pair(text, image_of, mask_of, images, masks, root)
+        else:
+            sample = SampleFiles(name, images[name], masks[name]) if name in masks else None
+        if sample is None:
+            (no_image if name is None else no_mask).append(line)
+        elif sample.image in found:
+            repeated.append(sample.name)
+        else:
+            found[sample.image] = sample
+    problems = []
+    without_both = [line for line in no_image if mask_of(below(root, line)) is None]
+    if len(without_both) < len(no_image):  # else the names are wrong, and saying so once is enough
+        no_mask = [line for line in lines if line in {*no_mask, *without_both}]
+    if no_image:
+        several = f" ({no_image[0]} is in several folders)" if no_image[0] in image_of.ambiguous else ""
+        hint = did_you_mean(no_image[0], [*images][:MAX_COMPARED])
+        problems.append(
+            f"{path}: {count(len(no_image), 'image')} missing: {first_names(no_image)}{several}{hint}; a line is an "
+            f"id, an image, or an image and its mask, as paths below {root}"
+        )
+    if no_mask:
+        problems.append(f"{path}: {count(len(no_mask), 'mask')} missing: {first_names(no_mask)}")
+    if repeated:
+        names = first_names(sorted({*repeated}))
+        problems.append(f"{path}: lists {names} more than once; remove the repetitions")
+    return [*found.values()], problems
+
+
+def below(root: Path, text: str) -> str:
+    """A path in a split file, relative to ``root``."""
+    text = text.replace("\\", "/").removeprefix(f"{root.absolute()}/").removeprefix(f"{root}/")
+    return text.removeprefix("./").removeprefix("/")
+
+
+def _pair(
+    line: str, image_of: _Lookup, mask_of: _Lookup, images: Mapping[str, Path], masks: Mapping[str, Path], root: Path
+) -> SampleFiles | None:
+    """The sample that an image and its mask in a line are; both may contain spaces."""
+    for match in SEPARATOR.finditer(line):
+        parts = [below(root, part.strip("\"' ")) for part in (line[: match.start()], line[match.end() :])]
+        if not all(parts):
+            continue
+        name, mask = image_of(parts[0]), mask_of(parts[1])
+        if name is not None and mask is not None:
+            return SampleFiles(name, images[name], masks[mask])
+        if is_file(root / parts[0]) and is_file(root / parts[1]):
+            return SampleFiles(str(Path(parts[0]).with_suffix("")), root / parts[0], root / parts[1])
+    return None
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file exists; its folder is listed once, since a query per file is slow on network drives."""
+    return path.name in _names(str(path.parent))
+
+
+@cache
+def _names(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(path.name for path in Path(folder).iterdir())
+    except OSError:
+        return frozenset()
+
+
+def repetitions(items: Iterable[Item]) -> set[Item]:
+    """The items that occur more than once."""
+    seen: set[Item] = set()
+    return {item for item in items if item in seen or seen.add(item)}  # type: ignore[func-returns-value]
+
+
+def by_hash(ids: Iterable[str], val_fraction: float) -> dict[str, list[str]]:
+    """The ids of the splits ``train`` and ``val``, in order.
+
+    An id belongs to ``val`` if a hash of it, read as a fraction, is below ``val_fraction``: further ids move no other.
+    If that leaves a split empty, the id whose hash is nearest to the fraction is moved there.
+    """
+    position = {name: hash_fraction(name) for name in ids}
+    split = {name: "val" if where < val_fraction else "train" for name, where in position.items()}
+    if 0 < val_fraction < 1 and len(position) > 1 and len({*split.values()}) == 1:
+        nearest = min(position, key=lambda name: (abs(position[name] - val_fraction), name))
+        other = {"train": "val", "val": "train"}[split[nearest]]
+        split[nearest] = other
+        log.info(
+            "%s: no image's hash is in %s; %s is moved there",
+            setting("dataset.val_fraction", val_fraction),
+            other,
+            nearest,
+        )
+    return {part: sorted(name for name in position if split[name] == part) for part in ("train", "val")}
+
+
+def hash_fraction(name: str) -> float:
+    """A number in [0, 1) that depends on the name only, the same on every machine."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def overlap(splits: Mapping[str, Sequence[SampleFiles]]) -> Iterator[str]:
+    """A line for each two splits that share images."""
+    names = list(splits)
+    for index, first in enumerate(names):
+        for second in names[index + 1 :]:
+            shared = {sample.image for sample in splits[first]} & {sample.image for sample in splits[second]}
+            if shared:
+                both = sorted(sample.name for sample in splits[first] if sample.image in shared)
+                yield f"{count(len(both), 'image')} in both {first} and {second}: {first_names(both)}"
