@@ -10,9 +10,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 from pspexp.data.dataset import Split
+from pspexp.data.inspection.quick import look
 from pspexp.data.loader import Batch, eval_loader
 from pspexp.engine.components import Components
 from pspexp.engine.evaluator import Evaluation, Evaluator
+from pspexp.errors import UserError
 from pspexp.tracking.console import Progress
 from pspexp.tracking.tracker import Tracker
 
@@ -44,6 +46,7 @@ def evaluate(
         num_workers=config.loader.num_workers,
         max_images=config.loader.max_eval_images,
         pin_memory=components.device.pin_memory,
+        skip_errors=config.dataset.get("on_error") == "skip",
         rank=world.rank,
         world_size=world.size,
     )
@@ -66,6 +69,21 @@ def evaluate(
         )
     tracker.samples(role, evaluation.samples, components.dataset.info)
     return evaluation
+
+
+def look_at_labels(splits: Mapping[str, Split], components: Components, config: DictConfig) -> None:
+    """Look at the labels of splits before anything else is done; see `look`.
+
+    Raises:
+        UserError: Names everything that makes training or testing on them pointless.
+    """
+    problems: tuple[str, ...] = ()
+    if components.world.is_main_process:
+        try:
+            look(splits, components.dataset.info, config.dataset.get("on_error", "raise"))
+        except UserError as error:
+            problems = error.problems
+    components.world.raise_collectively(problems)
 
 
 def describe(config: DictConfig, components: Components, num_images: int, folder: Path) -> str:

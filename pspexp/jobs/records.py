@@ -215,5 +215,5 @@ def public(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values without secrets, for files, checkpoints and MLflow."""
     shown: dict[str, Any] = mask_secrets(OmegaConf.to_container(config, resolve=True))
     return {
-        key: value for key, value in shown.items() if key not in ("compare", "export", "predict", "sweep")
+        key: value for key, value in shown.items() if key not in ("check", "compare", "export", "predict", "sweep")
     }  # no part of a run

@@ -9,7 +9,7 @@ from pspexp.engine import checkpoint
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
 from pspexp.errors import Interrupted
-from pspexp.jobs.evaluate import describe, evaluate, warn_unlike_training
+from pspexp.jobs.evaluate import describe, evaluate, look_at_labels, warn_unlike_training
 from pspexp.jobs.records import Request, recorded, start_tracker
 from pspexp.launchers.base import StopSignal
 from pspexp.models.exported import ExportedNetwork
@@ -22,6 +22,7 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
     config = job.config
     parts, saved = build_trained(config, device, world)
     split = world.broadcast_from_main(lambda: parts.dataset.open("test"))
+    look_at_labels({"test": split}, parts, config)
     log.info("%s", describe(config, parts, len(split), job.folder))
     warn_unlike_training(config, saved)
     tracker = start_tracker(job, parts, {"test": split}, resume=False)
@@ -41,7 +42,10 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
             evaluation.report,
             step=saved["step"] if checkpoint.is_own_format(saved) else 1,
             epoch=saved["epoch"] if checkpoint.is_own_format(saved) else 1,
-            extra={"test/loss": evaluation.loss},
+            extra=evaluation.extra("test"),
         )
+        for name, target in (config.dataset.get("class_map") or {}).items():
+            if name != target:
+                log.info("class_map: %s → %s", name, "ignored" if target is None else target)
         log.info("%s\n%s", config.checkpoint.path, evaluation.report.table())
     return evaluation.report.mean_iou

@@ -2,26 +2,29 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from pspexp.config.build import build_training
-from pspexp.config.resume import resume_conflicts
+from pspexp.config.resume import data_conflicts, resume_conflicts
 from pspexp.engine import checkpoint
 from pspexp.engine.components import TrainingComponents
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
 from pspexp.engine.evaluator import Evaluation
+from pspexp.engine.state import data_state
 from pspexp.engine.trainer import Trainer
 from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.errors import UserError
-from pspexp.jobs.evaluate import describe, evaluate
+from pspexp.jobs.evaluate import describe, evaluate, look_at_labels
 from pspexp.jobs.export.export import register_trained, require_onnx
 from pspexp.jobs.records import Request, public, recorded, start_tracker, training_state_file
 from pspexp.launchers.base import StopSignal
 from pspexp.optim import supports_found_inf
 from pspexp.tracking import runs
+from pspexp.utils.text import count
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +38,13 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     saved = world.broadcast_from_main(lambda: saved_state(job, world))
     components, hooks = build_training(config, device, world, start_weights=saved is None)
     refuse_other_precision(components, saved)
+    look_at_labels({"train": components.training, "val": components.validation}, components, config)
     log.info("%s", describe(config, components, len(components.training), job.folder))
     log.info("%s", describe_epoch(components))
+    log.info("%s", describe_validation(components))
     splits = {"train": components.training, "val": components.validation}
+    data = {role: data_state(split) for role, split in splits.items()} if world.is_main_process else {}
+    refuse_other_data(data, saved, world)
     tracker = start_tracker(job, components, splits, resume=saved is not None)
 
     def validate(model: nn.Module, on_batch_end: Callable[[], None]) -> Evaluation:
@@ -54,7 +61,10 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
         hooks=hooks,
         stop_signal=stop_signal,
         seed=config.seed,
+        data=data,
     )
+    if saved is not None:
+        warn_if_complete(saved["training"]["state"]["step"], trainer, job.folder)
     with recorded(tracker, lambda: summary(trainer)):
         trainer.fit(saved)
     if register is not None and world.is_main_process:
@@ -81,6 +91,25 @@ def refuse_other_precision(components: TrainingComponents, saved: dict[str, Any]
     components.world.raise_collectively(problems)
 
 
+def refuse_other_data(data: dict[str, dict[str, Any]], saved: dict[str, Any] | None, world: World) -> None:
+    """Refuse to resume on other training images; warn of other validation images and of changed files.
+
+    Args:
+        data: `data_state` of the splits; used in the main process only.
+        saved: The checkpoint to resume from, if there is one.
+        world: The processes.
+
+    Raises:
+        UserError: The training images are not those of the saved run, or in another order.
+    """
+    refused: list[str] = []
+    if saved is not None and world.is_main_process:
+        refused, warnings = data_conflicts(saved["training"], data)
+        for warning in warnings:
+            log.warning("%s", warning)
+    world.raise_collectively(refused)
+
+
 def saved_state(job: Request, world: World) -> dict[str, Any] | None:
     """The content of the ``last.pt`` to resume from, or None for a fresh start.
 
@@ -93,12 +122,25 @@ def saved_state(job: Request, world: World) -> dict[str, Any] | None:
     if resume is None or (resume == "auto" and not own.is_file()):
         return None
     path = own if resume == "auto" else runs.find_checkpoint(resume, "last.pt")
+    saved = checkpoint.read(path, training=True)
     if own.is_file() and path.resolve() != own.resolve():
         raise UserError(f"hydra.run.dir={folder}: is not the run of checkpoint.resume={resume}; omit hydra.run.dir")
-    saved = checkpoint.read(path, training=True)
     if conflicts := resume_conflicts(saved, public(config), world.size):
         raise UserError(*conflicts)
     return saved
+
+
+def warn_if_complete(step: int, trainer: Trainer, folder: Path) -> None:
+    """Warn that a run to resume has nothing left to train."""
+    if step < trainer.last_step:
+        return
+    key = "trainer.max_steps" if trainer.last_step < trainer.total_steps else "trainer.epochs"
+    constant = "" if key == "trainer.max_steps" else " (with scheduler=constant)"
+    log.warning(
+        "%s: this run is already complete (step %d of %d), and nothing is left to train; to train on, increase "
+        "%s%s, or start a new run from its weights with model.weights=%s",
+        folder, step, trainer.last_step, key, constant, folder,
+    )  # fmt: skip
 
 
 def summary(trainer: Trainer) -> dict[str, Any]:
@@ -106,6 +148,13 @@ def summary(trainer: Trainer) -> dict[str, Any]:
     state, timer = trainer.state, trainer.timer
     speed = timer.total_images / timer.total_s if timer.total_s else None
     return {"best": state.best, "last": state.last, "images_per_second": speed}
+
+
+def describe_validation(components: TrainingComponents) -> str:
+    """One log line about what is validated on."""
+    if not len(components.validation):
+        return "no validation images: best.pt holds the latest weights"
+    return f"validation on {count(len(components.validation), 'image')}: {components.inference.describe()}"
 
 
 def describe_epoch(components: TrainingComponents) -> str:

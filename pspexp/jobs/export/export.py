@@ -152,7 +152,7 @@ class Exporter:
         self._stride: int = config.model.get("output_stride", 1)
         self._align_corners: bool = config.model.get("align_corners", False)
         self._description = self._describe(saved)
-        self._module = self._interface(exportable(components.model))
+        self._module = self._interface(exportable(components.model, components.dataset.info.num_bands))
 
     def run(self) -> dict[str, Agreement]:
         """Write all formats; returns how each compares with the network."""
@@ -177,7 +177,7 @@ class Exporter:
         return agreements
 
     def _write(self, name: str, file: Path) -> None:
-        sample = example(self._kind, self._stride)
+        sample = example(self._kind, self._stride, self._components.dataset.info.num_bands)
         if name == "pt2":
             formats.write_pt2(self._module, self._kind, sample, file, self._description)
         elif name == "onnx":

@@ -17,7 +17,7 @@ SIDES: dict[Kind, tuple[int, int]] = {"image": (1, 2), "tensor": (2, 3)}  # dime
 
 
 class TensorInterface(nn.Module):
-    """Maps normalised images, float32 ``[N, 3, H, W]``, to logits, float32 ``[N, C, H, W]``."""
+    """Maps normalised images, float32 ``[N, B, H, W]``, to logits, float32 ``[N, C, H, W]``."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -30,13 +30,13 @@ class TensorInterface(nn.Module):
 
 
 class ImageInterface(nn.Module):
-    """Maps RGB images, uint8 ``[N, H, W, 3]``, to class ids, uint8, and their probabilities, float32, ``[N, H, W]``.
+    """Maps images, uint8 ``[N, H, W, B]``, to class ids, uint8, and their probabilities, float32, ``[N, H, W]``.
 
-    The inference mode is `pspexp.inference.Whole`.
+    Of RGB images, B is 3. The inference mode is `pspexp.inference.Whole`.
 
     Args:
         network: The network.
-        mean, std: Of the RGB channels, as fractions of 255.
+        mean, std: Of the bands, as fractions of 255.
         output_stride, align_corners: Of the network; they determine the padding.
     """
 
@@ -68,10 +68,10 @@ def _crop(values: Tensor, height: int, width: int) -> Tensor:
     return values.index_select(1, rows).index_select(2, columns)
 
 
-def exportable(network: nn.Module) -> nn.Module:
+def exportable(network: nn.Module, num_bands: int = 3) -> nn.Module:
     """A copy in fp32 on the CPU, with folded batch norms, that exporters can trace."""
     copy = deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
-    folded = fold_batch_norms(copy, torch.zeros(1, 3, 1, 1))
+    folded = fold_batch_norms(copy, torch.zeros(1, num_bands, 1, 1))
     for module in folded.modules():  # folding makes inference tensors, which cannot be traced
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(parameter.detach().clone().contiguous(), requires_grad=False))
@@ -80,9 +80,10 @@ def exportable(network: nn.Module) -> nn.Module:
     return folded
 
 
-def example(kind: Kind, output_stride: int) -> Tensor:
+def example(kind: Kind, output_stride: int, num_bands: int = 3) -> Tensor:
     """An input to trace with. No two of its sizes are equal, or an exporter could treat them as the same dimension."""
     height, width = 8 * output_stride + 6, 11 * output_stride + 2
+    generator = torch.Generator().manual_seed(0)
     if kind == "image":
-        return torch.randint(0, 256, (2, height, width, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+        return torch.randint(0, 256, (2, height, width, num_bands), generator=generator).to(torch.uint8)
+    return torch.randn(2, num_bands, height, width, generator=generator)

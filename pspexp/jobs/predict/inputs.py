@@ -10,14 +10,16 @@ from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from pspexp.data.band_files import read_bands
+from pspexp.data.bands import AnyImage
 from pspexp.data.dataset import Role, SegmentationDataset, Split
-from pspexp.data.images import SUFFIXES, read_image
+from pspexp.data.images import SUFFIXES
 from pspexp.errors import UserError
 
 SPLIT, LIST = "split:", "@"
-KINDS = ("ids", "overlay", "colour", "probabilities")  # folders of results, in which no images are searched
+# Folders of results, in which no images are searched.
+KINDS = ("ids", "labels", "overlay", "colour", "probabilities")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Inputs:
 
     def __init__(self, text: str, dataset: SegmentationDataset, output: Path, key: str = "predict.input") -> None:
         self.where = text if text.startswith(SPLIT) else str(plain(Path(text.removeprefix(LIST)).expanduser()))
-        self._max_pixels = dataset.info.max_image_pixels
+        self._max_pixels, self._num_bands = dataset.info.max_image_pixels, dataset.info.num_bands
         self.split: Split | None = None
         if text.startswith(SPLIT):
             self.split = open_split(text, dataset, key)
@@ -67,14 +69,14 @@ class Inputs:
         images = [plain(file).relative_to(plain(root)).as_posix() for file in files]
         self.items = [Input(*item) for item in zip(images, result_names(images), files, strict=True)]
 
-    def read(self, item: Input) -> tuple[Image.Image, npt.NDArray[np.uint8] | None]:
-        """The RGB image, and its label ``[H, W]`` if there is one.
+    def read(self, item: Input) -> tuple[AnyImage, npt.NDArray[np.uint8] | None]:
+        """The image, and its label ``[H, W]`` if there is one.
 
         Raises:
             UserError: It cannot be read.
         """
         if isinstance(item.source, Path):
-            return read_image(item.source, self._max_pixels), None
+            return read_bands(item.source, self._num_bands, self._max_pixels), None
         assert self.split is not None
         image, label = self.split[item.source]
         return image, np.asarray(label)

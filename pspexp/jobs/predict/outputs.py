@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pspexp.data import masks
+from pspexp.data.bands import AnyImage
 from pspexp.data.dataset import DatasetInfo
 from pspexp.errors import JobFailed, UserError
 from pspexp.jobs.predict.inputs import KINDS
@@ -30,7 +31,7 @@ class Outputs:
 
     Args:
         folder: The folder.
-        kinds: What is written for each image: ids, overlay, colour, probabilities.
+        kinds: What is written for each image: ids, labels, overlay, colour, probabilities.
         info: Names and colours of the classes.
     """
 
@@ -44,11 +45,11 @@ class Outputs:
 
     def file(self, kind: str, name: str) -> Path | None:
         """A file of an image; None if it does not exist."""
-        suffixes = {"ids": (".png",), "probabilities": (".npz",)}.get(kind, (".jpg", ".png"))
+        suffixes = {"ids": (".png",), "labels": (".png",), "probabilities": (".npz",)}.get(kind, (".jpg", ".png"))
         candidates = (self.folder / kind / f"{name}{suffix}" for suffix in suffixes)
         return next((file for file in candidates if file.is_file()), None)
 
-    def save(self, name: str, image: Image.Image, ids: Pixels, probabilities: npt.NDArray[np.float32] | None) -> None:
+    def save(self, name: str, image: AnyImage, ids: Pixels, probabilities: npt.NDArray[np.float32] | None) -> None:
         """Write the files of an image; each is complete or absent.
 
         Raises:
@@ -59,6 +60,8 @@ class Outputs:
                 stale.unlink()
         if "ids" in self.kinds:
             self._write("ids", f"{name}.png", masks.palette_image(ids, self.info))
+        if "labels" in self.kinds:
+            self._write("labels", f"{name}.png", masks.label_image(ids, self.info))
         if "overlay" in self.kinds:
             self._write_picture("overlay", name, masks.overlay(image, ids, self.info))
         if "colour" in self.kinds:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from pspexp.config.build import build_trained
+from pspexp.data.bands import AnyImage
 from pspexp.data.dataset import DatasetInfo
 from pspexp.engine.components import Components
 from pspexp.engine.device import Device
@@ -34,8 +35,8 @@ from pspexp.utils.text import count
 
 log = logging.getLogger(__name__)
 
-Found = tuple[Image.Image, npt.NDArray[np.uint8] | None]  # an image and its label
-Results = tuple[Image.Image, Prediction, dict[str, object]]
+Found = tuple[AnyImage, npt.NDArray[np.uint8] | None]  # an image and its label
+Results = tuple[AnyImage, Prediction, dict[str, object]]
 MAX_LISTED = 20  # unreadable images in the final message
 
 
@@ -202,7 +203,7 @@ def save(
     written: outputs.Outputs,
     table: outputs.Table,
     item: Input,
-    image: Image.Image,
+    image: AnyImage,
     prediction: Prediction,
     row: dict[str, object],
 ) -> None:
@@ -233,7 +234,7 @@ def read_ahead(items: Sequence[Input], read: Callable[[Input], Found]) -> Iterat
 
 def describe_image(
     item: Input,
-    image: Image.Image,
+    image: AnyImage,
     label: npt.NDArray[np.uint8] | None,
     prediction: Prediction,
     info: DatasetInfo,

@@ -1,4 +1,4 @@
-"""``mode=check``: report on the environment and build everything that training needs, without training."""
+"""Versions, devices and memory of this machine."""
 
 import os
 import platform
@@ -8,56 +8,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from pspexp.config.build import build, build_training, init_distributed
-from pspexp.data.loader import steps_per_epoch
+from pspexp.config.build import build
 from pspexp.engine.device import AUTO_ORDER, HOST, Device, unavailable_reason
-from pspexp.engine.distributed import ProcessInfo
 from pspexp.engine.precision import AUTOCAST_DTYPES, Precision, unsupported_reason
 from pspexp.errors import UserError
-from pspexp.jobs import records
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pillow", "mlflow")
+SHM = Path("/dev/shm")
+
+Rows = list[tuple[str, str]]
 
 
-def check(config: DictConfig, _folder: Path) -> None:
-    """Print versions, devices and the configuration, then build everything that training needs.
-
-    Raises:
-        UserError: something cannot be built.
-    """
-    console = Console()
-    console.print(environment(config))
-    console.print(OmegaConf.to_yaml(OmegaConf.create(records.public(config))), markup=False, highlight=False)
-    launcher = build(config.launcher)
-    start_weights = config.checkpoint.resume is None
-    components, _ = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=start_weights)
-    if launcher.world_size > 1:
-        components.device.backends()
-        steps_per_epoch(  # called for its error
-            len(components.training), config.loader.batch_size, config.trainer.accumulate, launcher.world_size
-        )
-    console.print("The configuration is valid and everything in it can be built.")
+def show() -> None:
+    """Print the environment when there is no valid configuration."""
+    Console().print(as_table(environment(None)))
 
 
-def environment(config: DictConfig) -> Table:
-    """Versions, memory, available devices, and the precisions that the configured device supports."""
+def as_table(rows: Rows) -> Table:
+    """The environment for the terminal."""
     table = Table("item", "value", title="Environment", title_justify="left")
-    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
-    plugin = config.device.get("plugin")
-    for package in (*PACKAGES, *([plugin] if plugin else [])):
-        table.add_row(package, version(package))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def environment(config: DictConfig | None) -> Rows:
+    """Versions, memory, available devices, and the precisions that the configured device supports."""
+    plugin = config.device.get("plugin") if config is not None else None
+    rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
+    rows += [(package, version(package)) for package in (*PACKAGES, *([plugin] if plugin else []))]
     for kind in (HOST, *AUTO_ORDER):
         reason = unavailable_reason(kind)
-        table.add_row(f"device={kind}", f"not available: {reason}" if reason else describe_cards(Device(kind)))
-    table.add_row(f"configured: device={config.choices.device}", describe_configured_device(config))
-    table.add_row("process-group backends", ", ".join(process_group_backends()))
-    table.add_row("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
-    table.add_row("free disk space", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB")
-    return table
+        rows.append((f"device={kind}", f"not available: {reason}" if reason else describe_cards(Device(kind))))
+    if config is not None:
+        rows.append((f"configured: device={config.choices.device}", describe_configured_device(config)))
+    rows.append(("process-group backends", ", ".join(process_group_backends())))
+    rows.append(("memory", f"{memory_bytes() / 2**30:.0f} GiB"))
+    if SHM.is_dir():
+        rows.append(("shared memory", f"{shutil.disk_usage(SHM).free / 2**30:.1f} GiB free in {SHM}"))
+    rows.append(("free disk space", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB"))
+    return rows
+
+
+def memory_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def version(package: str) -> str:

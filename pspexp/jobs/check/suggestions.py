@@ -1,0 +1,136 @@
+"""Suggested settings, derived from the data and the machine."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from pspexp.config.build import build
+from pspexp.data.inspection.findings import Finding
+from pspexp.engine.components import TrainingComponents
+from pspexp.jobs.check.data import CheckedData, SplitSummary
+from pspexp.jobs.check.environment import memory_bytes
+from pspexp.jobs.check.machine import mib
+
+LARGEST_CROP = 769  # pixels; larger ones are rarely worth their time
+MIN_STEPS = 10  # an epoch
+LARGEST_BATCH = 64
+MISREAD = ("undeclared values", "label values", "nothing labelled", "one class")  # findings that make shares wrong
+USABLE = 0.8  # of a device's memory; on a CPU half of the machine's
+
+
+class Suggestion(NamedTuple):
+    """Something to add to the command, and what it is based on."""
+
+    words: str
+    basis: str
+
+
+def suggestions(
+    config: DictConfig, components: TrainingComponents | None, data: CheckedData, findings: Sequence[Finding]
+) -> list[Suggestion]:
+    """Suggestions for training on the data; no class weights if the findings say that labels are misread."""
+    train = data.split("train")
+    if train is None or not train.counted or not train.sizes:
+        return []
+    found = [crop_size(config, train)]
+    if components is not None:
+        found += batch_size(config, components, train)
+    misread = any(finding.level == "error" and finding.kind in MISREAD for finding in findings)
+    return found if misread else [*found, *class_weights(train)]
+
+
+def crop_size(config: DictConfig, train: SplitSummary) -> Suggestion:
+    """A crop about as large as the shorter side of most images, valid for the network's stride."""
+    sizes = [(min(size), max(size)) for size, number in train.sizes.items() for _ in range(number)]
+    shorter, longer = (int(np.median(sides)) for sides in zip(*sizes, strict=True))
+    stride = int(config.model.get("output_stride", 8))
+    side = max(min(shorter, LARGEST_CROP) // stride, 1) * stride
+    if config.model.get("align_corners", True):
+        side += 1
+        side -= stride if side > shorter and side > stride + 1 else 0
+    padded = sum(one[0] < config.crop_size for one in sizes) / len(sizes)
+    basis = f"the median image has sides of {shorter} and {longer} pixels; a valid crop has a multiple of {stride}"
+    basis += " plus 1" if config.model.get("align_corners", True) else ""
+    return Suggestion(
+        f"crop_size={side}",
+        f"{basis}. With crop_size={config.crop_size}, {padded:.0%} of the images are padded at scale 1",
+    )
+
+
+def batch_size(config: DictConfig, components: TrainingComponents, train: SplitSummary) -> Iterator[Suggestion]:
+    """The largest power of two that fits into memory and leaves enough steps in an epoch."""
+    try:
+        each = activation_bytes(config, components.dataset.info.num_bands)
+    except Exception:  # a network that cannot run without data, or on torch's "meta" device
+        return
+    if components.precision.resolve(components.device) in ("bf16", "fp16"):
+        each //= 2
+    weights = 4 * 4 * sum(parameter.numel() for parameter in components.model.parameters())
+    memory, where = usable_memory(components)
+    fits = max((memory - weights) // max(each, 1), 2)
+    enough = max(len(train.split) // MIN_STEPS, 2)
+    size = 2 ** int(np.log2(min(fits, enough, LARGEST_BATCH)))
+    limit = f"{len(train.split)} training images" if enough <= fits else where
+    yield Suggestion(
+        f"loader.batch_size={size}",
+        f"limited by {limit}. About {mib(each)} for each crop of {config.crop_size} pixels (activations that the "
+        f"network keeps for its backward pass), {mib(weights)} for weights, gradients and optimizer; {where}",
+    )
+
+
+def usable_memory(components: TrainingComponents) -> tuple[int, str]:
+    """Bytes that training may use, and what that is."""
+    device = components.device
+    module: Any = getattr(torch, device.type, None)
+    if device.type != "cpu" and hasattr(module, "get_device_properties"):
+        total = int(module.get_device_properties(device.torch).total_memory)
+        return int(USABLE * total), f"{USABLE:.0%} of the {mib(total)} of {device.torch}"
+    return memory_bytes() // 2, f"half of the {mib(memory_bytes())} of this machine"
+
+
+def activation_bytes(config: DictConfig, num_bands: int) -> int:
+    """Bytes that a training step keeps for each image, as torch would save them in fp32.
+
+    The network runs on torch's "meta" device, which computes shapes but no values.
+    """
+    unused = {key: None for key in ("weights", "backbone_weights") if key in config.model}
+    with torch.device("meta"):
+        model = build(config.model, **unused).train()
+        images = torch.zeros(2, num_bands, config.crop_size, config.crop_size)
+    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+    seen: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            seen[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = model(images)
+    loss = (
+        3 * 4 * sum(int(output.numel()) for output in outputs.values())
+    )  # logits, log-probabilities and their gradient
+    kept: int = sum(storage.nbytes() for storage in seen.values())
+    return (kept + loss) // 2
+
+
+def class_weights(train: SplitSummary) -> Iterator[Suggestion]:
+    """Median frequency balancing (Eigen and Fergus, 2015)."""
+    pixels, images = train.pixels, train.by_sample
+    present = pixels > 0
+    if present.sum() < 2:
+        return
+    all_pixels = images.sum(axis=1)
+    frequency = np.array([pixels[c] / max(all_pixels[images[:, c] > 0].sum(), 1) for c in range(len(pixels))])
+    weights = np.where(present, np.median(frequency[present]) / np.where(present, frequency, 1), 1.0)
+    words = ",".join(f"{weight:.3g}" for weight in weights)
+    rest = "" if present.all() else "; 1 for classes that do not occur"
+    yield Suggestion(
+        f"loss.class_weights=[{words}]",
+        "if rare classes matter: median frequency / frequency, in the training images that contain the class "
+        f"(Eigen and Fergus, 2015){rest}",
+    )
