@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from pspexp.config.class_map import compare_start_weights
 from pspexp.data.cache import SampleCache
 from pspexp.data.dataset import Split
 from pspexp.data.loader import TrainLoader
@@ -88,7 +89,7 @@ class ErrorCollector:
         try:
             return make(*needed)
         except UserError as error:
-            self.problems += error.problems
+            self.problems += [problem for problem in error.problems if problem not in self.problems]
             return None
 
 
@@ -129,7 +130,7 @@ def build_trained(config: DictConfig, device: Device, world: World) -> tuple[Com
     saved = world.broadcast_from_main(lambda: checkpoint.read(Path(config.checkpoint.path), foreign=True))
     components = build_components(config, device, world)
     if not is_exported(config.checkpoint.path):
-        load_weights(components.model, saved)
+        load_weights(components.model, saved, name=config.checkpoint.path, allow_backbone=False)
     return components, saved
 
 
@@ -148,6 +149,8 @@ def build_training(
     collector = ErrorCollector()
     # The main process sends its weights to the others.
     components = collect_components(config, collector, device, world, start_weights and world.is_main_process)
+    if start_weights and world.is_main_process:
+        collector(lambda dataset: compare_start_weights(config, dataset.info.class_names), components["dataset"])
     training = collector(lambda dataset: dataset.open("train"), components["dataset"])
     validation = collector(lambda dataset: dataset.open("val"), components["dataset"])
     cache = collector(SampleCache, config.loader.cache_mib, worker_context())
@@ -236,6 +239,7 @@ def training_data(config: DictConfig, device: Device, world: World, split: Split
         num_workers=config.loader.num_workers,
         seed=config.seed,
         pin_memory=device.pin_memory,
+        skip_errors=config.dataset.get("on_error") == "skip",
         rank=world.rank,
         world_size=world.size,
     )

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pspexp.config import from_checkpoint
+from pspexp.config.interpolations import interpolation_problems
 from pspexp.config.overrides import (
     ADDED_GROUPS,
     OPTIONAL_GROUPS,
@@ -34,6 +35,7 @@ from pspexp.config.overrides import (
     option_problems,
     parse,
     probable_option,
+    readable_overrides,
     several_values,
     suggested_keys,
     sweep_problems,
@@ -110,6 +112,7 @@ def compose_checked(
     Raises:
         UserError: Lists every override that cannot be applied, and what is wrong with every job of a sweep.
     """
+    overrides = readable_overrides(overrides)
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="pspexp"):
         add_search_path([*folders, *named_search_path(overrides)])
         loader = GlobalHydra.instance().config_loader()
@@ -124,6 +127,8 @@ def compose_checked(
             raise UserError(*problems, f"YAML: {one_line(error)}") from error
     if wrong_package := misplaced(config):
         raise UserError(*problems, wrong_package)
+    # The job's own are found when its part is resolved.
+    problems += [line for key, line in interpolation_problems(config).items() if key.startswith("hydra.")]
     if sweep or config.hydra.mode == RunMode.MULTIRUN:
         try:
             resolve(without_hydra(config), used, files=False)  # the jobs may run on another machine

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from pspexp.config.class_map import adopt_classes
 from pspexp.config.modes import uses_checkpoint
 from pspexp.config.overrides import ADDED_GROUPS, OPTIONAL_GROUPS, has_key
 from pspexp.errors import UserError
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 FROM_CHECKPOINT = (
     "model",
     "dataset",
+    "dataset.mean",  # of the images that the network was trained on, whichever data set is chosen
+    "dataset.std",
     "loss",
     "inference",
     "precision",
@@ -30,13 +33,14 @@ FROM_CHECKPOINT = (
     "channels_last",
     "loader.eval_batch_size",
 )
-# The saved configuration is resolved; these keys follow an explicit override of the key that they interpolated.
+# The saved configuration is resolved; these keys follow an explicit override of the key that they may interpolate.
 FOLLOWS = {
     "inference.crop_size": "crop_size",
     "inference.window": "crop_size",
     "inference.output_stride": "model.output_stride",
     "inference.align_corners": "model.align_corners",
     "loss.ignore_index": "dataset.ignore_index",
+    "dataset.test_split": "dataset.val_split",
 }
 
 
@@ -112,7 +116,11 @@ def checkpoint_choices(path: str, output_root: str, tracking_uri: str | None) ->
 
 
 def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Replace what belongs to the checkpoint, keeping explicit overrides."""
+    """Replace what belongs to the checkpoint, keeping explicit overrides.
+
+    Raises:
+        UserError: There is no such checkpoint, or what is overridden does not go with it.
+    """
     from pspexp.engine import checkpoint  # as above
     from pspexp.models.exported import is_exported
     from pspexp.tracking import runs
@@ -129,9 +137,8 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     for key in ("model.weights", "model.backbone_weights"):
         if has_key(config, key):  # the files that it started from may no longer exist
             OmegaConf.update(config, key, None)
-    for key, source in FOLLOWS.items():
-        if has_key(config, key) and has_key(config, source) and key not in explicit:
-            OmegaConf.update(config, key, OmegaConf.select(config, source))
+    follow_sources(config, saved, explicit)
+    adopt_classes(config, saved.dataset, explicit)
     if is_exported(config.checkpoint.path):
         use_exported(config, content, explicit)
 
@@ -139,7 +146,7 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
 def take_keys(config: DictConfig, saved: DictConfig, explicit: Collection[str]) -> None:
     """Take `FROM_CHECKPOINT` from a saved configuration, except for explicit overrides."""
     for key in FROM_CHECKPOINT:
-        if key in explicit or not has_key(saved, key):
+        if key in explicit or not (has_key(saved, key) and has_key(config, key)):
             continue
         below = {name: OmegaConf.select(config, name) for name in explicit if name.startswith(f"{key}.")}
         OmegaConf.update(config, key, OmegaConf.select(saved, key), merge=False)
@@ -149,15 +156,30 @@ def take_keys(config: DictConfig, saved: DictConfig, explicit: Collection[str]) 
             config.choices[key] = saved.choices[key]
 
 
+def follow_sources(config: DictConfig, saved: DictConfig, explicit: Collection[str]) -> None:
+    """Let each key of `FOLLOWS` follow an override of its source, if both were equal in the saved configuration."""
+    for key, source in FOLLOWS.items():
+        overridden = key in explicit or key.partition(".")[0] in explicit  # an option has its own interpolations
+        if overridden or not all(has_key(one, name) for one in (config, saved) for name in (key, source)):
+            continue
+        if OmegaConf.select(saved, key) == OmegaConf.select(saved, source):
+            OmegaConf.update(config, key, OmegaConf.select(config, source))
+
+
 def take_classes(config: DictConfig, content: Plain, explicit: Collection[str]) -> None:
     """Take the number of classes from another project's checkpoint; names come from the data set or a list.
 
     Raises:
-        UserError: There are other numbers of names.
+        UserError: There are other numbers of names, or classes are to be mapped to names.
     """
     from pspexp.models.weights import count_classes
 
-    number, names = count_classes(content), OmegaConf.select(config, "dataset.class_names")
+    if OmegaConf.select(config, "dataset.class_map") is not None:
+        raise UserError(
+            f"dataset.class_map: {config.checkpoint.path} names no classes to map to; give dataset.class_names and "
+            "dataset.label_values in the order of its classes"
+        )
+    number, names = count_classes(content, config.checkpoint.path), OmegaConf.select(config, "dataset.class_names")
     if number is None or names is None or not has_key(config, "dataset.num_classes"):
         return
     if len(names) == number:

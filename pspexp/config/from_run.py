@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pspexp.config import schema
+from pspexp.config.class_map import adopt_classes_again
 from pspexp.config.from_checkpoint import Plain, explicit_keys, read_config
 from pspexp.config.overrides import ADDED_GROUPS
 from pspexp.errors import UserError
@@ -26,6 +27,7 @@ NOT_REPEATED = (
     "compare",
     "predict",
     "export",
+    "check",
     "hydra",
 )
 ABSENT = object()
@@ -61,6 +63,7 @@ def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
     config.choices = {**today["choices"], **then, **chosen}
     if config.mode == "test":
         config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", *where))
+        adopt_classes_again(config, saved["dataset"], explicit)
 
 
 @dataclass(frozen=True)

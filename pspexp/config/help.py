@@ -8,6 +8,8 @@ from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
 from pspexp.config.compose import add_search_path, compose_checked, conf_dir, named_search_path
+from pspexp.config.interpolations import interpolation_problems
+from pspexp.errors import UserError
 
 HELP = """\
 Train, test, apply and export networks for semantic segmentation.
@@ -50,6 +52,8 @@ def help_text(
     """
     config = compose_checked(overrides, sweep=sweep, folders=folders, name=name)
     job = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "choices")])
+    if resolve and (problems := interpolation_problems(job)):
+        raise UserError(*problems.values())
     with initialize_config_dir(conf_dir(), version_base="1.3", job_name="pspexp"):
         add_search_path([*folders, *named_search_path(overrides)])
         groups = dict(options())

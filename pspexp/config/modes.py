@@ -34,7 +34,7 @@ MODES = {
     "export": Mode(
         "pspexp.jobs.export.export.export", is_run=False, keeps_records=False, uses_checkpoint=True, output="export"
     ),
-    "check": Mode("pspexp.jobs.check.check", is_run=False, needs_folder=False),
+    "check": Mode("pspexp.jobs.check.check.check", is_run=False),
     "compare": Mode("pspexp.jobs.compare.compare.compare", is_run=False),
 }
 

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import lru_cache
 from os import PathLike
@@ -48,6 +49,31 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> tuple[list[Override
         override.config_loader = loader  # for globs
         parsed.append(override)
     return parsed, problems
+
+
+def readable_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra can read them.
+
+    It needs quotes around values with placeholders, such as ``images/{id}.jpg``, and none around the keys of a
+    dictionary, such as ``{'*': ignore}``.
+    """
+    parser = OverridesParser.create()
+
+    def is_readable(text: str) -> bool:
+        with suppress(HydraException):
+            parser.parse_override(text)
+            return True
+        return False
+
+    found = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        forms = [text]
+        if "{" in value:
+            forms += [re.sub(r"""([{,]\s*)(['"])([^'"{}]*)\2(?=\s*:)""", r"\1\3", text)]
+            forms += [f"{key}={quoted(value)}"] if re.search(r"\{\w+\}", value) else []
+        found.append(next(filter(is_readable, forms), text))
+    return found
 
 
 def several_values(overrides: Sequence[Override]) -> list[str]:

@@ -6,11 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pspexp.config import from_checkpoint, from_run, schema
+from pspexp.config.class_names import classes_in_folder
+from pspexp.config.interpolations import interpolation_problems
 from pspexp.config.modes import uses_checkpoint
 from pspexp.errors import UserError
 from pspexp.utils.text import one_line
@@ -51,9 +52,9 @@ def resolve(
         UserError: Lists every problem.
     """
     OmegaConf.set_struct(config, False)
-    expand_home(config)
     # Types are checked last, when the configuration is complete; until then values may be anything.
     try:
+        expand_home(config)
         if isinstance(OmegaConf.select(config, "rerun"), str):
             from_run.take_from_run(config, overrides)  # if this fails, nothing else can be checked
         elif uses_checkpoint(OmegaConf.select(config, "mode")) and isinstance(
@@ -63,8 +64,9 @@ def resolve(
         name_classes(config)
         sources = interpolation_sources(config)
         OmegaConf.resolve(config)
+        find_start_weights(config)
     except OmegaConfBaseException as error:
-        raise UserError(*problems, one_line(error)) from error
+        raise UserError(*problems, *(interpolation_problems(config).values() or [one_line(error)])) from error
     except UserError as error:
         raise UserError(*problems, *error.problems) from error
     explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
@@ -80,6 +82,27 @@ def interpolation_sources(config: DictConfig) -> dict[str, str]:
     values: Any = flatten(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
     found = {key: re.fullmatch(r"\$\{(\w[\w.]*)\}", value) for key, value in values.items() if isinstance(value, str)}
     return {key: match[1] for key, match in found.items() if match}
+
+
+def find_start_weights(config: DictConfig) -> None:
+    """Replace the runs that a training starts from by their best checkpoints.
+
+    Raises:
+        UserError: A run has none.
+    """
+    if OmegaConf.select(config, "checkpoint.resume") not in (None, "auto"):  # it starts from a saved state
+        return
+    for key in ("model.weights", "model.backbone_weights"):
+        path = OmegaConf.select(config, key)
+        if not isinstance(path, str) or not (path.startswith("runs:/") or Path(path).is_dir()):
+            continue
+        from pspexp.tracking import runs
+
+        where = OmegaConf.select(config, "output_root"), OmegaConf.select(config, "tracking.tracking_uri")
+        try:
+            OmegaConf.update(config, key, str(runs.find_checkpoint(path, "best.pt", *where)))
+        except UserError as error:
+            raise UserError(*(f"{key}={problem}" for problem in error.problems)) from error
 
 
 def expand_home(config: DictConfig) -> None:
@@ -99,19 +122,22 @@ def make_absolute(config: DictConfig) -> None:
 
 
 def name_classes(config: DictConfig) -> None:
-    """Fill in class names and their number if they are null: from the data set's folder, and from the names.
+    """Fill in what is null of class names, their number and their label values: from the data set's folder.
 
-    A data set that reads its class names from its folder has a static method ``class_names_from(root)``.
+    The label values in the folder belong to the class names there.
     """
     dataset = OmegaConf.select(config, "dataset")
     if not OmegaConf.is_dict(dataset):
         return
-    root = dataset.get("root")
-    if dataset.get("class_names", ()) is None and isinstance(root, str) and Path(root).is_dir():
-        target = None
-        with suppress(Exception):  # a wrong target is reported by the schema
-            target = get_object(dataset._target_)
-        if read := getattr(target, "class_names_from", None):
-            dataset.class_names = read(root)
+    names, found = dataset.get("class_names", ()), None
+    if names is None:
+        found = classes_in_folder(dataset)
+    elif dataset.get("label_values", ()) is None:
+        with suppress(UserError):  # the folder need not name classes
+            found = classes_in_folder(dataset)
+    if found is not None and names in (None, found.names):
+        dataset.class_names = found.names
+        if found.values is not None and dataset.get("label_values", ()) is None:
+            dataset.label_values = found.values
     if dataset.get("num_classes", 0) is None and OmegaConf.is_list(dataset.get("class_names")):
         dataset.num_classes = len(dataset.class_names)

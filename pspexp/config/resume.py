@@ -1,7 +1,7 @@
-"""Differences in the configuration that rule out resuming a saved training state."""
+"""Differences in configuration and data that rule out resuming a saved training state."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pspexp.errors import as_yaml
@@ -29,8 +29,10 @@ FIXED_KEYS = (
     "trainer.epochs",
     "sync_batch_norm",
 )
+# Schedulers that do not depend on the length of the training, so that it may change.
+ENDLESS_SCHEDULERS = ("pspexp.optim.constant",)
 SHARED_OUT = ("loader.batch_size", "trainer.accumulate")  # with more processes, each takes fewer images
-FREE_KEYS = ("dataset.root", "model.weights", "model.backbone_weights")
+FREE_KEYS = ("dataset.root", "dataset.on_error", "model.weights", "model.backbone_weights")
 # Where and how fast a run computes, and how often it logs: these do not change the result.
 MACHINE_KEYS = ("device.index", "dataset.root", "loader.num_workers", "loader.cache_mib", "trainer.log_every")
 
@@ -49,6 +51,8 @@ def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: 
 
     def fixed(key: str) -> bool:
         if key in SHARED_OUT and may_change and saved_size != world_size:
+            return False
+        if key == "trainer.epochs" and now.get("scheduler._target_") in ENDLESS_SCHEDULERS:
             return False
         return key not in FREE_KEYS and (key in FIXED_KEYS or key.partition(".")[0] in FIXED_BY_STATE)
 
@@ -80,3 +84,36 @@ def world_size_conflicts(
             f"loader.batch_size × trainer.accumulate × processes = {after} × {size}: the saved run takes "
             f"{before} × {saved_size} images per step; choose a batch size or accumulation with the same product"
         )
+
+
+def data_conflicts(saved: Mapping[str, Any], data: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """How the data differs from that of a saved training state, if the state says what that was.
+
+    Args:
+        saved: The training state in a ``last.pt``.
+        data: `pspexp.engine.state.data_state` of the splits ``train`` and ``val``.
+
+    Returns:
+        Lines about what rules out resuming, and lines about what does not.
+    """
+    then = saved.get("data") or {}
+    refused, warnings = [], []
+    for role, what in (("train", "training image"), ("val", "validation image")):
+        if role not in then or then[role] == data[role]:
+            continue
+        before, here = then[role]["images"], data[role]["images"]
+        if before != here:
+            line = f"dataset: {count(here, what)} here, {before} in the saved run"
+        elif then[role]["names"] != data[role]["names"]:
+            line = f"dataset: other {what}s, or in another order, than in the saved run ({before} in both)"
+        else:
+            warnings.append(f"dataset: files of the {what}s have changed since the saved run: their sizes differ")
+            continue
+        if role == "train":
+            fix = "restore the list, or start a new run from its weights with model.weights=<checkpoint>"
+            refused.append(f"{line}; {fix}")
+        else:
+            best = saved["state"]["best"].get("best/mean_iou")
+            known = "" if best is None else f", {100 * best:.2f} %,"
+            warnings.append(f"{line}; the best mean IoU so far{known} was measured on those images")
+    return refused, warnings

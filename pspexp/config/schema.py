@@ -1,7 +1,7 @@
-"""The schema of a configuration: types of plain nodes, targets bound to their signatures, rules across nodes."""
+"""The schema of a configuration: types of plain nodes, targets bound to their signatures, files that must exist."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from hydra.utils import get_object
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from pspexp.config.modes import MODES, uses_checkpoint
+from pspexp.config.rules import RULES
 from pspexp.config.signatures import (
     NAMED_NODES,
     RUNTIME_ARGS,
@@ -34,7 +35,7 @@ Count = Annotated[StrictInt, Field(ge=0)]
 Positive = Annotated[StrictInt, Field(gt=0)]
 Name = StrictStr | StrictInt | StrictFloat  # Hydra reads 3, the folder of a job, as a number
 PLAIN_NODE = ConfigDict(extra="forbid")  # the fields are strict one by one: a strict dataclass takes no dict
-PLAIN_NODES = ("loader", "trainer", "checkpoint", "sweep", "compare", "predict", "export", "choices")
+PLAIN_NODES = ("loader", "trainer", "checkpoint", "sweep", "compare", "predict", "export", "check", "choices")
 
 
 @dataclass
@@ -90,7 +91,7 @@ class PredictConfig:
     __pydantic_config__ = PLAIN_NODE
     input: StrictStr | None
     output: StrictStr | None
-    save: Annotated[list[Literal["ids", "overlay", "colour", "probabilities"]], Field(min_length=1)]
+    save: Annotated[list[Literal["ids", "labels", "overlay", "colour", "probabilities"]], Field(min_length=1)]
     gallery: StrictBool
     overwrite: StrictBool
 
@@ -108,6 +109,15 @@ class ExportConfig:
     num_calibration_images: Positive
     register: StrictStr | None
     alias: StrictStr | None
+
+
+@dataclass
+class CheckConfig:
+    """What ``mode=check`` shows."""
+
+    __pydantic_config__ = PLAIN_NODE
+    config: StrictBool
+    examples: Count
 
 
 @dataclass
@@ -130,6 +140,7 @@ class Config:
     compare: CompareConfig
     predict: PredictConfig
     export: ExportConfig
+    check: CheckConfig
     choices: dict[str, str | None] | None
     model: Plain
     dataset: Plain
@@ -227,84 +238,6 @@ def is_known(config: Plain, key: str) -> bool:
     return name in SPECIAL_KEYS | set(model.model_fields) or model.model_config.get("extra") == "allow"
 
 
-def crop_fits_stride(config: Plain) -> Iterator[str]:
-    model, size = config["model"], config["crop_size"]
-    stride = model.get("output_stride", 1)
-    if model.get("align_corners") and (size - 1) % stride:
-        near = max(round((size - 1) / stride), 1) * stride + 1
-        yield f"crop_size={size}: (crop_size - 1) must be divisible by {stride} (model.output_stride); try {near}"
-
-
-def batch_is_normalisable(config: Plain) -> Iterator[str]:
-    if config["mode"] == "train" and config["loader"]["batch_size"] < 2:
-        yield (
-            "loader.batch_size=1: training needs at least 2, since batch normalisation of the globally "
-            "pooled features needs more than one value per channel; try loader.batch_size=2"
-        )
-
-
-def classes_agree(config: Plain) -> Iterator[str]:
-    dataset, count = config["dataset"], config["dataset"].get("num_classes")
-    if count is None:  # the names are read from the folder of the data set, once it exists
-        return
-    names = dataset.get("class_names")
-    if names is not None and len(names) != count:
-        yield f"dataset.num_classes={count}: but dataset.class_names has {len(names)} names; make them agree"
-    if config["model"].get("num_classes", count) != count:
-        yield (
-            f"model.num_classes={config['model']['num_classes']}: but the data set has {count} classes; "
-            "choose the data set the model was trained on, or start from its weights with model.weights"
-        )
-    weights = config["loss"].get("class_weights")
-    if weights is not None and len(weights) != count:
-        yield f"loss.class_weights: {len(weights)} values for {count} classes; give one per class"
-
-
-def checkpoint_is_given(config: Plain) -> Iterator[str]:
-    if uses_checkpoint(config["mode"]) and config["checkpoint"]["path"] is None:
-        mode = config["mode"]
-        yield f"checkpoint.path=null: mode={mode} needs a checkpoint; give a file, a run folder or runs:/<id>"
-
-
-def input_is_given(config: Plain) -> Iterator[str]:
-    if config["mode"] == "predict" and config["predict"]["input"] is None:
-        yield "predict.input=null: mode=predict needs images; give a file, a folder, a glob, @list.txt or split:val"
-    for key in ("input", "output"):
-        value = config["predict"][key]
-        if config["mode"] != "predict" and value is not None:
-            yield f"predict.{key}={value}: has no effect on mode={config['mode']}; add mode=predict"
-
-
-def model_can_be_registered(config: Plain) -> Iterator[str]:
-    wanted = config["export"]
-    if wanted["register"] is None:
-        if wanted["alias"] is not None:
-            yield f"export.alias={wanted['alias']}: names a registered model; set export.register, too"
-    elif config["mode"] != "export":
-        yield f"export.register={wanted['register']}: has no effect on mode={config['mode']}; add mode=export"
-    elif wanted["input"] != "image" or "onnx" not in wanted["format"]:
-        name = wanted["register"]
-        yield f"export.register={name}: serves an ONNX file; needs export.input=image and onnx in export.format"
-
-
-def comparison_is_clear(config: Plain) -> Iterator[str]:
-    given = {key: value for key, value in config["compare"].items() if value not in (None, [])}
-    for key, value in given.items():
-        if config["mode"] != "compare":
-            yield f"compare.{key}={value}: has no effect on mode={config['mode']}; add mode=compare"
-        elif "runs" in given and key in ("experiment", "sweep", "filter"):
-            yield f"compare.{key}={value}: selects runs from MLflow, but compare.runs names runs; remove one of them"
-
-
-def graphs_hold_gradients(config: Plain) -> Iterator[str]:
-    mode, accumulate = config["trainer"]["compile"], config["trainer"]["accumulate"]
-    if mode in ("reduce-overhead", "max-autotune") and accumulate > 1:
-        yield (
-            f"trainer.compile={mode}: CUDA graphs overwrite gradients that trainer.accumulate={accumulate} adds up; "
-            "try trainer.compile=true or max-autotune-no-cudagraphs"
-        )
-
-
 def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
     """Each key that names a file or folder that does not exist, and a line about it."""
     if config.get("mode") == "compare":  # builds nothing
@@ -323,6 +256,9 @@ def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
             "model.backbone_weights": None if backbone == "timm" else backbone,
         }
     for key, path in paths.items():
+        if path == "":
+            yield key, f"{key}=: is empty; is an environment variable unset?"
+            continue
         if (
             not isinstance(path, str)
             or (key == "checkpoint.path" and path.startswith(("runs:/", "models:/")))
@@ -333,22 +269,10 @@ def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
         yield key, f"{key}={path}: no such file or folder (looked for {Path(path).absolute()}){hint}"
 
 
-def needs_data(config: Plain) -> bool:
+def needs_data(config: Mapping[Any, Any]) -> bool:
     """Whether the job reads the data set."""
     mode = config.get("mode")
     if mode not in ("predict", "export"):
         return True
     images = config[mode]["input" if mode == "predict" else "images"]
     return str(images).startswith("split:") or (mode == "export" and images is None)
-
-
-RULES: list[Callable[[Plain], Iterator[str]]] = [
-    crop_fits_stride,
-    batch_is_normalisable,
-    classes_agree,
-    checkpoint_is_given,
-    input_is_given,
-    model_can_be_registered,
-    comparison_is_clear,
-    graphs_hold_gradients,
-]

@@ -167,7 +167,8 @@ def test_problems_of_every_job_are_reported_before_the_sweep_begins(
 def test_every_documented_option_exists() -> None:
     documented = {
         "model": "pspnet50 pspnet18 pspnet101 pspnet50_mmseg fcn_resnet50 deeplabv3_resnet50",
-        "dataset": "voc2007 voc2007_21 voc2012 camvid shapes voc_folder",
+        "dataset": "voc2007 voc2007_21 voc2012 camvid shapes voc_folder cityscapes ade20k voc2012_aug cocostuff164k "
+        "cocostuff10k",
         "augment": "scale_crop_flip semseg none",
         "loss": "cross_entropy focal ohem",
         "optimizer": "adam adamw sgd",
@@ -451,3 +452,19 @@ def test_invalid_argument_of_a_target_is_named_by_its_full_key(custom_net: str, 
         pspexp.build(config.hooks.mine)
     with pytest.raises(UserError, match=r"^device\.index=-1: must be greater than or equal to 0$"):
         pspexp.build({"device": {"_target_": "pspexp.engine.device.Device", "type": "cpu", "index": -1}})
+
+
+@pytest.mark.parametrize(
+    ("text", "readable"),
+    [
+        ("dataset.images=scans/{id}_rgb.tif", "dataset.images='scans/{id}_rgb.tif'"),
+        ("dataset.images='scans/{id}_rgb.tif'", "dataset.images='scans/{id}_rgb.tif'"),
+        ("dataset.masks={id}/it's.png", "dataset.masks='{id}/it\\'s.png'"),
+        ("a={lorry: truck, '*': ignore}", "a={lorry: truck, *: ignore}"),
+        ('a={"x y": z}', "a={x y: z}"),
+        ("a={b: 1}", "a={b: 1}"),
+        ("a=[1,2", "a=[1,2"),
+    ],
+)
+def test_patterns_and_quoted_keys_are_read_as_typed(text: str, readable: str) -> None:
+    assert overrides.readable_overrides([text]) == [readable]

@@ -149,7 +149,7 @@ def test_missing_data_is_named(saved: Saved, voc: Path) -> None:
     run = saved("dataset.num_train=5")
     config = yaml.safe_load((run / "config.yaml").read_text())
     fresh: Any = OmegaConf.to_container(pspexp.compose([*overrides, "inference=whole"]))
-    config |= {"dataset": fresh["dataset"], "model": fresh["model"]}
+    config |= {"dataset": fresh["dataset"], "model": fresh["model"], "loss": fresh["loss"]}
     config["choices"] |= {"dataset": "voc_folder", "model": fresh["choices"]["model"]}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert rerun(run)["dataset"] == fresh["dataset"]

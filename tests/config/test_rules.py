@@ -1,0 +1,96 @@
+"""Rules across nodes of the configuration: each problem is one line that names every key involved."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import pspexp
+from pspexp.config import schema
+from pspexp.errors import UserError
+
+THREE = ("dataset=shapes", "dataset.num_classes=3", "dataset.class_names=[a,b,c]")
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        pspexp.compose(overrides)
+    return list(caught.value.problems)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal", "ohem"])
+def test_loss_ignores_other_labels_than_the_data(loss: str) -> None:
+    assert problems(*THREE, f"loss={loss}", "loss.ignore_index=250") == [
+        "loss.ignore_index=250: must equal dataset.ignore_index=255, its default; remove it, or set "
+        "dataset.ignore_index=250"
+    ]
+
+
+@pytest.mark.parametrize("augment", ["none", "scale_crop_flip", "semseg"])
+def test_augmentation_pads_with_other_labels(augment: str) -> None:
+    (line,) = problems(*THREE, f"augment={augment}", "augment.ignore_index=254")
+    assert line.startswith("augment.ignore_index=254: must equal dataset.ignore_index=255")
+
+
+@pytest.mark.parametrize("mode", ["train", "check"])
+def test_loss_has_other_classes_than_the_data(mode: str) -> None:
+    assert problems(*THREE, f"mode={mode}", "loss.num_classes=4", "loss.ignore_index=7") == [
+        "loss.num_classes=4: must equal dataset.num_classes=3, its default; remove it",
+        "loss.ignore_index=7: must equal dataset.ignore_index=255, its default; remove it, or set "
+        "dataset.ignore_index=7",
+    ]
+
+
+def test_model_has_other_classes_than_the_data() -> None:
+    (line,) = problems(*THREE, "model.num_classes=4", "loss.num_classes=${model.num_classes}")
+    assert line.startswith("model.num_classes=4: but the data set has 3 classes (dataset.num_classes=3)")
+
+
+def test_all_follow_the_data() -> None:
+    config = pspexp.compose([*THREE, "dataset.ignore_index=250"])
+    assert (config.loss.ignore_index, config.augment.ignore_index, config.loss.num_classes) == (250, 250, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start", "fix"),
+    [
+        (("dataset=voc_folder", "dataset.class_names=[cat]"), "dataset.num_classes=1: ", "[background,cat]"),
+        (("dataset=shapes", "dataset.num_classes=1"), "dataset.num_classes=1: ", "[background,<name>]"),
+        (("dataset=shapes", "dataset.class_names=[cat]"), "dataset.class_names=[cat]: ", "[background,cat]"),
+        (
+            ("dataset=voc2007", "dataset.num_classes=1", "dataset.class_names=[aeroplane]"),
+            "dataset.num_classes=1: ",
+            "[background,aeroplane] dataset.reduce_zero_label=false",
+        ),
+    ],
+)
+def test_one_class_is_refused_once_with_the_fix(overrides: tuple[str, ...], start: str, fix: str) -> None:
+    (line,) = problems(*overrides)
+    assert line.startswith(start)
+    assert line.endswith(f"add the background as a class: dataset.class_names={fix}")
+
+
+def test_one_class_in_the_folder_is_refused_once(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("background\n")
+    (line,) = problems("dataset=voc_folder", f"dataset.root={tmp_path}")
+    assert line.startswith("dataset.num_classes=1: ")
+
+
+def test_configuration_changed_from_python_is_checked_again() -> None:
+    config = pspexp.compose(THREE)
+    config.loss.ignore_index = 3
+    with pytest.raises(UserError, match=r"^loss\.ignore_index=3: must equal"):
+        schema.check(OmegaConf.to_container(config))  # type: ignore[arg-type]
+
+
+def test_network_takes_other_bands_than_the_data_has() -> None:
+    four = ("dataset=folder", "dataset.class_names=[a,b]", "dataset.root=.", "dataset.mean=[0,0,0,0]")
+    expected = "model.in_channels=3: but dataset.mean has 4 values; make them agree"
+    assert problems(*four) == [expected]
+    four = (*four, "dataset.std=[1,1,1,1]", "model.in_channels=4")
+    assert pspexp.compose(four).model.in_channels == 4
+    assert problems(*four, "augment.mean=[0.5,0.5,0.5]") == [
+        "augment.mean=[0.5, 0.5, 0.5]: must equal dataset.mean=[0, 0, 0, 0], its default; remove it"
+    ]
+    (line,) = problems(*four, "tracking.register=net")
+    assert line == "tracking.register=net: serves RGB images, but dataset.mean has 4 values; set it to null"
