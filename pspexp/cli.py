@@ -26,10 +26,11 @@ from pspexp import __version__
 from pspexp.config import compose as composition
 from pspexp.config.help import help_text
 from pspexp.config.modes import MODES, uses_checkpoint
-from pspexp.config.overrides import quoted
+from pspexp.config.overrides import quoted, readable_overrides
 from pspexp.config.resolve import expand_home, resolve
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
 from pspexp.launchers.base import Launcher
+from pspexp.utils.console_handler import escape_unencodable
 
 # Modules that import torch are imported inside functions: that takes seconds, and --help does not need them.
 
@@ -45,6 +46,7 @@ pspexp --help lists all options."""
 
 def main() -> None:
     """Run the command line; exits with the codes listed in the README."""
+    escape_unencodable()
     if not {"", str(Path.cwd())}.intersection(sys.path):
         sys.path.append(str(Path.cwd()))  # for the user's own targets, as with `python -m`
     try:
@@ -53,6 +55,8 @@ def main() -> None:
     except UserError as error:
         if is_non_main(sys.argv[1:]):
             time.sleep(REPORT_DELAY_S)
+        if "mode=check" in sys.argv[1:]:  # which has not begun: its report on the environment may explain the error
+            show_environment()
         print(error, file=sys.stderr)
         if "HYDRA_FULL_ERROR" in os.environ:
             traceback.print_exception(error)
@@ -124,7 +128,7 @@ def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
     chosen = [name for name in ("multirun", "run", "cfg", "info") if getattr(arguments, name)]
     if len(chosen) > 1:
         raise UserError(f"--{chosen[0]}: cannot be combined with --{chosen[1]}; remove one of them")
-    arguments.overrides = list(arguments.overrides)
+    arguments.overrides = readable_overrides(arguments.overrides)
     return arguments
 
 
@@ -242,6 +246,14 @@ def import_torch() -> None:
             f"torch: {str(error).splitlines()[0]} ({type(cause).__name__}: {cause}); repair or uninstall this plugin, "
             "or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to disable it"
         ) from error
+
+
+def show_environment() -> None:
+    """Print versions and devices, without a configuration."""
+    with suppress(Exception):  # torch may be what is broken
+        from pspexp.jobs.check.environment import show
+
+        show()
 
 
 def built_launcher(config: DictConfig) -> Launcher:

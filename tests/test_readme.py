@@ -15,7 +15,9 @@ from pspexp.errors import UserError
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text()
 CONTRIBUTING = (CHECKOUT / "CONTRIBUTING.md").read_text()
-PAGES = README + "".join((CHECKOUT / "docs" / f"{page}.md").read_text() for page in ("sweeps", "predict", "export"))
+PAGES = README + "".join(
+    (CHECKOUT / "docs" / f"{page}.md").read_text() for page in ("sweeps", "predict", "export", "data")
+)
 COMMANDS = re.findall(r"^python -m pspexp(.*)$", PAGES, re.MULTILINE)
 
 

@@ -3,6 +3,7 @@
 They are made without pyplot, whose global state leaks memory and interferes with a caller's own figures.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.data.masks import blend
 from pspexp.utils.files import atomic_write
+from pspexp.utils.fonts import fallback_fonts
+from pspexp.utils.text import printable
 
 Series = Sequence[tuple[int, int, float]]
 """(step, epoch, value)."""
@@ -72,7 +76,7 @@ def confusion_matrix(counts: npt.NDArray[Any], class_names: Sequence[str], split
         class_names: C names.
         split: For the title.
     """
-    count, class_names = len(class_names), [name[:MAX_CHARACTERS] for name in class_names]
+    count, class_names = len(class_names), [printable(name[:MAX_CHARACTERS]) for name in class_names]
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, 100 * counts / np.maximum(totals, 1), np.nan)
     side = float(np.clip(2.5 + 0.45 * count, 5, 16))
@@ -108,7 +112,7 @@ def sample(split: str, sample: EvaluatedSample, dataset: DatasetInfo) -> Figure:
     columns = int(np.clip(3 * panel / (0.75 + 0.09 * longest), 1, 8))  # inches, at the legend's font size
     rows = -(-len(handles) // columns)
     figure = new_figure(3 * panel, panel * min(height / width, 2) + 0.5 + 0.24 * rows)
-    titles = (f"{split}: {name}", "ground truth", "prediction")
+    titles = (f"{split}: {printable(name)}", "ground truth", "prediction")
     contents = (image, *(blend(image, ids, dataset) for ids in (label, prediction)))
     for column, (title, content) in enumerate(zip(titles, contents, strict=True), start=1):
         axes = figure.add_subplot(1, 3, column)
@@ -120,8 +124,14 @@ def sample(split: str, sample: EvaluatedSample, dataset: DatasetInfo) -> Figure:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a PNG, see `atomic_write`."""
-    with atomic_write(file) as stream:
+    """Write a PNG, see `atomic_write`. Text is drawn as it is, in fonts that have its characters, if there are any."""
+    texts: list[Any] = figure.findobj(Text)
+    fallback = [font.name for font in fallback_fonts("".join(text.get_text() for text in texts))]
+    for text in texts:
+        text.set_parse_math(False)  # names may contain $
+        text.set_fontfamily([*text.get_fontfamily(), *fallback])
+    with atomic_write(file) as stream, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # for each character; `fallback_fonts` has warned
         figure.savefig(stream, format="png", dpi=DPI, facecolor="white")
 
 
@@ -165,7 +175,9 @@ def _legend(label: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8], dat
     seen = [index for index in range(len(class_names)) if pixels[index]]
     if len(seen) > MAX_LEGEND:  # keep the largest, in order of their ids
         seen = sorted(sorted(seen, key=lambda index: -pixels[index])[:MAX_LEGEND])
-    entries = [Patch(color=palette[index] / 255.0, label=class_names[index][:MAX_CHARACTERS]) for index in seen]
+    entries = [
+        Patch(color=palette[index] / 255.0, label=printable(class_names[index][:MAX_CHARACTERS])) for index in seen
+    ]
     if missing := int((pixels[: len(class_names)] > 0).sum()) - len(seen):
         entries.append(Patch(color="none", label=f"and {missing} more"))
     if (label == dataset.ignore_index).any():

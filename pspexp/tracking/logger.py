@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
+from pspexp.errors import UserError
 from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.text import one_line
 
@@ -108,5 +109,5 @@ class LoggerGroup:
 
 def warn_disabled(name: str, error: Exception, folder: Path) -> None:
     """Warn that a logger is disabled."""
-    reason = f"{type(error).__name__}: {one_line(error)}"
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
     log.warning("%s", mask_logins(f"logger {name} disabled; local records continue in {folder}: {reason}"))

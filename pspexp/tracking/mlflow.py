@@ -13,9 +13,18 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from pspexp.errors import setting
+from pspexp.errors import UserError, setting
 from pspexp.tracking.logger import Status
-from pspexp.tracking.mlflow_client import CALL_LIMITS, TRANSFER_LIMITS, limits, quiet, resolve_uri, sqlite_file
+from pspexp.tracking.mlflow_client import (
+    CALL_LIMITS,
+    TRANSFER_LIMITS,
+    URI_VARIABLE,
+    limits,
+    quiet,
+    remove_misnamed_folders,
+    resolve_uri,
+    sqlite_file,
+)
 from pspexp.tracking.run_folder import read_provenance
 from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.text import shorten
@@ -148,6 +157,8 @@ class MLflowLogger:
         try:
             with limits(variables):
                 yield
+        except UserError:
+            raise
         except Exception as error:
             self._stop_system_metrics(0)  # nobody closes a logger that has failed
             raise RuntimeError(f"MLflow at {self._uri}: {type(error).__name__}: {error}") from error
@@ -172,7 +183,9 @@ class MLflowLogger:
         # If several processes created the tables of a new database at the same time, all but one would fail.
         with FileLock(f"{database}.lock", timeout=120):
             self._client = MlflowClient(tracking_uri=self._uri)
-            return self._experiment_id((database.parent / "mlartifacts").as_uri())
+            experiment_id = self._experiment_id((database.parent / "mlartifacts").as_uri())
+            remove_misnamed_folders(self._uri)
+            return experiment_id
 
     def _experiment_id(self, artifacts: str | None) -> str:
         from mlflow.exceptions import MlflowException
@@ -185,6 +198,12 @@ class MLflowLogger:
                 found = self._client.get_experiment_by_name(self._experiment)
                 if found is None:
                     raise
+        if found.lifecycle_stage == "deleted":
+            key = setting("tracking.experiment", self._experiment)
+            raise UserError(
+                f"{key}: was deleted in MLflow; restore it with mlflow experiments restore -x {found.experiment_id} "
+                f"({URI_VARIABLE}={self._uri}), or choose another {setting('tracking.experiment')}"
+            )
         return str(found.experiment_id)
 
     def _reopen(self, run_id: str) -> Mapping[str, str] | None:

@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 from pspexp.errors import UserError, setting
@@ -19,6 +19,7 @@ from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.text import one_line
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+SQLITE = "sqlite:///"
 # MLflow's defaults are 120 s per request, and retries for four minutes.
 CALL_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 TRANSFER_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
@@ -26,14 +27,41 @@ TRANSFER_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_
 
 def resolve_uri(tracking_uri: str | None, output_root: str) -> str:
     """``tracking_uri``, else ``MLFLOW_TRACKING_URI``, else the database in ``output_root``."""
-    default = f"sqlite:///{Path(output_root).resolve() / 'mlflow.db'}"
-    return tracking_uri or os.environ.get(URI_VARIABLE) or default
+    return tracking_uri or os.environ.get(URI_VARIABLE) or sqlite_uri(Path(output_root).resolve() / "mlflow.db")
+
+
+def sqlite_uri(database: Path) -> str:
+    """The URI of a database file, whose path may contain any characters."""
+    path, quoted = str(database), quote(str(database))
+    if not {"?", "%"}.intersection(path):
+        return f"{SQLITE}{path}"
+    from sqlalchemy.engine import make_url  # slow to import
+
+    # Only SQLAlchemy 2.1 and later decode paths.
+    known = [uri for uri in (f"{SQLITE}{path}", f"{SQLITE}{quoted}") if make_url(uri).database == path]
+    return known[0] if known else f"{SQLITE}file:{quoted}?uri=true"  # SQLite's own form, which it decodes itself
 
 
 def sqlite_file(uri: str) -> Path | None:
     """The database file of a ``sqlite:///`` URI; None for other URIs."""
-    prefix = "sqlite:///"
-    return Path(uri[len(prefix) :].partition("?")[0]).resolve() if uri.startswith(prefix) else None
+    if not uri.startswith(SQLITE):
+        return None
+    path = uri[len(SQLITE) :].partition("?")[0]
+    if "%" in path:
+        from sqlalchemy.engine import make_url  # as above
+
+        path = make_url(uri).database or ""
+        path = unquote(path.removeprefix("file:")) if path.startswith("file:") else path
+    return Path(path).resolve()
+
+
+def remove_misnamed_folders(uri: str) -> None:
+    """Remove the empty folders that releases of MLflow create for a path in a URI that they have not decoded."""
+    folder = Path(uri.removeprefix(SQLITE)).parent
+    with suppress(OSError):  # missing, or in use
+        while uri.startswith(SQLITE) and ("%" in str(folder) or folder.parts[:1] == ("file:",)):
+            folder.rmdir()
+            folder = folder.parent
 
 
 @contextmanager
@@ -56,6 +84,7 @@ def reader(uri: str, what: str) -> Iterator[Any]:
             from mlflow import MlflowClient
 
             yield MlflowClient(tracking_uri=uri)
+            remove_misnamed_folders(uri)
     except UserError:
         raise
     except Exception as error:  # MLflow raises half a dozen types for the same reasons
@@ -122,7 +151,9 @@ def tracking(uri: str) -> Iterator[None]:
     try:
         with _use_tracking_uri(uri):
             yield
-    finally:  # MLflow sets it, for subprocesses
+    finally:
+        remove_misnamed_folders(uri)
+        # MLflow sets it, for subprocesses.
         os.environ.pop(URI_VARIABLE, None)
         if before is not None:
             os.environ[URI_VARIABLE] = before

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from pspexp.errors import as_yaml
-from pspexp.utils.text import shorten_middle
+from pspexp.utils.text import printable, shorten_middle
 
 Floats = npt.NDArray[np.float64]
 
@@ -137,5 +137,5 @@ def decimals(results: npt.NDArray[Any]) -> int:
 
 
 def label(text: str, limit: int) -> str:
-    """``text`` in at most ``limit`` characters, for matplotlib, where ``$`` begins a formula."""
-    return shorten_middle(text, limit).replace("$", r"\$")
+    """``text`` on one line of at most ``limit`` characters that matplotlib can draw."""
+    return printable(shorten_middle(text, limit))

@@ -1,11 +1,16 @@
-"""Logging to the terminal."""
+"""Output to the terminal."""
 
+import io
 import logging
 import sys
 
 
 class ConsoleHandler(logging.Handler):
     """Writes errors to stderr and everything else to stdout, until the reader of stdout has exited (``| head -1``)."""
+
+    def __init__(self, level: int | str = logging.NOTSET) -> None:
+        super().__init__(level)
+        escape_unencodable()  # this may be a process of its own
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
@@ -15,3 +20,10 @@ class ConsoleHandler(logging.Handler):
             return
         except Exception:
             self.handleError(record)
+
+
+def escape_unencodable() -> None:
+    """Write characters that the terminal's encoding lacks as escapes such as ``\\u2013``, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,6 +1,14 @@
 """Short forms of text, for messages and tables."""
 
+import unicodedata
 from collections.abc import Sequence
+
+
+def printable(text: str) -> str:
+    """``text`` with escapes for control characters and for bytes that are not text, as in ``a\\nb``."""
+    return "".join(
+        repr(character)[1:-1] if unicodedata.category(character) in ("Cc", "Cs") else character for character in text
+    )
 
 
 def shorten(text: str, limit: int, placeholder: str = "…") -> str:

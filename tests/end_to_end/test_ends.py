@@ -91,13 +91,15 @@ def test_missing_data_set_is_named(cli: Cli, tmp_path: Path, capsys: pytest.Capt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_does_not_train_or_write_files(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_writes_its_report_only(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("mode=check", *TINY) == 0
     output = capsys.readouterr().out
     assert "torch" in output
     assert "device=cpu" in output
     assert "configuration is valid" in output
-    assert list(tmp_path.iterdir()) == []
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(path.name for path in files) == ["report.csv", "report.html"]
+    assert files[0].parent.parent.parent == tmp_path / "outputs" / "check"
 
 
 def test_check_reports_what_cannot_be_built(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,7 +123,9 @@ def test_checkpoint_with_different_classes_is_refused(
 ) -> None:
     overrides = ("mode=test", f"checkpoint.path={trained}", "dataset=voc_folder", f"dataset.root={tmp_path}")
     assert cli(*overrides, "dataset.class_names=[a,b]", "tracking=none") == 2
-    assert "model.num_classes=5: but the data set has 2 classes" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "0 is a here, background there; 1 is b here, striped disc there" in error
+    assert "'dataset.class_map={a: ignore, b: ignore}'" in error
 
 
 def test_weights_from_another_project_can_be_tested(trained: Path, cli: Cli, tmp_path: Path) -> None:

@@ -76,3 +76,23 @@ def test_sample_legend_names_the_largest_classes() -> None:
 def test_no_global_figures_are_left() -> None:
     figures.train_loss([(1, 1, 1.0)])
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["a$_$", "$b_"], [r"$\frac{$", "%$#"], ["猫", "犬"], ["two\nlines", "tab\t\0"], ["\udcff", "🐈"], ["", " "]],
+)
+def test_any_class_names_and_sample_names_are_drawn(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr("pspexp.utils.fonts._warned", False)
+    ids = np.array([[0, 1]] * 10, np.uint8)
+    dataset = DatasetInfo(names, 255, [0.5] * 3, [0.5] * 3, np.zeros((2, 3), np.uint8))
+    sample = EvaluatedSample(names[0], np.zeros((10, 2, 3), np.uint8), ids, ids)
+    for number, figure in enumerate(
+        [figures.confusion_matrix(np.eye(2, dtype=np.int64), names, "val"), figures.sample("val", sample, dataset)]
+    ):
+        figures.save(figure, tmp_path / f"{number}.png")
+        with Image.open(tmp_path / f"{number}.png") as image:
+            image.load()
+    assert [str(warning.message) for warning in recwarn] == []

@@ -156,7 +156,9 @@ def test_many_jobs_and_parameters_with_long_values_fit(tmp_path: Path) -> None:
 
 def test_dollar_signs_do_not_start_formulas(tmp_path: Path) -> None:
     values = [r"$\frac{", "${dataset}$"]
-    figures.save(sweep_figures.parallel_coordinates({"$a$": values}, [1, 2], "$"), tmp_path / "lines.png")
+    lines = sweep_figures.parallel_coordinates({"$a$": values}, [1, 2], "$")
+    figures.save(lines, tmp_path / "lines.png")
+    assert {"$a$", *values} <= {text.get_text() for text in lines.axes[0].texts}
     figure = sweep_figures.heat_map(("$a$", values * 2), ("b", [1, 1, 2, 2]), [1, 2, 3, 4], "$x$")
     assert figure is not None
     figures.save(figure, tmp_path / "map.png")

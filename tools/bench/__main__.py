@@ -36,6 +36,7 @@ from typing import Any
 import torch
 
 from pspexp.errors import UserError
+from pspexp.utils.console_handler import escape_unencodable
 from tools.bench.head import bench_head
 from tools.bench.loader import bench_loader
 from tools.bench.networks import bench_networks, bench_variants
@@ -117,6 +118,7 @@ def measure(options: Options, record: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    escape_unencodable()
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments, __doc__, list(BENCHES))
     if options.probe:

@@ -1,0 +1,68 @@
+"""Fonts for text in any script: those that the default font cannot show, and that are installed."""
+
+import logging
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+# Loads every glyph, but as blanks or boxes.
+PLACEHOLDERS = re.compile("blank|last ?resort", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
+_warned = False
+
+
+def default_font() -> str:
+    """The file of matplotlib's default font, which has more characters than Pillow's."""
+    from matplotlib import font_manager  # slow to import
+
+    return str(font_manager.findfont(font_manager.FontProperties()))
+
+
+def missing_glyphs(font: str, text: Iterable[str]) -> set[str]:
+    """The characters of a text that a font file lacks, without white space."""
+    from matplotlib.font_manager import get_font  # as above
+
+    loaded: Any = get_font(font)
+    return {one for one in {*text} if not one.isspace() and not loaded.get_char_index(ord(one))}
+
+
+def fallback_fonts(text: Iterable[str]) -> list[Any]:
+    """Matplotlib's entries of installed fonts for the characters that its default font lacks, as few as possible.
+
+    The first time that no installed font has a character, a warning is logged.
+    """
+    global _warned
+    missing = missing_glyphs(default_font(), text)
+    if not missing:
+        return []
+    found, left = _covering_fonts(frozenset(missing))
+    if left and not _warned:
+        _warned = True
+        shown = " ".join(sorted(left)[:10])
+        log.warning("no installed font has the characters %s: figures show boxes; install one, e.g. Noto Sans", shown)
+    return list(found)
+
+
+@cache
+def _covering_fonts(wanted: frozenset[str]) -> tuple[tuple[Any, ...], frozenset[str]]:
+    """Entries of fonts that together have as many of the characters as possible, and the characters they lack."""
+    from matplotlib.font_manager import fontManager
+
+    lacking = {}
+    for entry in fontManager.ttflist:
+        upright = entry.style == "normal" and entry.weight in (400, "normal", "regular", "book")
+        if upright and not PLACEHOLDERS.search(entry.name) and not getattr(entry, "index", 0):
+            try:
+                lacking[entry] = missing_glyphs(entry.fname, wanted)
+            except (OSError, RuntimeError):  # removed since matplotlib listed it, or damaged
+                continue
+    found, left = [], {*wanted}
+    while left and lacking:
+        best = min(lacking, key=lambda entry: len(left & lacking[entry]))
+        if left <= lacking[best]:
+            break
+        found.append(best)
+        left &= lacking.pop(best)
+    return tuple(found), frozenset(left)
