@@ -50,19 +50,19 @@ def _covering_fonts(wanted: frozenset[str]) -> tuple[tuple[Any, ...], frozenset[
     """Entries of fonts that together have as many of the characters as possible, and the characters they lack."""
     from matplotlib.font_manager import fontManager
 
-    lacking = {}
+    lacking: list[tuple[Any, set[str]]] = []
     for entry in fontManager.ttflist:
         upright = entry.style == "normal" and entry.weight in (400, "normal", "regular", "book")
         if upright and not PLACEHOLDERS.search(entry.name) and not getattr(entry, "index", 0):
             try:
-                lacking[entry] = missing_glyphs(entry.fname, wanted)
+                lacking.append((entry, missing_glyphs(entry.fname, wanted)))
             except (OSError, RuntimeError):  # removed since matplotlib listed it, or damaged
                 continue
     found, left = [], {*wanted}
     while left and lacking:
-        best = min(lacking, key=lambda entry: len(left & lacking[entry]))
-        if left <= lacking[best]:
+        best, lacks = min(lacking, key=lambda pair: len(left & pair[1]))
+        if left <= lacks:
             break
         found.append(best)
-        left &= lacking.pop(best)
+        left &= lacks
     return tuple(found), frozenset(left)
