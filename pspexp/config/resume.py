@@ -32,7 +32,7 @@ FIXED_KEYS = (
 # Schedulers that do not depend on the length of the training, so that it may change.
 ENDLESS_SCHEDULERS = ("pspexp.optim.constant",)
 SHARED_OUT = ("loader.batch_size", "trainer.accumulate")  # with more processes, each takes fewer images
-FREE_KEYS = ("dataset.root", "dataset.on_error", "model.weights", "model.backbone_weights")
+FREE_KEYS = ("dataset.root", "dataset.on_error", "dataset.max_image_pixels", "model.weights", "model.backbone_weights")
 # Where and how fast a run computes, and how often it logs: these do not change the result.
 MACHINE_KEYS = ("device.index", "dataset.root", "loader.num_workers", "loader.cache_mib", "trainer.log_every")
 
@@ -105,12 +105,12 @@ def data_conflicts(saved: Mapping[str, Any], data: Mapping[str, Mapping[str, Any
         if before != here:
             line = f"dataset: {count(here, what)} here, {before} in the saved run"
         elif then[role]["names"] != data[role]["names"]:
-            line = f"dataset: other {what}s, or in another order, than in the saved run ({before} in both)"
+            line = f"dataset: the {what}s or their order differ from the saved run ({before} in both)"
         else:
             warnings.append(f"dataset: files of the {what}s have changed since the saved run: their sizes differ")
             continue
         if role == "train":
-            fix = "restore the list, or start a new run from its weights with model.weights=<checkpoint>"
+            fix = "restore the original images, or start a new run from its weights with model.weights=<checkpoint>"
             refused.append(f"{line}; {fix}")
         else:
             best = saved["state"]["best"].get("best/mean_iou")

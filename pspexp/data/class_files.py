@@ -55,7 +55,11 @@ def _read_labelmap(folder: Path) -> list[tuple[str, str]]:
         raise UserError(f"{path}: cannot be read ({error})") from error
     lines = [line for line in lines if line and not line.startswith("#")]
     matches = [_LABELMAP_LINE.fullmatch(line) for line in lines]
-    wrong = [line for line, match in zip(lines, matches, strict=True) if not match]
+    wrong = [
+        line
+        for line, match in zip(lines, matches, strict=True)
+        if not match or any(int(part) > 255 for part in match.groups()[1:])
+    ]
     if wrong or not lines:
         raise UserError(f"{path}: '{wrong[0] if wrong else ''}' is not name:r,g,b:parts:actions, as CVAT writes it")
     return [(match[1], f"#{int(match[2]):02x}{int(match[3]):02x}{int(match[4]):02x}") for match in matches if match]

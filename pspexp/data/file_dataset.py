@@ -75,6 +75,8 @@ class FileDataset(ABC):
         class_map: Mapping[str, str | None] | None = None,
     ) -> None:
         names = read_class_names(root) if class_names is None else list(class_names)
+        if class_names is None and label_values is None:
+            label_values = read_label_values(root)
         num_classes = len(names) if num_classes is None else num_classes
         check_classes(num_classes, names, ignore_index)
         check_mean_std(mean, std)

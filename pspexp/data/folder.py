@@ -80,6 +80,10 @@ class FolderDataset(FileDataset):
         self._val_fraction = val_fraction
         if self._split_files and self._images.has_split:
             raise ArgumentError(f"splits={splits}: images={images} contains {{split}} already; remove one of them")
+        if self._masks.has_split and not self._images.has_split and splits is None:
+            raise ArgumentError(
+                f"masks={masks}: contains {{split}}, but neither images={images} nor splits does; add it"
+            )
         if masks == images:
             raise ArgumentError(f"masks={masks}: is the pattern of the images, too; the masks are other files")
         self._files: tuple[dict[Key, Path], dict[Key, Path]] | None = None
@@ -133,11 +137,12 @@ class FolderDataset(FileDataset):
             # Of a.png and a_mask.png in one folder, the latter is no image.
             labels = {path for paths in masks.values() for path in paths}
             images = {key: rest for key, paths in images.items() if (rest := [p for p in paths if p not in labels])}
-        problems = []
-        for name, pattern, files in (("images", self._images, images), ("masks", self._masks, masks)):
-            if not files:
-                problems.append(f"{setting(f'dataset.{name}', pattern.text)}: no file in {self.root} matches")
-            problems += ambiguous(files)
+        problems = [*ambiguous(images), *ambiguous(masks)]
+        problems += [
+            f"{setting(f'dataset.{name}', pattern.text)}: no file in {self.root} matches"
+            for name, pattern, files in (("images", self._images, images), ("masks", self._masks, masks))
+            if not files
+        ]
         if not images or not masks:
             problems[-1] += unreadable_folder(self.root)
         if problems:
@@ -155,10 +160,10 @@ class FolderDataset(FileDataset):
         if not missing:
             return found, []
         total = len(listing.images)
+        lists = "" if self._images.has_split else f", or list the images to use in {setting('dataset.splits')}"
         return found, [
             f"{self.root}: {count(len(missing), 'image')} of {total} without a mask ({self._masks.text}): "
-            f"{first_names(missing)}; label them, skip them with {setting('dataset.on_error', 'skip')}, or list "
-            f"the images to use in {setting('dataset.splits')}"
+            f"{first_names(missing)}; label them, or skip them with {setting('dataset.on_error', 'skip')}{lists}"
         ]
 
 

@@ -79,7 +79,7 @@ class LabelDecoder:
         # Ignored values alone do not decide how files are read: 255 is ignored by default.
         self._has_numbers, self._has_colours = bool(self._class_numbers), bool(colours)
         if voc_colours:
-            colours = {voc_colour(number): index for number, index in numbers.items() if number < 256}
+            colours = {voc_colour(number): index for number, index in numbers.items() if number < 256} | colours
         # The last entry is for all larger numbers.
         self._meaning_of_number = np.full(MAX_NUMBER + 2, UNDECLARED, np.int16)
         for number, index in numbers.items():
@@ -103,7 +103,7 @@ class LabelDecoder:
                 if value not in numbers
             ]
         shown = [*parts[:8], f"{len(parts) - 8} more"] if len(parts) > 9 else parts
-        return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+        return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
 
     def decode(self, image: Image.Image) -> Decoded:
         """Decode a label image of any mode that `as_label` returns; values without a meaning are no error here.

@@ -95,6 +95,8 @@ def _parsed(name: str, entries: Sequence[Any], problems: list[str]) -> Iterator[
 
 def check_tolerance(tolerance: int, classes: Sequence[Sequence[Value]], ignored: Sequence[Value]) -> None:
     """Raise ArgumentError if a value could be within the tolerance of two values with different meanings."""
+    if not tolerance:
+        return
     flat = [(value, index) for index, values in enumerate([*classes, ignored]) for value in values]
     pairs = [
         (distance(a, b), a, b)

@@ -1,4 +1,4 @@
-"""Looks at a folder that nobody described, and says how `FolderDataset` can read it."""
+"""Recognises the layout of a folder, and suggests the settings with which `FolderDataset` reads it."""
 
 import os
 import re
@@ -45,8 +45,8 @@ class Layout:
     val_split: str | None
     pairs: int
 
-    def words(self, root: Path | str) -> list[str]:
-        """The words of a command line that read ``root`` so, quoted for the shell and, where needed, for Hydra."""
+    def overrides(self, root: Path | str) -> list[str]:
+        """The overrides that read ``root`` so, quoted for the shell and, where needed, for Hydra."""
         values = {
             "root": _without_interpolation(os.fspath(root)),
             "images": self.images,
@@ -107,7 +107,7 @@ def recognise(root: Path) -> Layout | None:
 
 
 def describe(root: Path) -> str:
-    """What is in a folder, and the words that read it, as the end of a message that names the folder."""
+    """What is in a folder, and the overrides that read it, as the end of a message that names the folder."""
     if not root.is_dir():
         if root.exists():
             return "is a file, not a folder"
@@ -125,7 +125,7 @@ def describe(root: Path) -> str:
     there = f"{least}{describe_files(images)}, {describe_files(labels)}"
     if missing := len(images) - survey.layout.pairs:
         there += f" ({count(missing, 'image')} without a mask)"
-    return f"{there}; read it with {' '.join(survey.layout.words(root))}"
+    return f"{there}; read it with {' '.join(survey.layout.overrides(root))}"
 
 
 def _survey(root: Path) -> Survey:

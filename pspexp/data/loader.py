@@ -240,7 +240,7 @@ class _TrainSamples(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> "_Item | _Skipped | UserError":
         epoch, first = key
         reasons: dict[str, str] = {}
-        for index in range(first, first + MAX_TRIES):
+        for index in range(first, first + min(MAX_TRIES, len(self._split))):
             index %= len(self._split)
             try:
                 sample = self._split[index]

@@ -3,10 +3,11 @@
 import codecs
 import hashlib
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -79,7 +80,9 @@ class _Lookup:
 
     def __init__(self, files: Mapping[str, Path], root: Path) -> None:
         self._ids = files
-        self._by_path = {str(file.relative_to(root)): name for name, file in files.items() if file.is_relative_to(root)}
+        self._by_path = {
+            file.relative_to(root).as_posix(): name for name, file in files.items() if file.is_relative_to(root)
+        }
         self._by_name: dict[str, str] = {}
         self.ambiguous: set[str] = set()  # names of several files
         for name, file in files.items():
@@ -114,6 +117,7 @@ def find_samples(
     no_image: list[str] = []
     no_mask: list[str] = []
     image_of, mask_of = _Lookup(images, root), _Lookup(masks, root)
+    exists = _Existence()
     texts = [below(root, unicodedata.normalize("NFC", line)) for line in lines]
     numbered = [match[1] for text in texts if (match := NUMBERS.fullmatch(text)) and image_of(text) is None]
     if len(numbered) == len(texts) and any(image_of(text) is not None for text in numbered):
@@ -121,7 +125,7 @@ def find_samples(
     for line, text in zip(lines, texts, strict=True):
         name = image_of(text)
         if name is None:
-            sample = _pair(text, image_of, mask_of, images, masks, root)
+            sample = _pair(text, image_of, mask_of, images, masks, root, exists)
         else:
             sample = SampleFiles(name, images[name], masks[name]) if name in masks else None
         if sample is None:
@@ -130,23 +134,29 @@ def find_samples(
             repeated.append(sample.name)
         else:
             found[sample.image] = sample
-    problems = []
     without_both = [line for line in no_image if mask_of(below(root, line)) is None]
     if len(without_both) < len(no_image):  # else the names are wrong, and saying so once is enough
-        no_mask = [line for line in lines if line in {*no_mask, *without_both}]
+        without_mask = {*no_mask, *without_both}
+        no_mask = [line for line in lines if line in without_mask]
+    problems = []
     if no_image:
-        several = f" ({no_image[0]} is in several folders)" if no_image[0] in image_of.ambiguous else ""
-        hint = did_you_mean(no_image[0], [*images][:MAX_COMPARED])
-        problems.append(
-            f"{path}: {count(len(no_image), 'image')} missing: {first_names(no_image)}{several}{hint}; a line is an "
-            f"id, an image, or an image and its mask, as paths below {root}"
-        )
+        problems.append(_missing_images(no_image, images, image_of, root, path))
     if no_mask:
         problems.append(f"{path}: {count(len(no_mask), 'mask')} missing: {first_names(no_mask)}")
     if repeated:
         names = first_names(sorted({*repeated}))
         problems.append(f"{path}: lists {names} more than once; remove the repetitions")
     return [*found.values()], problems
+
+
+def _missing_images(lines: Sequence[str], images: Mapping[str, Path], image_of: _Lookup, root: Path, path: Path) -> str:
+    """A message about lines that name no image."""
+    several = f" ({lines[0]} is in several folders)" if lines[0] in image_of.ambiguous else ""
+    hint = did_you_mean(lines[0], [*images][:MAX_COMPARED])
+    return (
+        f"{path}: {count(len(lines), 'image')} missing: {first_names(lines)}{several}{hint}; a line is an id, an "
+        f"image, or an image and its mask, as paths below {root}"
+    )
 
 
 def below(root: Path, text: str) -> str:
@@ -156,7 +166,13 @@ def below(root: Path, text: str) -> str:
 
 
 def _pair(
-    line: str, image_of: _Lookup, mask_of: _Lookup, images: Mapping[str, Path], masks: Mapping[str, Path], root: Path
+    line: str,
+    image_of: _Lookup,
+    mask_of: _Lookup,
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    root: Path,
+    exists: "_Existence",
 ) -> SampleFiles | None:
     """The sample that an image and its mask in a line are; both may contain spaces."""
     for match in SEPARATOR.finditer(line):
@@ -166,22 +182,24 @@ def _pair(
         name, mask = image_of(parts[0]), mask_of(parts[1])
         if name is not None and mask is not None:
             return SampleFiles(name, images[name], masks[mask])
-        if is_file(root / parts[0]) and is_file(root / parts[1]):
+        if exists(root / parts[0]) and exists(root / parts[1]):
             return SampleFiles(str(Path(parts[0]).with_suffix("")), root / parts[0], root / parts[1])
     return None
 
 
-def is_file(path: Path) -> bool:
-    """Whether a file exists; its folder is listed once, since a query per file is slow on network drives."""
-    return path.name in _names(str(path.parent))
+class _Existence:
+    """Whether files exist. Each folder is listed once, since a query per file is slow on network drives."""
 
+    def __init__(self) -> None:
+        self._files: dict[Path, frozenset[str]] = {}
 
-@cache
-def _names(folder: str) -> frozenset[str]:
-    try:
-        return frozenset(path.name for path in Path(folder).iterdir())
-    except OSError:
-        return frozenset()
+    def __call__(self, path: Path) -> bool:
+        if path.parent not in self._files:
+            names: frozenset[str] = frozenset()
+            with suppress(OSError), os.scandir(path.parent) as entries:
+                names = frozenset(entry.name for entry in entries if entry.is_file())
+            self._files[path.parent] = names
+        return path.name in self._files[path.parent]
 
 
 def repetitions(items: Iterable[Item]) -> set[Item]:
@@ -193,8 +211,8 @@ def repetitions(items: Iterable[Item]) -> set[Item]:
 def by_hash(ids: Iterable[str], val_fraction: float) -> dict[str, list[str]]:
     """The ids of the splits ``train`` and ``val``, in order.
 
-    An id belongs to ``val`` if a hash of it, read as a fraction, is below ``val_fraction``: further ids move no other.
-    If that leaves a split empty, the id whose hash is nearest to the fraction is moved there.
+    An id belongs to ``val`` if a hash of it, read as a fraction, is below ``val_fraction``: further ids move no other,
+    unless a split would be empty. The id whose hash is nearest to the fraction is then moved there.
     """
     position = {name: hash_fraction(name) for name in ids}
     split = {name: "val" if where < val_fraction else "train" for name, where in position.items()}

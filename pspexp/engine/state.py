@@ -17,6 +17,7 @@ class TrainState:
         losses: Losses of the steps since the last log record, as far as they have been read from the device.
         overflows: Number of steps that fp16 skipped because their scaled gradients were not finite.
         consecutive_overflows: Number of such steps since the last one that was not skipped.
+        skipped: Names of the images that could not be read, up to the last log record.
     """
 
     step: int = 0
@@ -26,6 +27,7 @@ class TrainState:
     losses: list[float] = field(default_factory=list)
     overflows: int = 0
     consecutive_overflows: int = 0
+    skipped: list[str] = field(default_factory=list)
 
 
 def data_state(split: Split) -> dict[str, Any]:

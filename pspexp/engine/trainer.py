@@ -196,7 +196,7 @@ class Trainer:
         self.timer.add_step(loaded - start, time.perf_counter() - loaded, self.loader.images_per_step)
 
     def _load(self, batches: Iterator[Batch]) -> list[Batch]:
-        """The batches of a step; raises UserError if images cannot be read, after saving."""
+        """The batches of a step; raises UserError if images cannot be read, in a single process after saving."""
         try:
             return [next(batches) for _ in range(self.config.accumulate)]
         except UserError:
@@ -288,8 +288,9 @@ class Trainer:
             **self.timer.metrics(),
         }
         if self.loader.skip_errors:
-            skipped = self.world.all_reduce_cpu(torch.tensor(len(self.loader.skipped)))
-            values["train/skipped_images"] = float(skipped)
+            names = self.world.all_gather_object([*self.loader.skipped])
+            state.skipped = sorted({*state.skipped, *(name for found in names for name in found)})
+            values["train/skipped_images"] = float(len(state.skipped))
         if self.scaler is not None:
             values |= {"train/loss_scale": self.scaler.get_scale(), "train/overflow_steps": float(state.overflows)}
         self.tracker.metrics(values, step=state.step, epoch=self.epoch)

@@ -8,7 +8,7 @@ from pspexp.config.build import build_trained
 from pspexp.engine import checkpoint
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
-from pspexp.errors import Interrupted
+from pspexp.errors import Interrupted, UserError, setting
 from pspexp.jobs.evaluate import describe, evaluate, look_at_labels, warn_unlike_training
 from pspexp.jobs.records import Request, recorded, start_tracker
 from pspexp.launchers.base import StopSignal
@@ -22,6 +22,9 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
     config = job.config
     parts, saved = build_trained(config, device, world)
     split = world.broadcast_from_main(lambda: parts.dataset.open("test"))
+    if not len(split):
+        name = setting("dataset.test_split", config.dataset.get("test_split"))
+        raise UserError(f"{name}: contains no images; name another split", shared=True)
     look_at_labels({"test": split}, parts, config)
     log.info("%s", describe(config, parts, len(split), job.folder))
     warn_unlike_training(config, saved)

@@ -137,7 +137,7 @@ def warn_if_complete(step: int, trainer: Trainer, folder: Path) -> None:
     key = "trainer.max_steps" if trainer.last_step < trainer.total_steps else "trainer.epochs"
     constant = "" if key == "trainer.max_steps" else " (with scheduler=constant)"
     log.warning(
-        "%s: this run is already complete (step %d of %d), and nothing is left to train; to train on, increase "
+        "%s: this run is already complete (step %d of %d), and nothing is left to train; to continue, increase "
         "%s%s, or start a new run from its weights with model.weights=%s",
         folder, step, trainer.last_step, key, constant, folder,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def summary(trainer: Trainer) -> dict[str, Any]:
 def describe_validation(components: TrainingComponents) -> str:
     """One log line about what is validated on."""
     if not len(components.validation):
-        return "no validation images: best.pt holds the latest weights"
+        return "no validation images: best.pt holds the latest weights, and there is no metric for early stopping"
     return f"validation on {count(len(components.validation), 'image')}: {components.inference.describe()}"
 
 

@@ -21,9 +21,7 @@ def test_equal_data_and_states_without_data_are_accepted() -> None:
 def test_training_images_are_refused_and_validation_images_warned_of() -> None:
     data = {"train": state("other"), "val": state("other", images=3)}
     (refused,), (warning,) = data_conflicts(saved({"best/mean_iou": 0.5}), data)
-    assert refused.startswith(
-        "dataset: other training images, or in another order, than in the saved run (4 in both); "
-    )
+    assert refused.startswith("dataset: the training images or their order differ from the saved run (4 in both); ")
     assert warning == (
         "dataset: 3 validation images here, 2 in the saved run; the best mean IoU so far, 50.00 %, was measured on "
         "those images"

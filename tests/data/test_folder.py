@@ -354,3 +354,35 @@ def test_images_and_masks_are_different_files(tmp_path: Path) -> None:
 )
 def test_one_kind_of_values_is_written_back(tmp_path: Path, label_values: Any, expected: Any) -> None:
     assert dataset(tmp_path, label_values=label_values).info.label_values == expected
+
+
+def test_names_and_colours_come_from_cvats_labelmap(tmp_path: Path) -> None:
+    root = make(tmp_path, ["images/a.jpg"], [])
+    (root / "masks").mkdir()
+    Image.fromarray(np.array([[[0, 0, 0], [250, 50, 83]]], np.uint8).repeat(2, 0).repeat(2, 1)[:, :3]).save(
+        root / "masks/a.png"
+    )
+    (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncrack:250,50,83::\n")
+    data = dataset(root, class_names=None, val_fraction=0.0)
+    assert data.info.class_names == ["background", "crack"]
+    assert data.info.palette.tolist() == [[0, 0, 0], [250, 50, 83]]
+    assert {*np.unique(np.asarray(data.open("train")[0][1])).tolist()} == {0, 1}
+    (root / "labelmap.txt").write_text("background:0,0,0::\ncrack:300,0,0::\n")
+    with pytest.raises(UserError, match=r"labelmap\.txt: 'crack:300,0,0::' is not name:r,g,b"):
+        dataset(root, class_names=None)
+
+
+def test_split_folders_of_masks_need_splits_of_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"masks=masks/\{split\}/\{id\}\.png: contains \{split\}, but neither images="):
+        dataset(tmp_path, masks="masks/{split}/{id}.png")
+
+
+@pytest.mark.parametrize("name", ["__ignore__", "_background_"])
+def test_placeholders_of_labelme(tmp_path: Path, name: str) -> None:
+    root = tree(tmp_path, "a")
+    (root / "classes.txt").write_text(f"{name}\ncrack\n")
+    if name == "__ignore__":
+        with pytest.raises(UserError, match="begins with labelme's __ignore__, which is no class"):
+            dataset(root, class_names=None)
+    else:
+        assert dataset(root, class_names=None).info.class_names == ["_background_", "crack"]

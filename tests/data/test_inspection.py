@@ -165,7 +165,7 @@ def test_masks_in_black_and_white(data: Data) -> None:
         )
         if "255" in line
     ]
-    assert "class1 can never be learnt" in line
+    assert "class1 cannot be learned" in line
     assert line.endswith("add dataset.label_values=[0,255]")
 
 

@@ -246,3 +246,10 @@ def test_a_mask_is_turned_as_its_orientation_says(tmp_path: Path) -> None:
     exif[0x0112] = 3
     Image.fromarray(IDS).save(tmp_path / "turned.png", exif=exif)
     assert read_label(tmp_path / "turned.png", decoder([0, 1])).ids.tolist() == IDS[::-1, ::-1].tolist()
+
+
+def test_an_ignored_colour_beside_vocs_colours() -> None:
+    read = decoder(None, ignore=[255, "#ffffff"])
+    image = Image.fromarray(np.array([[[0, 0, 0], [128, 0, 0], [255, 255, 255]]], np.uint8))
+    assert read.decode(image).ids.tolist() == [[0, 1, VOID]]
+    assert read.decode(image.quantize(4)).ids.tolist() == [[0, 1, VOID]]

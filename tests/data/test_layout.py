@@ -58,8 +58,8 @@ def read_back(root: Path, layout: Layout) -> set[tuple[str, str]]:
 
 
 def values(layout: Layout, root: Path | str) -> dict[str, Any]:
-    """What the settings are after a shell and Hydra have read the layout's words."""
-    words = readable_overrides(shlex.split(" ".join(layout.words(root))))
+    """What the settings are after a shell and Hydra have read the layout's overrides."""
+    words = readable_overrides(shlex.split(" ".join(layout.overrides(root))))
     read = OverridesParser.create().parse_overrides(words)
     node = OmegaConf.create({one.key_or_group: one.value() for one in read})
     return {str(key): node[str(key)] for key in node}
@@ -247,7 +247,7 @@ def test_a_folder_is_recognised_and_can_be_read_so(name: str, tmp_path: Path) ->
     assert len(pairs) == found.pairs > 0
     read = values(found, "data/x")
     assert (read["dataset"], read["dataset.images"], read["dataset.masks"]) == ("folder", images, masks)
-    assert describe(tmp_path).endswith(f"; read it with {' '.join(found.words(tmp_path))}")
+    assert describe(tmp_path).endswith(f"; read it with {' '.join(found.overrides(tmp_path))}")
 
 
 VOC = [*each("JPEGImages/#.jpg", "SegmentationClass/#.png", "SegmentationObject/#.png"), "JPEGImages/09.jpg"]
@@ -414,7 +414,7 @@ def test_words_survive_the_shell_and_hydra(root: str) -> None:
 
 
 def test_words_are_plain_where_they_can_be() -> None:
-    assert Layout("images/{id}.jpg", "masks/{id}.png", None, None, None, 3).words(Path("data/x")) == [
+    assert Layout("images/{id}.jpg", "masks/{id}.png", None, None, None, 3).overrides(Path("data/x")) == [
         "dataset=folder",
         "dataset.root=data/x",
         "'dataset.images=images/{id}.jpg'",

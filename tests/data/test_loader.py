@@ -163,3 +163,26 @@ if __name__ == "__main__":
     here = Path(__file__).parent
     overrides = [sys.executable, "-c", code, str(here), str(here.parents[1])]
     assert subprocess.run(overrides, timeout=60, check=False).returncode == 3
+
+
+def test_the_next_sample_takes_the_place_of_one_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
+    loader = make_loader(Numbered(20, broken=(4, 5)), skip_errors=True)
+    taken = [index for batch in loader.batches(0, 6) for index in batch.indices]
+    assert len(taken) == 36
+    assert not {4, 5} & {*taken}
+    assert dict(loader.skipped) == {"4": "4.jpg: broken", "5": "5.jpg: broken"}
+    assert caplog.text.count("4.jpg: broken") == 1
+
+
+def test_skipping_ends_when_nothing_can_be_read() -> None:
+    loader = make_loader(Numbered(6, broken=tuple(range(6))), skip_errors=True)
+    with pytest.raises(UserError, match="6 samples in a row cannot be read"):
+        list(loader.batches(0, 1))
+
+
+def test_evaluation_leaves_out_what_cannot_be_read() -> None:
+    loader = eval_loader(
+        Numbered(5, broken=(1,)), same, batch_size=2, num_workers=0, max_images=None, pin_memory=False, skip_errors=True
+    )
+    assert [index for batches in loader for batch in batches for index in batch.indices] == [0, 2, 3, 4]
+    assert [*loader.skipped] == ["1"]

@@ -117,13 +117,18 @@ def validation_ids(root: Path, words: tuple[str, ...]) -> list[str]:
     return list(dataset.open("val").names)
 
 
-def test_without_validation_the_latest_weights_are_the_best(cli: Cli, tmp_path: Path) -> None:
+def test_without_validation_the_latest_weights_are_the_best(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = make(tmp_path / "data", "images/{}.png", "masks/{}.png")
     data = ("dataset=folder", f"dataset.root={root}", "dataset.class_names=[a,b]", "dataset.label_values=[0,255]")
     assert cli(*data, "dataset.val_fraction=0", *RUN, "hydra.run.dir=run") == 0
     assert Path("run/checkpoints/best.pt").is_file()
     assert "no validation images: best.pt holds the latest weights" in Path("run/run.log").read_text()
     assert cli("mode=predict", "checkpoint.path=run", f"predict.input={root / 'images'}") == 0
+    assert cli("mode=test", "checkpoint.path=run", "tracking=none") == 2
+    assert "dataset.test_split=val: contains no images" in capsys.readouterr().err
+    assert cli("mode=test", "checkpoint.path=run", "dataset.test_split=train", "tracking=none") == 0
 
 
 def test_the_first_lines_say_what_is_validated_on(cli: Cli, tmp_path: Path) -> None:
@@ -195,6 +200,42 @@ def test_a_single_image_is_too_few(cli: Cli, tmp_path: Path, capsys: pytest.Capt
         == 2
     )
     assert "1 image to train on, but batch normalisation needs at least 2" in capsys.readouterr().err
+
+
+def test_folders_of_splits_may_number_their_images_alike(cli: Cli, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        make(tmp_path / "data", f"images/{split}/{{}}.png", f"masks/{split}/{{}}.png")
+    data = (
+        "dataset=folder", f"dataset.root={tmp_path / 'data'}", "dataset.images=images/{split}/{id}.png",
+        "dataset.masks=masks/{split}/{id}.png", "dataset.class_names=[a,b]", "dataset.label_values=[0,255]",
+    )  # fmt: skip
+    assert cli(*data, *RUN, "hydra.run.dir=run") == 0
+    assert sum(table(Path("run"), "val").values()) == 6 * 40 * 56
+
+
+def test_the_same_image_in_two_splits_is_refused(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make(tmp_path / "data", "images/{}.png", "masks/{}.png")
+    (root / "train.txt").write_text("0\n1\n2\n")
+    (root / "val.txt").write_text("2\n3\n")
+    data = ("dataset=folder", f"dataset.root={root}", "dataset.class_names=[a,b]", "dataset.label_values=[0,255]")
+    assert cli(*data, "dataset.splits={split}.txt", *RUN, "hydra.run.dir=run") == 2
+    assert "2 is in both train and val" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_skip_and_count_alike(cli: Cli, tmp_path: Path) -> None:
+    root = make(tmp_path / "data", "images/{}.png", "masks/{}.png", count=12)
+    bad = root / "images/1.png"
+    bad.write_bytes(bad.read_bytes()[:-30])
+    (root / "train.txt").write_text("\n".join(map(str, range(9))))
+    (root / "val.txt").write_text("9\n10\n11")
+    data = ("dataset=folder", f"dataset.root={root}", "dataset.class_names=[a,b]", "dataset.label_values=[0,255]",
+            "dataset.splits={split}.txt", "dataset.on_error=skip")  # fmt: skip
+    processes = ("launcher=ddp", "launcher.nproc_per_node=2", "trainer.epochs=3", "trainer.validate_every=3")
+    assert cli(*data, *RUN, *processes, "hydra.run.dir=run") == 0
+    records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [record["train/skipped_images"] for record in records if "train/loss" in record][-1] == 1
 
 
 PUBLIC: dict[str, tuple[list[str], list[str], dict[str, str], list[str]]] = {

@@ -73,3 +73,12 @@ def test_mode_is_restored_if_the_model_fails(evaluator: Evaluator) -> None:
     with pytest.raises(TypeError):
         evaluator(model, [batch(0, [[0]], [[0]])], ["a"])
     assert model.training
+
+
+def test_images_that_were_skipped_do_not_count(evaluator: Evaluator) -> None:
+    first, third = batch(0, [[0, 255]], [[0, 1]]), batch(2, [[255, 0]], [[0, 0]])
+    found = evaluator(Bright(), [first, third], ["a", "b", "c"])
+    alone = [evaluator(Bright(), [one], ["a", "b", "c"]).loss for one in (first, third)]
+    assert found.loss == pytest.approx(sum(alone) / 2)
+    assert found.skipped == 1
+    assert found.scalars("val")["val/skipped_images"] == 1

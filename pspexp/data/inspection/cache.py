@@ -82,7 +82,7 @@ class FactsCache:
             own.replace(self.file)
             files = sorted(self.file.parent.glob("*.json.gz"), key=lambda one: one.stat().st_mtime)
             for old in files[:-MAX_FILES]:
-                old.unlink()
+                old.unlink(missing_ok=True)
         except OSError as error:
             log.debug("%s: facts about files are not kept: %s", self.file, error)
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What there is to know about an image file and a label file, whatever the configuration says that it means."""
+"""Facts about image and label files that do not depend on the configuration."""
 
 import hashlib
 from collections.abc import Iterator

@@ -138,8 +138,9 @@ def shared_samples(data: Inspection) -> Iterator[Finding]:
             keys = f"{setting('dataset.train_split')} and {setting('dataset.val_split')}"
             yield Finding("warning", "in two splits", None, message, f"choose different {keys}", role)
     for first, second in _pairs(list(data.splits.values())):
-        names, images = set(first.split.names), {sample.image for sample in first.split.samples}
-        both = [one for one in second.split.samples if one.name in names or one.image in images]
+        # Not by name: folders of splits may number their images alike.
+        images = {sample.image for sample in first.split.samples}
+        both = [one for one in second.split.samples if one.image in images]
         for sample in both:
             yield Finding(
                 "error",
@@ -168,7 +169,7 @@ def duplicates(data: Inspection) -> Iterator[Finding]:
         roles = list(dict.fromkeys(one.name for one, _ in group))
         level: Level = "error" if "train" in roles and len(roles) > 1 else "warning"
         other = first_names([data.show(one.files.image) for _, one in others])
-        where = f"in {' and '.join(roles)}" if len(roles) > 1 else f"in {roles[0]} twice"
+        where = f"in {' and '.join(roles)}" if len(roles) > 1 else f"all in {roles[0]}"
         message = f"has the same bytes as {other} ({where})"
         yield Finding(level, "duplicate", sample.files.image, message, "keep one of them", split.name, len(others))
 

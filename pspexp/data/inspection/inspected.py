@@ -142,6 +142,10 @@ class Inspection:
             for sample in split.samples:
                 yield split, sample
 
+    def num_labels(self) -> int:
+        """Number of label files that were read."""
+        return sum(len(split.labels) for split in self.splits.values())
+
     def values(self) -> dict[Value, int]:
         """Number of pixels of each value in all label files."""
         return total(label.values for split in self.splits.values() for _, label in split.labels)

@@ -8,7 +8,7 @@ import numpy as np
 
 from pspexp.data.file_split import read_label
 from pspexp.data.inspection.advice import is_object_void, suggest
-from pspexp.data.inspection.findings import Finding
+from pspexp.data.inspection.findings import Finding, Level
 from pspexp.data.inspection.inspected import (
     InspectedSample,
     InspectedSplit,
@@ -37,8 +37,8 @@ def undeclared(data: Inspection) -> Iterator[Finding]:
     for one in files:
         groups[frozenset() if together else frozenset(one[2].undeclared)].append(one)
     decoder = files[0][0].split.decoder
-    words = suggest(data.values(), data.info.class_names, decoder)
-    fix = f"add {' or '.join(words[:2])}" if words else ""
+    overrides = suggest(data.values(), data.info.class_names, decoder)
+    fix = f"add {' or '.join(overrides[:2])}" if overrides else ""
     if "#" in fix:
         fix += f", with the colours in the order of {', '.join(data.info.class_names)}"
     fix = fix or (
@@ -51,8 +51,10 @@ def undeclared(data: Inspection) -> Iterator[Finding]:
         paths = list(dict.fromkeys(sample.files.mask for _, sample, _ in group))
         names = first_names([data.show(path) for path in paths])
         where = f" in {count(len(paths), 'file')}: {names}" if len(paths) > 1 else ""
+        # Skipping them must leave something.
+        level: Level = "warning" if data.skips and len(files) < data.num_labels() else "error"
         yield Finding(
-            "error",
+            level,
             "undeclared values",
             paths[0],
             f"label {noun} {show_values(pixels)}{where}; there are {count(len(data.info.class_names), 'class')}, with "
@@ -69,16 +71,16 @@ def void_objects(data: Inspection) -> Iterator[Finding]:
     if not labels:
         return
     decoder, values = labels[0][0].split.decoder, data.values()
-    words = suggest(values, data.info.class_names, decoder)
-    if words and is_object_void(values, decoder):
+    overrides = suggest(values, data.info.class_names, decoder)
+    if overrides and is_object_void(values, decoder):
         split, sample, _ = next((one for one in labels if 255 in one[2].values), labels[0])
         names = first_names(data.info.class_names[1:])
         yield Finding(
             "error",
             "label values",
             sample.files.mask,
-            f"the masks contain {show_values(values)} only, and 255 is ignored: {names} can never be learnt",
-            f"add {words[0]}",
+            f"the masks contain {show_values(values)} only, and 255 is ignored: {names} cannot be learned",
+            f"add {overrides[0]}",
             split.name,
             len(labels),
         )
@@ -184,12 +186,12 @@ def missing_classes(data: Inspection) -> Iterator[Finding]:
             )
         elif split.is_complete:
             plural = "s" if len(absent) > 1 else ""
-            fix = f"label some, or remove the class{'es' if plural else ''} from {setting('dataset.class_names')}"
+            fix = f"label examples, or remove the class{'es' if plural else ''} from {setting('dataset.class_names')}"
             if split.name != "train":
                 fix = (
-                    "their scores will be undefined; move images with them here"
+                    "their scores will be undefined; move images that contain them into this split"
                     if plural
-                    else ("its score will be undefined; move an image with it here")
+                    else ("its score will be undefined; move an image that contains it into this split")
                 )
             message = (
                 f"no pixel of the class{'es' if plural else ''} {first_names(absent, 8)} in the split {split.name}"
@@ -253,13 +255,13 @@ def stale_copies(data: Inspection) -> Iterator[Finding]:
         (mine, theirs), other = sample.stats, sample.other_path
         if other is None or not mine or not theirs or not sample.label or not _differs(split, sample):
             continue
-        age = "older than" if mine.mtime_ns < theirs.mtime_ns else "unlike"
+        age = ", which is newer" if mine.mtime_ns < theirs.mtime_ns else ""
         yield Finding(
             "error",
             "stale copy",
             sample.files.mask,
-            f"is used, but {age} {data.show(other)}, whose labels differ",
-            f"remove {sample.files.mask.parent.name}, or make it again with tools/convert_voc_label.py",
+            f"is used, but its labels differ from those in {data.show(other)}{age}",
+            f"remove {sample.files.mask.parent.name}, or regenerate it with tools/convert_voc_label.py",
             split.name,
         )
 

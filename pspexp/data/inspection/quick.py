@@ -1,4 +1,4 @@
-"""The look at the labels before every training: what can be seen in a few seconds."""
+"""Quick checks of labels and images before every training and test."""
 
 import logging
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from pspexp.data.file_split import FileSplit
 from pspexp.data.inspection import file_rules, label_rules
 from pspexp.data.inspection.cache import FactsCache
 from pspexp.data.inspection.collect import common_root, inspect_quickly
-from pspexp.data.inspection.findings import find, summarised
+from pspexp.data.inspection.findings import Finding, find, summarised
 from pspexp.data.inspection.inspected import Inspection
 from pspexp.errors import UserError
 
@@ -28,7 +28,7 @@ RULES = (
     label_rules.snapped_values,
     label_rules.stale_copies,
 )
-ONLY_WARNED_OF = ("stale copy",)  # what mode=check calls an error, but training can go on with
+NEVER_FATAL = ("stale copy",)  # what mode=check calls an error, but training can go on with
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,13 @@ def look(splits: Mapping[str, Split], info: DatasetInfo, on_error: Literal["rais
     inspected = inspect_quickly(files, info.num_classes, FactsCache(root), LIMIT)
     data = Inspection(inspected, info, root, skips=on_error == "skip", same=same)
     findings = find(data, RULES)
-    errors = [one for one in findings if one.level == "error" and one.kind not in ONLY_WARNED_OF]
-    for finding in summarised((one for one in findings if one not in errors), str):
+
+    def is_fatal(finding: Finding) -> bool:
+        return finding.level == "error" and finding.kind not in NEVER_FATAL
+
+    for finding in summarised((one for one in findings if not is_fatal(one)), str):
         log.warning("%s", finding.line())
-    if errors:
+    if errors := [one for one in findings if is_fatal(one)]:
         raise UserError(*(finding.line() for finding in summarised(errors, str)))
 
 
@@ -73,7 +76,7 @@ def file_splits(splits: Mapping[str, Split]) -> dict[str, FileSplit]:
 
 
 def identical(splits: Mapping[str, FileSplit]) -> dict[str, str]:
-    """Roles with the very samples of an earlier role, and that role."""
+    """Roles with exactly the samples of an earlier role, and that role."""
     same: dict[str, str] = {}
     for role, split in splits.items():
         for other, earlier in splits.items():

@@ -14,7 +14,7 @@ from pspexp.errors import UserError
 from pspexp.jobs import records
 from pspexp.jobs.check import environment, machine, report, suggestions, terminal
 from pspexp.jobs.check.data import RULES, check_data
-from pspexp.jobs.check.pictures import examples, first_batch
+from pspexp.jobs.check.report_images import examples, first_batch
 from pspexp.utils.text import count
 
 

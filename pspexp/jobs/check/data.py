@@ -146,16 +146,18 @@ def open_splits(dataset: Any) -> tuple[dict[str, Split], dict[str, list[str]]]:
     for role in ROLES:
         if role == "test" and (not isinstance(dataset, FileDataset) or dataset.splits["test"] == dataset.splits["val"]):
             continue
-        with suppress(UserError):  # reported when everything is built
+        lines: list[str] = []
+        try:
             if isinstance(dataset, FileDataset):
                 samples, lines = dataset.samples(role)
-                new = [line for line in lines if not any(line in others for others in gaps.values())]
-                gaps |= {role: new} if new else {}
-                splits[role] = FileSplit(
-                    samples, dataset.decoder, dataset.info.max_image_pixels, dataset.info.num_bands
-                )
+                info = dataset.info
+                splits[role] = FileSplit(samples, dataset.decoder, info.max_image_pixels, info.num_bands)
             else:
                 splits[role] = dataset.open(role)
+        except UserError as error:
+            lines = list(error.problems) if role == "test" else []  # the others are reported when everything is built
+        new = [line for line in lines if not any(line in others for others in gaps.values())]
+        gaps |= {role: new} if new else {}
     return splits, gaps
 
 
@@ -213,4 +215,4 @@ def findings_of(summary: SplitSummary, info: DatasetInfo) -> Iterable[Finding]:
         yield Finding("error", "nothing labelled", None, message, "check the labels", summary.name)
     elif absent and summary.counted == len(summary.split):
         message = f"no pixel of {', '.join(absent)} in the split {summary.name}"
-        yield Finding("warning", "missing class", None, message, "label some, or remove the class", summary.name)
+        yield Finding("warning", "missing class", None, message, "label examples, or remove the class", summary.name)

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from pspexp.data.inspection.findings import Finding
 from pspexp.jobs.check.data import CheckedData, SplitSummary
 from pspexp.jobs.check.environment import Rows
-from pspexp.jobs.check.pictures import Picture, hex_colours
+from pspexp.jobs.check.report_images import ReportImage, hex_colours
 from pspexp.jobs.check.suggestions import Suggestion
 from pspexp.utils.files import write_text_atomic
 from pspexp.utils.tables import csv_table
@@ -28,8 +28,8 @@ class Content:
     findings: list[Finding]
     data: CheckedData
     suggestions: list[Suggestion]
-    examples: list[Picture]
-    batch: list[Picture] | str
+    examples: list[ReportImage]
+    batch: list[ReportImage] | str
 
 
 def write(content: Content, folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ USABLE = 0.8  # of a device's memory; on a CPU half of the machine's
 class Suggestion(NamedTuple):
     """Something to add to the command, and what it is based on."""
 
-    words: str
+    overrides: str
     basis: str
 
 
@@ -127,10 +127,10 @@ def class_weights(train: SplitSummary) -> Iterator[Suggestion]:
     all_pixels = images.sum(axis=1)
     frequency = np.array([pixels[c] / max(all_pixels[images[:, c] > 0].sum(), 1) for c in range(len(pixels))])
     weights = np.where(present, np.median(frequency[present]) / np.where(present, frequency, 1), 1.0)
-    words = ",".join(f"{weight:.3g}" for weight in weights)
+    values = ",".join(f"{weight:.3g}" for weight in weights)
     rest = "" if present.all() else "; 1 for classes that do not occur"
     yield Suggestion(
-        f"loss.class_weights=[{words}]",
+        f"loss.class_weights=[{values}]",
         "if rare classes matter: median frequency / frequency, in the training images that contain the class "
         f"(Eigen and Fergus, 2015){rest}",
     )

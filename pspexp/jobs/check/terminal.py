@@ -41,7 +41,7 @@ def show(
             out.print(Text(f"{summary.name}: {sizes(summary)}"))
     for suggestion in advice:
         out.print()
-        out.print(Text(f"Suggestion: {suggestion.words}", "bold"), soft_wrap=True)
+        out.print(Text(f"Suggestion: {suggestion.overrides}", "bold"), soft_wrap=True)
         out.print(Text(suggestion.basis, "dim"))
     out.print()
     for file in files:

@@ -1,4 +1,4 @@
-"""Pictures for the report: training images with their labels, and the first batch as the network sees it."""
+"""Images for the report: training images with their labels, and the first batch as the network sees it."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ SIZE = (360, 270)  # largest width and height in pixels
 MAX_BATCH = 16
 
 
-class Picture(NamedTuple):
+class ReportImage(NamedTuple):
     """An image and its label as data URLs, and the classes in it, largest first, with their shares of its pixels."""
 
     name: str
@@ -31,7 +31,7 @@ class Picture(NamedTuple):
     void: float
 
 
-def examples(data: CheckedData, number: int) -> list[Picture]:
+def examples(data: CheckedData, number: int) -> list[ReportImage]:
     """Training images that together show as many classes as possible, the rarest first."""
     train, found = data.split("train"), []
     if train is None or data.info is None:
@@ -41,7 +41,7 @@ def examples(data: CheckedData, number: int) -> list[Picture]:
             image, label = train.split[index]
         except UserError:
             continue
-        found.append(picture(train.split.names[index], image, label, data.info))
+        found.append(report_image(train.split.names[index], image, label, data.info))
     return found
 
 
@@ -56,7 +56,7 @@ def chosen(train: SplitSummary, number: int) -> list[int]:
     return [train.indices[row] for row in rows[:number]]
 
 
-def first_batch(config: DictConfig, data: CheckedData) -> list[Picture] | str:
+def first_batch(config: DictConfig, data: CheckedData) -> list[ReportImage] | str:
     """The first training batch, augmented, or why there is none."""
     train = data.split("train")
     if train is None or data.info is None:
@@ -77,7 +77,7 @@ def first_batch(config: DictConfig, data: CheckedData) -> list[Picture] | str:
         return str(error)
     pairs = zip(batch.images[:MAX_BATCH].numpy(), batch.labels[:MAX_BATCH].numpy(), batch.indices, strict=False)
     return [
-        picture(
+        report_image(
             train.split.names[index],
             Image.fromarray(visible(image.transpose(1, 2, 0).copy())),
             Image.fromarray(label),
@@ -87,7 +87,7 @@ def first_batch(config: DictConfig, data: CheckedData) -> list[Picture] | str:
     ]
 
 
-def picture(name: str, image: AnyImage, label: Image.Image, info: DatasetInfo) -> Picture:
+def report_image(name: str, image: AnyImage, label: Image.Image, info: DatasetInfo) -> ReportImage:
     """A sample for the page."""
     pixels = np.array(label.histogram())
     total = max(int(pixels.sum()), 1)
@@ -97,7 +97,7 @@ def picture(name: str, image: AnyImage, label: Image.Image, info: DatasetInfo) -
     ids = np.asarray(label.resize(small.size, Image.Resampling.NEAREST))
     overlay = Image.fromarray(blend(np.asarray(small), ids, info, opacity=0.55))
     present = [(index, share) for index, share in classes if share]
-    return Picture(name, data_url(small), data_url(overlay), present, float(pixels[info.ignore_index] / total))
+    return ReportImage(name, data_url(small), data_url(overlay), present, float(pixels[info.ignore_index] / total))
 
 
 def data_url(image: Image.Image) -> str:
