@@ -16,23 +16,8 @@ from pspexp.errors import UserError, setting
 
 # Lower-case endings of the files that are images.
 SUFFIXES = (
-    *(
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".jpx",
-        ".pbm",
-        ".pgm",
-        ".png",
-    ),
-    *(".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+    *(".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".avif", ".dib", ".j2k", ".jfif", ".jpe", ".jpx", ".pbm", ".pgm", ".pnm", ".tga"),
 )
 # What Pillow raises for a file that it cannot read.
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
