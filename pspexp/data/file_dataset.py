@@ -82,29 +82,16 @@ class FileDataset(ABC):
         check_mean_std(mean, std)
         if reduce_zero_label and label_values is not None:
             raise ArgumentError("label_values: states the value of every class; remove reduce_zero_label=true")
-        first = int(reduce_zero_label)
+        first, tolerance = int(reduce_zero_label), label_tolerance or 0
         classes, ignored = parse_label_values(label_values, ignore_values, num_classes, first=first)
-        check_tolerance(label_tolerance or 0, classes, ignored)
-        colours = class_colours(palette, classes, num_classes, first)
-        self.info = DatasetInfo(
-            names,
-            ignore_index,
-            list(mean),
-            list(std),
-            colours,
-            max_image_pixels,
-            file_values(classes),
-        )
+        check_tolerance(tolerance, classes, ignored)
+        colours, values = class_colours(palette, classes, num_classes, first), file_values(classes)
+        self.info = DatasetInfo(names, ignore_index, list(mean), list(std), colours, max_image_pixels, values)
         self.root, self.on_error = Path(root).expanduser(), on_error
         self.splits: dict[Role, str] = {"train": train_split, "val": val_split, "test": test_split}
         numbers_only = all(isinstance(value, int) for values in classes for value in values)
-        self.decoder = LabelDecoder(
-            classes,
-            ignored,
-            ignore_index=ignore_index,
-            tolerance=label_tolerance or 0,
-            voc_colours=label_values is None or (class_map is not None and numbers_only),
-        )
+        voc = label_values is None or (class_map is not None and numbers_only)
+        self.decoder = LabelDecoder(classes, ignored, ignore_index=ignore_index, tolerance=tolerance, voc_colours=voc)
 
     @staticmethod
     def class_names_from(root: str) -> list[str]:

@@ -6,8 +6,10 @@ import logging
 import os
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -79,22 +81,30 @@ class _Lookup:
     """Finds files by id, by path below ``root`` or by name."""
 
     def __init__(self, files: Mapping[str, Path], root: Path) -> None:
-        self._ids = files
-        self._by_path = {
-            file.relative_to(root).as_posix(): name for name, file in files.items() if file.is_relative_to(root)
-        }
-        self._by_name: dict[str, str] = {}
-        self.ambiguous: set[str] = set()  # names of several files
-        for name, file in files.items():
-            if self._by_name.setdefault(file.name, name) != name:
-                self.ambiguous.add(file.name)
+        self.files, self._root = files, root
 
     def __call__(self, text: str) -> str | None:
         """The id of the file that ``text`` names."""
-        if text in self._ids:
+        if text in self.files:
             return text
-        by_name = None if text in self.ambiguous else self._by_name.get(text)
-        return self._by_path.get(text) or by_name
+        named = self._by_name.get(text, [])
+        return self._by_path.get(text) or (named[0] if len(named) == 1 else None)
+
+    def is_ambiguous(self, text: str) -> bool:
+        """Whether several files have this name."""
+        return len(self._by_name.get(text, [])) > 1
+
+    @cached_property
+    def _by_path(self) -> dict[str, str]:
+        root = self._root
+        return {file.relative_to(root).as_posix(): name for name, file in self.files.items() if root in file.parents}
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        for name, file in self.files.items():
+            found[file.name].append(name)
+        return dict(found)
 
 
 def find_samples(
@@ -118,14 +128,10 @@ def find_samples(
     no_mask: list[str] = []
     image_of, mask_of = _Lookup(images, root), _Lookup(masks, root)
     exists = _Existence()
-    texts = [below(root, unicodedata.normalize("NFC", line)) for line in lines]
-    numbered = [match[1] for text in texts if (match := NUMBERS.fullmatch(text)) and image_of(text) is None]
-    if len(numbered) == len(texts) and any(image_of(text) is not None for text in numbered):
-        texts = numbered
-    for line, text in zip(lines, texts, strict=True):
+    for line, text in zip(lines, _first_columns(lines, root, image_of), strict=True):
         name = image_of(text)
         if name is None:
-            sample = _pair(text, image_of, mask_of, images, masks, root, exists)
+            sample = _pair(text, image_of, mask_of, root, exists)
         else:
             sample = SampleFiles(name, images[name], masks[name]) if name in masks else None
         if sample is None:
@@ -149,9 +155,16 @@ def find_samples(
     return [*found.values()], problems
 
 
+def _first_columns(lines: Sequence[str], root: Path, image_of: _Lookup) -> list[str]:
+    """What the lines name, relative to ``root``, without the numbers behind it if all lines have some."""
+    texts = [below(root, unicodedata.normalize("NFC", line)) for line in lines]
+    without = [match[1] for text in texts if image_of(text) is None and (match := NUMBERS.fullmatch(text))]
+    return without if len(without) == len(texts) and any(map(image_of, without)) else texts
+
+
 def _missing_images(lines: Sequence[str], images: Mapping[str, Path], image_of: _Lookup, root: Path, path: Path) -> str:
     """A message about lines that name no image."""
-    several = f" ({lines[0]} is in several folders)" if lines[0] in image_of.ambiguous else ""
+    several = f" ({lines[0]} is in several folders)" if image_of.is_ambiguous(lines[0]) else ""
     hint = did_you_mean(lines[0], [*images][:MAX_COMPARED])
     return (
         f"{path}: {count(len(lines), 'image')} missing: {first_names(lines)}{several}{hint}; a line is an id, an "
@@ -165,15 +178,7 @@ def below(root: Path, text: str) -> str:
     return text.removeprefix("./").removeprefix("/")
 
 
-def _pair(
-    line: str,
-    image_of: _Lookup,
-    mask_of: _Lookup,
-    images: Mapping[str, Path],
-    masks: Mapping[str, Path],
-    root: Path,
-    exists: "_Existence",
-) -> SampleFiles | None:
+def _pair(line: str, image_of: _Lookup, mask_of: _Lookup, root: Path, exists: "_Existence") -> SampleFiles | None:
     """The sample that an image and its mask in a line are; both may contain spaces."""
     for match in SEPARATOR.finditer(line):
         parts = [below(root, part.strip("\"' ")) for part in (line[: match.start()], line[match.end() :])]
@@ -181,7 +186,7 @@ def _pair(
             continue
         name, mask = image_of(parts[0]), mask_of(parts[1])
         if name is not None and mask is not None:
-            return SampleFiles(name, images[name], masks[mask])
+            return SampleFiles(name, image_of.files[name], mask_of.files[mask])
         if exists(root / parts[0]) and exists(root / parts[1]):
             return SampleFiles(str(Path(parts[0]).with_suffix("")), root / parts[0], root / parts[1])
     return None
