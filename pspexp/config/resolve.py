@@ -61,7 +61,7 @@ def resolve(
             OmegaConf.select(config, "checkpoint.path"), str
         ):
             from_checkpoint.take_from_checkpoint(config, overrides)  # likewise
-        name_classes(config)
+        unread = name_classes(config)
         sources = interpolation_sources(config)
         OmegaConf.resolve(config)
         find_start_weights(config)
@@ -71,7 +71,11 @@ def resolve(
         raise UserError(*problems, *error.problems) from error
     explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
     plain: Any = OmegaConf.to_container(config)
-    schema.check(plain, files=files, data=data, sources=sources, explicit=explicit, known=problems)
+    if unread:
+        problems = [*problems, *unread, *data_problems(plain["dataset"])]
+    schema.check(
+        plain, files=files, data=data, sources=sources, explicit=explicit, known=problems, names_unread=bool(unread)
+    )
     make_absolute(config)
     OmegaConf.set_struct(config, True)
     return config
@@ -121,17 +125,23 @@ def make_absolute(config: DictConfig) -> None:
             OmegaConf.update(config, key, str(Path(path).absolute()))
 
 
-def name_classes(config: DictConfig) -> None:
+def name_classes(config: DictConfig) -> tuple[str, ...]:
     """Fill in what is null of class names, their number and their label values: from the data set's folder.
 
     The label values in the folder belong to the class names there.
+
+    Returns:
+        Why there are no class names; empty if there are, or if the folder does not exist.
     """
     dataset = OmegaConf.select(config, "dataset")
     if not OmegaConf.is_dict(dataset):
-        return
+        return ()
     names, found = dataset.get("class_names", ()), None
     if names is None:
-        found = classes_in_folder(dataset)
+        try:
+            found = classes_in_folder(dataset)
+        except UserError as error:
+            return error.problems
     elif dataset.get("label_values", ()) is None:
         with suppress(UserError):  # the folder need not name classes
             found = classes_in_folder(dataset)
@@ -141,3 +151,22 @@ def name_classes(config: DictConfig) -> None:
             dataset.label_values = found.values
     if dataset.get("num_classes", 0) is None and OmegaConf.is_list(dataset.get("class_names")):
         dataset.num_classes = len(dataset.class_names)
+    return ()
+
+
+def data_problems(node: dict[str, Any]) -> list[str]:
+    """What else is wrong with the files of a data set without class names."""
+    from pspexp.config.build import build  # imports torch, which takes seconds
+
+    found: dict[str, None] = {}
+    without = {key: value for key, value in node.items() if key not in ("label_values", "palette")}
+    try:
+        dataset = build({**without, "class_names": ["a", "b"], "num_classes": 2})
+    except Exception:  # reported by the schema, or once there are class names
+        return []
+    for role in ("train", "val"):
+        try:
+            dataset.open(role)
+        except UserError as error:
+            found |= dict.fromkeys(error.problems)
+    return [*found]

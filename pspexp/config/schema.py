@@ -167,6 +167,7 @@ def check(
     sources: Mapping[str, str] | None = None,
     explicit: Iterable[str] = (),
     known: Iterable[str] = (),
+    names_unread: bool = False,
 ) -> None:
     """Check a composed and resolved configuration.
 
@@ -177,6 +178,7 @@ def check(
         sources: For each key whose value is an interpolation, the key that the value comes from.
         explicit: Overridden keys. Missing files are reported beside other problems for these only.
         known: Problems found before.
+        names_unread: Whether one of these is that there are no class names, from which others follow.
 
     Raises:
         UserError: Lists every problem, without those that only follow from another.
@@ -190,7 +192,8 @@ def check(
     missing = dict(missing_files(config)) if files else {}
     if not data and config["dataset"].get("class_names") is not None:  # else they would have been read from its folder
         missing.pop("dataset.root", None)
-    found = without_followers(found, missing, sources or {})
+    unread = {"dataset.class_names": ""} if names_unread else {}
+    found = without_followers(found, missing | unread, sources or {})
     for rule in RULES:
         with suppress(*[Exception] if found else []):  # the rule may fail because of a problem found above
             for line in rule(config):

@@ -238,6 +238,20 @@ def test_several_processes_skip_and_count_alike(cli: Cli, tmp_path: Path) -> Non
     assert [record["train/skipped_images"] for record in records if "train/loss" in record][-1] == 1
 
 
+@pytest.mark.parametrize("option", ["voc_folder", "folder"])
+def test_everything_wrong_with_a_folder_is_told_once(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    root = make(tmp_path / "data", "photos/{}.png", "labels/{}.png")
+    assert cli(f"dataset={option}", f"dataset.root={root}", "optimizer.lr=fast", *RUN) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 + (option == "folder")
+    assert "dataset.class_names is not set" in lines[0]
+    assert "optimizer.lr=fast: must be a valid number" in lines[-1]
+    fix = f"dataset=folder dataset.root={root} 'dataset.images=photos/{{id}}.png' 'dataset.masks=labels/{{id}}.png'"
+    assert sum(fix in line for line in lines) == 1
+
+
 PUBLIC: dict[str, tuple[list[str], list[str], dict[str, str], list[str]]] = {
     # image files, mask files, split files, the rest of the documented command
     "drive": (
