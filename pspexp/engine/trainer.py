@@ -310,6 +310,8 @@ class Trainer:
             return
         evaluation = self.validate(self.evaluated_model, self._stop_if_asked)
         metrics = evaluation.scalars("val")
+        if self.loader.skip_errors:
+            metrics["train/skipped_images"] = float(len(state.skipped))
         state.last = dict(finite(metrics))
         improved = not state.best or evaluation.report.mean_iou > state.best.get("val/mean_iou", -1.0)
         if improved:
