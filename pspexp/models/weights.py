@@ -111,7 +111,7 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     _allow_numpy_numbers()
     try:
         contents = torch.load(file, map_location="cpu", weights_only=True)
-        if isinstance(contents, torch.jit.ScriptModule):  # which torch before 2.6 loads all the same
+        if isinstance(contents, torch.jit.ScriptModule):  # torch 2.4 loads them in spite of weights_only
             raise TypeError("a TorchScript network")
     except Exception as error:  # a damaged file raises errors of many classes: pickle, zip, EOF, unicode, ...
         raise UserError(f"{path}: {describe_unreadable(file, error)}") from error
