@@ -11,11 +11,11 @@ from PIL import Image
 
 from pspexp.data.dataset import DatasetInfo
 from pspexp.data.file_split import FileSplit
-from pspexp.data.inspection import cache, collect, quick
+from pspexp.data.inspection import cache, collect, file_rules, quick
 from pspexp.data.inspection.advice import suggest
 from pspexp.data.inspection.cache import FactsCache
 from pspexp.data.inspection.facts import ImageFacts, read_mask_facts
-from pspexp.data.inspection.inspected import decode_facts
+from pspexp.data.inspection.inspected import Inspection, decode_facts
 from pspexp.data.label_decoder import LabelDecoder
 from pspexp.data.label_values import Value, parse_label_values
 from pspexp.data.labels import VOC_COLOURS
@@ -262,3 +262,22 @@ def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytes
     assert cache.cache_folder() == tmp_path / "pspexp" / "inspection"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert cache.cache_folder() == Path.home() / ".cache" / "pspexp" / "inspection"
+
+
+def test_near_duplicates_are_found_within_and_between_splits(data: Data) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((128, 128)) for _ in range(3)]
+    train, val = data.split("a", [[0, 1, 2]] * 3), data.split("b", GOOD)
+    for sample, image in zip(
+        train.samples, [drawn[0], drawn[1], drawn[0].resize((64, 64), Image.Resampling.BOX)], strict=True
+    ):
+        image.save(sample.image)
+    for sample, image in zip(val.samples, [drawn[2], drawn[1].resize((32, 32), Image.Resampling.BOX)], strict=True):
+        image.save(sample.image)
+    splits = collect.inspect_all({"train": train, "val": val}, FactsCache(data.root), lambda _: None)
+    found = [*file_rules.near_duplicates(Inspection(splits, info(3), data.root))]
+    assert [(one.file, one.split) for one in found] == [
+        (val.samples[1].image, "val"),
+        (train.samples[2].image, "train"),
+    ]
+    assert "looks like a1.png, which is in train" in found[0].message

@@ -175,21 +175,17 @@ def duplicates(data: Inspection) -> Iterator[Finding]:
 
 
 def near_duplicates(data: Inspection) -> Iterator[Finding]:
-    """The same image in two splits, in another size, format or quality."""
-    for first, second in _pairs(list(data.splits.values())):
+    """The same image twice, in another size, format or quality."""
+    splits = list(data.splits.values())
+    for first, second in [*_pairs(splits), *zip(splits, splits, strict=True)]:
+        fix = "remove one of them" if first is second else "keep both in one split, or remove one of them"
         for one, other in _similar(first, second):
-            yield Finding(
-                "warning",
-                "near-duplicate",
-                other.files.image,
-                f"looks like {data.show(one.files.image)}, which is in {first.name}",
-                "keep both in one split, or remove one of them",
-                second.name,
-            )
+            message = f"looks like {data.show(one.files.image)}, which is in {first.name}"
+            yield Finding("warning", "near-duplicate", other.files.image, message, fix, second.name)
 
 
 def _similar(first: InspectedSplit, second: InspectedSplit) -> Iterator[tuple[InspectedSample, InspectedSample]]:
-    """Pairs of samples with the same signature, except those with the same bytes or name."""
+    """Pairs of samples with the same signature, except those with the same bytes or file; of one split each once."""
     from scipy.spatial import cKDTree  # takes half a second to import
 
     (ours, a), (theirs, b) = _signatures(first), _signatures(second)
@@ -201,6 +197,8 @@ def _similar(first: InspectedSplit, second: InspectedSplit) -> Iterator[tuple[In
         for candidate in candidates:
             difference = np.abs(a[index] - b[candidate])
             one, other = ours[index], theirs[candidate]
+            if first is second and candidate <= index:
+                continue
             if difference.mean() > SAME_MEAN or difference.max() > SAME_MAX:
                 continue
             assert one.image
