@@ -9,7 +9,6 @@ If anything is wrong, all problems are listed, nothing is written, and the exit 
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -20,38 +19,31 @@ from rich.text import Text
 from pspexp.data.preparation.annotations.classes import read_names
 from pspexp.data.preparation.annotations.convert import FORMATS, Converted, convert_annotations
 from pspexp.data.preparation.annotations.items import OVERLAPS, Options
-from pspexp.errors import UserError
-from pspexp.utils.console_handler import escape_unencodable
 from pspexp.utils.text import count
+from pspexp.utils.tool import run_tool
 
 _SHOWN_WARNINGS = 20
 
 
 def main() -> int:
-    escape_unencodable()
+    return run_tool(run)
+
+
+def run() -> None:
     args = _parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a normal exit removes unfinished files
-    try:
-        options = Options(
-            class_names=None if args.class_names is None else read_names(args.class_names),
-            background=not args.no_background,
-            overlap=args.overlap,
-            palette=args.palette,
-            images=args.images,
-            train_ids=args.train_ids,
-            overwrite=args.overwrite,
-            num_workers=args.workers,
-            show_progress=sys.stdout.isatty(),
-        )
-        done = convert_annotations(args.format, args.source, args.output_dir, options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the command again", file=sys.stderr)
-        return 130
+    options = Options(
+        class_names=None if args.class_names is None else read_names(args.class_names),
+        background=not args.no_background,
+        overlap=args.overlap,
+        palette=args.palette,
+        images=args.images,
+        train_ids=args.train_ids,
+        overwrite=args.overwrite,
+        num_workers=args.workers,
+        show_progress=sys.stdout.isatty(),
+    )
+    done = convert_annotations(args.format, args.source, args.output_dir, options)
     show(done, args.output_dir)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

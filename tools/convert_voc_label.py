@@ -5,17 +5,18 @@ pixels and files, nothing is written, and the exit code is 2.
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
 from pspexp.data.preparation.convert import convert_folder
-from pspexp.errors import UserError
-from pspexp.utils.console_handler import escape_unencodable
+from pspexp.utils.tool import run_tool
 
 
 def main() -> int:
-    escape_unencodable()
+    return run_tool(run)
+
+
+def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--input_dir", type=Path, required=True, help="folder of labels: PNG, TIFF, BMP or GIF")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the converted PNGs")
@@ -24,25 +25,16 @@ def main() -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace existing files that contain other labels")
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a normal exit removes unfinished files
-    try:
-        done = convert_folder(
-            args.input_dir,
-            args.output_dir,
-            to_colour=args.to_color,
-            num_classes=args.num_classes,
-            overwrite=args.overwrite,
-            num_workers=args.workers,
-            show_progress=sys.stdout.isatty(),
-        )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the command again", file=sys.stderr)
-        return 130
+    done = convert_folder(
+        args.input_dir,
+        args.output_dir,
+        to_colour=args.to_color,
+        num_classes=args.num_classes,
+        overwrite=args.overwrite,
+        num_workers=args.workers,
+        show_progress=sys.stdout.isatty(),
+    )
     print(f"{args.output_dir}: {done.written} labels written, {done.kept} already existed")
-    return 0
 
 
 if __name__ == "__main__":

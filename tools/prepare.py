@@ -6,7 +6,6 @@ It can be interrupted and run again. Wrong input exits with code 2 and lists eve
 
 import argparse
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,14 @@ from pspexp.data.preparation import counts
 from pspexp.data.preparation.downloads import DOWNLOADS, unpack
 from pspexp.data.preparation.label_maps import augment_voc, convert_cocostuff10k
 from pspexp.data.preparation.prepare import prepare
-from pspexp.errors import UserError
-from pspexp.utils.console_handler import escape_unencodable
+from pspexp.utils.tool import run_tool
 
 
 def main() -> int:
-    escape_unencodable()
+    return run_tool(parse_and_run, hint="run the command again to continue")
+
+
+def parse_and_run() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=DOWNLOADS, metavar="NAME", help=f"the data set: {', '.join(DOWNLOADS)}")
     parser.add_argument(
@@ -32,16 +33,7 @@ def main() -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace existing files that have other contents")
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a normal exit removes unfinished files
-    try:
-        run(args.name, args.sources, args.output_dir, args.overwrite, args.workers)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the command again to continue", file=sys.stderr)
-        return 130
-    return 0
+    run(args.name, args.sources, args.output_dir, args.overwrite, args.workers)
 
 
 def run(name: str, sources: list[Path], output_dir: Path, overwrite: bool, num_workers: int | None) -> None:

@@ -5,7 +5,6 @@ It can be interrupted and run again. Wrong input exits with code 2 and lists eve
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -13,36 +12,29 @@ from rich.console import Console
 from rich.table import Table
 
 from pspexp.data.preparation.prepare import Prepared, prepare
-from pspexp.errors import UserError
-from pspexp.utils.console_handler import escape_unencodable
+from pspexp.utils.tool import run_tool
 
 
 def main() -> int:
-    escape_unencodable()
+    return run_tool(run, hint="run the command again to continue")
+
+
+def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="VOC tar (VOCtrainval_06-Nov-2007.tar), or an unpacked folder")
     parser.add_argument("--output_dir", type=Path, default=Path("data"), help="where to unpack a tar (default data)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files that have other contents")
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a normal exit removes unfinished files
-    try:
-        done = prepare(
-            args.source,
-            args.output_dir,
-            overwrite=args.overwrite,
-            num_workers=args.workers,
-            show_progress=sys.stdout.isatty(),
-        )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the command again to continue", file=sys.stderr)
-        return 130
+    done = prepare(
+        args.source,
+        args.output_dir,
+        overwrite=args.overwrite,
+        num_workers=args.workers,
+        show_progress=sys.stdout.isatty(),
+    )
     for data in done:
         show(data)
-    return 0
 
 
 def show(data: Prepared) -> None:

@@ -72,7 +72,7 @@ def readable_overrides(overrides: Sequence[str]) -> list[str]:
         if "{" in value:
             forms += [re.sub(r"""([{,]\s*)(['"])([^'"{}]*)\2(?=\s*:)""", r"\1\3", text)]
             forms += [f"{key}={quoted(value)}"] if re.search(r"\{\w+\}", value) else []
-        found.append(next(filter(is_readable, forms), text))
+        found.append(text if len(forms) == 1 else next(filter(is_readable, forms), text))
     return found
 
 

@@ -55,12 +55,7 @@ def resolve(
     # Types are checked last, when the configuration is complete; until then values may be anything.
     try:
         expand_home(config)
-        if isinstance(OmegaConf.select(config, "rerun"), str):
-            from_run.take_from_run(config, overrides)  # if this fails, nothing else can be checked
-        elif uses_checkpoint(OmegaConf.select(config, "mode")) and isinstance(
-            OmegaConf.select(config, "checkpoint.path"), str
-        ):
-            from_checkpoint.take_from_checkpoint(config, overrides)  # likewise
+        take_over(config, overrides)
         unread = name_classes(config)
         sources = interpolation_sources(config)
         OmegaConf.resolve(config)
@@ -79,6 +74,19 @@ def resolve(
     make_absolute(config)
     OmegaConf.set_struct(config, True)
     return config
+
+
+def take_over(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Take what belongs to an earlier run or a checkpoint from there.
+
+    Raises:
+        UserError: It cannot be read; nothing else can be checked then.
+    """
+    mode, checkpoint = (OmegaConf.select(config, key) for key in ("mode", "checkpoint.path"))
+    if isinstance(OmegaConf.select(config, "rerun"), str):
+        from_run.take_from_run(config, overrides)
+    elif uses_checkpoint(mode) and isinstance(checkpoint, str):
+        from_checkpoint.take_from_checkpoint(config, overrides)
 
 
 def interpolation_sources(config: DictConfig) -> dict[str, str]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pspexp.data.splits import read_text
+from pspexp.data.splits import text_lines
 from pspexp.errors import UserError, setting
 
 LABELMAP, CLASSES = "labelmap.txt", "classes.txt"
@@ -22,7 +22,7 @@ def read_class_names(root: str) -> list[str]:
         return [name for name, _ in labelmap]
     path = folder / CLASSES
     try:
-        names = [line.strip() for line in re.split(r"\r\n?|\n", read_text(path)) if line.strip()]
+        names = text_lines(path)
     except UserError as error:
         raise UserError(
             f"{setting('dataset.class_names')} is not set, and {path} cannot be read ({error}): "
@@ -50,10 +50,9 @@ def _read_labelmap(folder: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return []
     try:
-        lines = [line.strip() for line in read_text(path).splitlines()]
+        lines = [line for line in text_lines(path) if not line.startswith("#")]
     except UserError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    lines = [line for line in lines if line and not line.startswith("#")]
     matches = [_LABELMAP_LINE.fullmatch(line) for line in lines]
     wrong = [
         line

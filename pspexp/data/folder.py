@@ -78,14 +78,7 @@ class FolderDataset(FileDataset):
         self._images, self._masks = Pattern("images", images), Pattern("masks", masks)
         self._split_files = None if splits is None else Pattern("splits", splits, needs="split")
         self._val_fraction = val_fraction
-        if self._split_files and self._images.has_split:
-            raise ArgumentError(f"splits={splits}: images={images} contains {{split}} already; remove one of them")
-        if self._masks.has_split and not self._images.has_split and splits is None:
-            raise ArgumentError(
-                f"masks={masks}: contains {{split}}, but neither images={images} nor splits does; add it"
-            )
-        if masks == images:
-            raise ArgumentError(f"masks={masks}: is the pattern of the images, too; the masks are other files")
+        check_patterns(self._images, self._masks, splits)
         self._files: tuple[dict[Key, Path], dict[Key, Path]] | None = None
         self._parts: dict[str, list[str]] | None = None  # the ids of each split by val_fraction
 
@@ -165,6 +158,18 @@ class FolderDataset(FileDataset):
             f"{self.root}: {count(len(missing), 'image')} of {total} without a mask ({self._masks.text}): "
             f"{first_names(missing)}; label them, or skip them with {setting('dataset.on_error', 'skip')}{lists}"
         ]
+
+
+def check_patterns(images: Pattern, masks: Pattern, splits: str | None) -> None:
+    """Raise ArgumentError unless the patterns of images, masks and split files go together."""
+    if splits is not None and images.has_split:
+        raise ArgumentError(f"splits={splits}: images={images.text} contains {{split}} already; remove one of them")
+    if masks.has_split and not images.has_split and splits is None:
+        raise ArgumentError(
+            f"masks={masks.text}: contains {{split}}, but neither images={images.text} nor splits does; add it"
+        )
+    if masks.text == images.text:
+        raise ArgumentError(f"masks={masks.text}: is the pattern of the images, too; the masks are other files")
 
 
 def by_id(files: Mapping[Key, Path], split: str | None) -> dict[str, Path]:

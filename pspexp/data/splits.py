@@ -7,18 +7,16 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pspexp.errors import UserError, did_you_mean, setting
 from pspexp.utils.text import count, first_names
 
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-Item = TypeVar("Item")
-
 NUMBERS = re.compile(r"(.+?)(?:[\s,;]+[-+]?\d+)+")  # a name, then columns of numbers
 MAX_COMPARED = 5000  # ids that a missing one is compared with
 SEPARATOR = re.compile(r"\s*[\t,;]\s*|\s+")  # between image and mask in a line
@@ -34,8 +32,8 @@ class SampleFiles(NamedTuple):
     mask: Path
 
 
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with a byte order mark.
+def text_lines(path: Path) -> list[str]:
+    """The lines of a file in UTF-8, or in UTF-16 with a byte order mark, without blank ones and surrounding space.
 
     Raises:
         UserError: It cannot be read; only the reason, for a longer message.
@@ -50,7 +48,8 @@ def read_text(path: Path) -> str:
         raise UserError("not UTF-8 text; save it as UTF-8") from error
     if "\0" in text:  # UTF-16 without a byte order mark, or UTF-32
         raise UserError("not UTF-8 text; save it as UTF-8")
-    return text
+    # Not splitlines(), which splits at characters that names may contain.
+    return [line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip()]
 
 
 def read_lines(path: Path, key: str, split: str) -> list[str]:
@@ -65,13 +64,11 @@ def read_lines(path: Path, key: str, split: str) -> list[str]:
         UserError: It cannot be read or is empty; the message lists the splits there are.
     """
     try:
-        text = read_text(path)
+        lines = text_lines(path)
     except UserError as error:
         known = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}") if file.name[0] != ".")
         there = f"{path.parent} contains {', '.join(known) or 'no split files'}"
         raise UserError(f"{key}={split}: cannot read {path} ({error}); {there}{did_you_mean(split, known)}") from error
-    # Not splitlines(), which splits at characters that names may contain.
-    lines = [line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip()]
     if not lines:
         raise UserError(f"{key}={split}: {path} is empty; list one sample per line")
     return lines
@@ -207,12 +204,6 @@ class _Existence:
         return path.name in self._files[path.parent]
 
 
-def repetitions(items: Iterable[Item]) -> set[Item]:
-    """The items that occur more than once."""
-    seen: set[Item] = set()
-    return {item for item in items if item in seen or seen.add(item)}  # type: ignore[func-returns-value]
-
-
 def by_hash(ids: Iterable[str], val_fraction: float) -> dict[str, list[str]]:
     """The ids of the splits ``train`` and ``val``, in order.
 
@@ -238,14 +229,3 @@ def hash_fraction(name: str) -> float:
     """A number in [0, 1) that depends on the name only, the same on every machine."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
-
-
-def overlap(splits: Mapping[str, Sequence[SampleFiles]]) -> Iterator[str]:
-    """A line for each two splits that share images."""
-    names = list(splits)
-    for index, first in enumerate(names):
-        for second in names[index + 1 :]:
-            shared = {sample.image for sample in splits[first]} & {sample.image for sample in splits[second]}
-            if shared:
-                both = sorted(sample.name for sample in splits[first] if sample.image in shared)
-                yield f"{count(len(both), 'image')} in both {first} and {second}: {first_names(both)}"

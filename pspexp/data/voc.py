@@ -1,6 +1,6 @@
 """Data sets in VOC's layout: ``JPEGImages``, ``SegmentationClass[Gray]``, ``ImageSets/Segmentation``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +11,9 @@ from pspexp.data.file_dataset import FileDataset, OnError
 from pspexp.data.folder import Listing, one_file_each, unreadable_folder
 from pspexp.data.images import MAX_PIXELS
 from pspexp.data.patterns import Pattern
-from pspexp.data.splits import SampleFiles, find_samples, read_lines, repetitions
+from pspexp.data.splits import SampleFiles, find_samples, read_lines
 from pspexp.errors import UserError, setting
 from pspexp.utils.arguments import checked
-from pspexp.utils.text import count, first_names
 
 IMAGES, SPLITS = "JPEGImages", "ImageSets/Segmentation"
 LABELS, GREY_LABELS = "SegmentationClass", "SegmentationClassGray"
@@ -118,34 +117,3 @@ def find_tree(root: str, subfolder: str | None) -> Path:
         f"{setting('dataset.root', root)}: contains no data set in VOC's layout (looked for {tried}){hint}"
         f"{unreadable_folder(base)}"
     )
-
-
-def read_split(folder: Path, split: str, key: str) -> list[str]:
-    """The lines of ``ImageSets/Segmentation/<split>.txt``.
-
-    Raises:
-        UserError: There is no such file, it is empty, or a line occurs twice; the message names ``key``.
-    """
-    path = folder / SPLITS / f"{split}.txt"
-    names = read_lines(path, key, split)
-    if repeated := sorted(repetitions(names)):
-        raise UserError(f"{key}={split}: {path} lists {first_names(repeated)} more than once; remove the repetitions")
-    return names
-
-
-def files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files with one of the suffixes, except hidden ones, by name without suffix; empty if there is no such folder."""
-    if not folder.is_dir():
-        return {}
-    # Listed at once: a query per file is slow on network drives.
-    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "."]
-    return {path.stem: path for path in sorted(files, reverse=True)}  # of a.jpg and a.png, a.jpg
-
-
-def missing_files(what: str, names: Iterable[str], files: dict[str, Path], folder: Path) -> list[str]:
-    """A line about the names without a file, if there are any."""
-    missing = [name for name in names if name not in files]
-    if not missing:
-        return []
-    state = "" if folder.is_dir() else " (no such folder)"
-    return [f"{folder}{state}: {count(len(missing), what)} missing: {first_names(missing)}"]

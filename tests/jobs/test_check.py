@@ -54,7 +54,7 @@ class Folder:
         (root / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
 
     def add(self, name: str, split: str = "train", suffix: str = "png") -> tuple[Path, Path]:
-        """Write a sound sample; returns its files, to be spoilt."""
+        """Write a valid sample; returns its files, for the test to damage."""
         self.number += 1
         files = self.root / "JPEGImages" / f"{name}.{suffix}", self.root / "SegmentationClass" / f"{name}.png"
         image(self.number).save(files[0], **({"quality": 95} if suffix == "jpg" else {}))

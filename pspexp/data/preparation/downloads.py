@@ -110,7 +110,7 @@ def unpack(
 
 
 def _place(path: PurePosixPath) -> PurePosixPath | None:
-    """Files in no folder are left out: several archives of a data set contain a README or a licence of their own."""
+    """Top-level files are skipped: several archives of a data set contain a README or a licence of their own."""
     return path if len(path.parts) > 1 else None
 
 

@@ -1,6 +1,7 @@
 """Unpacks, checks and converts a data set in VOC's layout."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -13,15 +14,8 @@ from pspexp.data.images import load, orientation
 from pspexp.data.labels import VOC_CLASSES, VOID
 from pspexp.data.preparation.archive import extract
 from pspexp.data.preparation.convert import LABEL_SUFFIXES, available_cores, convert_folder
-from pspexp.data.voc import (
-    GREY_LABELS,
-    IMAGES,
-    LABELS,
-    SPLITS,
-    files_by_name,
-    missing_files,
-    read_split,
-)
+from pspexp.data.splits import read_lines
+from pspexp.data.voc import GREY_LABELS, IMAGES, LABELS, SPLITS
 from pspexp.errors import UserError
 from pspexp.utils.text import count, first_names
 
@@ -124,17 +118,17 @@ def _check_tree(folder: Path) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {}
     for path in sorted(file for file in (folder / SPLITS).glob("*.txt") if file.name[0] != "."):
         try:
-            splits[path.stem] = read_split(folder, path.stem, key="split")
+            splits[path.stem] = _read_split(folder, path.stem, key="split")
         except UserError as error:
             problems += error.problems
     if not splits and not problems:
         problems.append(f"{folder / SPLITS}: contains no split files (train.txt, val.txt); add them")
-    images = files_by_name(folder / IMAGES, (".jpg", ".jpeg", ".png"))
-    labels = files_by_name(folder / LABELS, LABEL_SUFFIXES)
+    images = _files_by_name(folder / IMAGES, (".jpg", ".jpeg", ".png"))
+    labels = _files_by_name(folder / LABELS, LABEL_SUFFIXES)
     for split, names in splits.items():
-        found = [f"split {split}: {line}" for line in missing_files("image", names, images, folder / IMAGES)]
+        found = [f"split {split}: {line}" for line in _missing_files("image", names, images, folder / IMAGES)]
         if split != "test" or any(name in labels for name in names):  # VOC 2012's test labels are not public
-            found += [f"split {split}: {line}" for line in missing_files("label", names, labels, folder / LABELS)]
+            found += [f"split {split}: {line}" for line in _missing_files("label", names, labels, folder / LABELS)]
         problems += found
     problems += _check_overlap(folder, splits)
     used = dict.fromkeys(name for names in splits.values() for name in names)
@@ -182,3 +176,34 @@ def _check_pair(pair: tuple[Path, Path]) -> list[str]:
         return []
     sizes = [f"{one.width}×{one.height}" for one in found]
     return [f"{pair[1]}: {sizes[1]} pixels, but its image has {sizes[0]}; make them equal"]
+
+
+def _read_split(folder: Path, split: str, key: str) -> list[str]:
+    """The lines of ``ImageSets/Segmentation/<split>.txt``.
+
+    Raises:
+        UserError: There is no such file, it is empty, or a line occurs twice; the message names ``key``.
+    """
+    path = folder / SPLITS / f"{split}.txt"
+    names = read_lines(path, key, split)
+    if repeated := sorted(name for name, number in Counter(names).items() if number > 1):
+        raise UserError(f"{key}={split}: {path} lists {first_names(repeated)} more than once; remove the repetitions")
+    return names
+
+
+def _files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files with one of the suffixes, except hidden ones, by name without suffix; empty if there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    # Listed at once: a query per file is slow on network drives.
+    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "."]
+    return {path.stem: path for path in sorted(files, reverse=True)}  # of a.jpg and a.png, a.jpg
+
+
+def _missing_files(what: str, names: Iterable[str], files: dict[str, Path], folder: Path) -> list[str]:
+    """A line about the names without a file, if there are any."""
+    missing = [name for name in names if name not in files]
+    if not missing:
+        return []
+    state = "" if folder.is_dir() else " (no such folder)"
+    return [f"{folder}{state}: {count(len(missing), what)} missing: {first_names(missing)}"]

@@ -45,7 +45,7 @@ class Converted(NamedTuple):
     Attributes:
         written: Number of labels written.
         kept: Number of labels that existed already, with the same pixels.
-        ignored: Number of shapes left out by the rules of the format.
+        ignored: Number of shapes that the format's rules ignore.
         class_names: Names of the classes by index.
         images: Number of labels that contain each value, int64 ``[256]``.
         pixels: Number of pixels of each value, int64 ``[256]``.

@@ -23,7 +23,7 @@ _SHOWN = 20
 
 
 def files_below(folder: Path, ending: str) -> list[Path]:
-    """The files in a folder, at any depth, whose names end so, in any case; hidden ones are left out.
+    """The files in a folder, at any depth, with this ending in any case, except hidden ones.
 
     Raises:
         UserError: There is no such folder, or it contains no such file.

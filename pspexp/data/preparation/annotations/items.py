@@ -60,7 +60,7 @@ class Drawing(NamedTuple):
         return (shape.label for shape in self.shapes)
 
     def render(self, classes: Classes, overlap: Overlap) -> tuple[Labels, str]:
-        """See `Item`. Shapes of unknown labels are left out."""
+        """See `Item`. Shapes with unknown labels are ignored."""
         width, height = self.size
         pixels = np.full((height, width), classes.unlabelled, np.uint8)
         shapes = [(shape, index) for shape in self.shapes if (index := classes.value(shape.label)) is not None]
@@ -90,7 +90,7 @@ class Found:
         items: The labels to write.
         names: Names of the classes in the format's order.
         problems: What is wrong.
-        ignored: Number of shapes that are left out by rule.
+        ignored: Number of shapes that the format's rules ignore.
         classes: The classes, if the format defines their indices.
     """
 
