@@ -23,7 +23,7 @@ from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.errors import ArgumentError, Interrupted, UserError, setting
 from pspexp.losses import LossSum, can_chunk, loss_sum
 from pspexp.models.segmenter import can_defer_upsampling
-from pspexp.optim import load_optimizer_state, supports_found_inf
+from pspexp.optim.optimizers import load_optimizer_state, supports_found_inf
 from pspexp.tracking.console import Progress
 from pspexp.tracking.run_folder import finite
 from pspexp.tracking.tracker import Tracker

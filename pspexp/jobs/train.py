@@ -22,7 +22,7 @@ from pspexp.jobs.evaluate import describe, evaluate, look_at_labels
 from pspexp.jobs.export.export import register_trained, require_onnx
 from pspexp.jobs.records import Request, public, recorded, start_tracker, training_state_file
 from pspexp.launchers.base import StopSignal
-from pspexp.optim import supports_found_inf
+from pspexp.optim.optimizers import supports_found_inf
 from pspexp.tracking import runs
 from pspexp.utils.text import count
 

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class PSPNet(Segmenter):
         dropout: Probability of dropping a channel in front of each classifier.
     """
 
-    class_layers: ClassVar[tuple[str, ...]] = ("classifier", "auxiliary.classifier")
+    class_layers: tuple[str, ...] = ("classifier", "auxiliary.classifier")
 
     def __init__(
         self,

@@ -11,9 +11,8 @@ from pspexp.models.interpolation import upsample
 class Segmenter(nn.Module):
     """Maps float images ``[N, B, H, W]`` of B bands to ``{"out": logits [N, C, H, W]}``, plus ``"aux"`` while training.
 
-    The names of the pretrained parameters start with ``backbone.``.
-
     Attributes:
+        backbone_prefix: What the names of the pretrained parameters begin with.
         class_layers: Names of the layers that depend on the number of classes.
         auxiliary_layer: Name of the layer that only training needs.
 
@@ -25,7 +24,8 @@ class Segmenter(nn.Module):
             than one step.
     """
 
-    class_layers: ClassVar[tuple[str, ...]] = ()
+    backbone_prefix: str = "backbone."
+    class_layers: tuple[str, ...] = ()
     auxiliary_layer: ClassVar[str] = "auxiliary"
 
     def __init__(self, num_classes: int, output_stride: int, align_corners: bool) -> None:

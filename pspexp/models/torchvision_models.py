@@ -30,7 +30,7 @@ class TorchvisionSegmenter(Segmenter):
         in_channels: Number of bands of the images.
     """
 
-    class_layers: ClassVar[tuple[str, ...]] = ("classifier.4", "aux_classifier.4")
+    class_layers: tuple[str, ...] = ("classifier.4", "aux_classifier.4")
     auxiliary_layer: ClassVar[str] = "aux_classifier"
 
     def __init__(
