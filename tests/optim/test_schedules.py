@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from pspexp import optim
@@ -30,6 +31,14 @@ def step(s: int, n: int) -> float:
 
 def constant(s: int, n: int) -> float:
     return 1.0
+
+
+class Net(nn.Module):
+    """A backbone and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
 
 
 def make_optimizer(lr: float = 0.3) -> torch.optim.Optimizer:
