@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     pspnet50: Network
     pspnet50_mmseg: Network
     pspnet101: Network
+    pspnet_decoder: Network
+    pspnet_lite0: Network
 
 __all__ = [
     "build",
@@ -37,6 +39,8 @@ __all__ = [
     "pspnet50",
     "pspnet50_mmseg",
     "pspnet101",
+    "pspnet_decoder",
+    "pspnet_lite0",
     "test",
     "train",
 ]

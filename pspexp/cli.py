@@ -135,7 +135,8 @@ def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
 def needs_resolving(arguments: argparse.Namespace) -> bool:
     """Whether ``--cfg`` must show values that Hydra does not know: resolved ones, or those of a checkpoint or run."""
     modes = [text.removeprefix("mode=") for text in arguments.overrides if text.startswith("mode=")]
-    from_a_run = sets(arguments.overrides, "rerun") or any(map(uses_checkpoint, modes))
+    from_a_run = any(sets(arguments.overrides, key) for key in ("rerun", "checkpoint.resume"))
+    from_a_run = from_a_run or any(map(uses_checkpoint, modes))
     return arguments.cfg == "job" and not arguments.package and (arguments.resolve or from_a_run)
 
 

@@ -32,9 +32,9 @@ class Backbone(nn.Module):
 @wraps(models.pspnet)  # with its signature
 def pspnet(**arguments: Any) -> models.PSPNet:
     def build_backbone(
-        name: str, output_stride: int, contract_dilation: bool, in_channels: int
-    ) -> tuple[nn.Module, tuple[int, int]]:
-        return Backbone(output_stride, in_channels), (CHANNELS, CHANNELS)
+        name: str, output_stride: int, contract_dilation: bool, in_channels: int, checkpointing: bool
+    ) -> tuple[nn.Module, tuple[int, int], tuple[int, int]]:
+        return Backbone(output_stride, in_channels), (CHANNELS, CHANNELS), (output_stride, output_stride)
 
     with mock.patch.object(models, "build_backbone", build_backbone):
         return models.pspnet(**arguments)

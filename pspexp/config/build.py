@@ -12,25 +12,36 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
+from torch.optim import Optimizer
 
 from pspexp.config.class_map import compare_start_weights
+from pspexp.config.network import build_network, is_network
+from pspexp.config.targets import takes, try_target, without_start_weights
+from pspexp.config.training_data import image_repeats, training_data, training_split
 from pspexp.data.cache import SampleCache
-from pspexp.data.dataset import Split
-from pspexp.data.loader import TrainLoader
 from pspexp.data.workers import worker_context
 from pspexp.engine import checkpoint
 from pspexp.engine.components import Components, TrainingComponents
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
+from pspexp.engine.finetune import Freezing, decay_learning_rates
+from pspexp.engine.finetune_config import FinetuneConfig
 from pspexp.engine.hooks import Hook
 from pspexp.engine.precision import Precision
+from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.errors import ArgumentError, UserError
+from pspexp.losses.tensor import as_loss
+from pspexp.metrics.base import RESERVED, AnyMetric
 from pspexp.models.exported import is_exported
 from pspexp.models.weights import load_weights
+from pspexp.utils.text import one_line
+from pspexp.utils.tracebacks import line_in_user_code
 
 Built = TypeVar("Built")
 
 log = logging.getLogger(__name__)
+
+WRONG_ARGUMENTS = re.compile(r"unexpected keyword argument|missing \d+ required|multiple values for")
 
 
 def build(node: DictConfig | dict[str, Any], **arguments: Any) -> Any:
@@ -43,13 +54,23 @@ def build(node: DictConfig | dict[str, Any], **arguments: Any) -> Any:
     Raises:
         UserError: The target refuses its arguments; the problems name the keys of the configuration.
     """
+    if is_network(node):
+        return build_network(node, arguments, made)
+    return made(node, **arguments)
+
+
+def made(node: DictConfig | dict[str, Any], **arguments: Any) -> Any:
+    """`build`, of any node but that of the network: exactly what its target returns."""
     try:
         return instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
         key = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
+        cause = error.__cause__
         with named(key[1] if key else ""):
-            if isinstance(error.__cause__, ValueError):
-                raise error.__cause__ from None
+            if isinstance(cause, ValueError):
+                raise cause from None
+            if isinstance(cause, TypeError) and WRONG_ARGUMENTS.search(str(cause)):  # passed on by its **kwargs
+                raise ValueError(f"{one_line(cause)}{line_in_user_code(cause)}") from error
         raise
 
 
@@ -67,13 +88,14 @@ def named(key: str) -> Iterator[None]:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{key}: {error}".removeprefix(": ")) from error
+        raise UserError(f"{key}: {one_line(error)}".removeprefix(": ")) from error
 
 
 def build_partial(node: DictConfig, **arguments: Any) -> Any:
-    """`build` for a node with ``_partial_``, called with the arguments supplied at run time."""
+    """`build` for a node with ``_partial_``, called with the arguments supplied at run time that its target takes."""
+    target = try_target(node._target_)
     with named(node._get_full_key(None)):
-        return build(node)(**arguments)
+        return build(node)(**{name: value for name, value in arguments.items() if takes(target, name)})
 
 
 class ErrorCollector:
@@ -151,7 +173,7 @@ def build_training(
     components = collect_components(config, collector, device, world, start_weights and world.is_main_process)
     if start_weights and world.is_main_process:
         collector(lambda dataset: compare_start_weights(config, dataset.info.class_names), components["dataset"])
-    training = collector(lambda dataset: dataset.open("train"), components["dataset"])
+    training = collector(lambda dataset: training_split(config, dataset), components["dataset"])
     validation = collector(lambda dataset: dataset.open("val"), components["dataset"])
     cache = collector(SampleCache, config.loader.cache_mib, worker_context())
     training, validation = (collector(SampleCache.wrap, cache, split) for split in (training, validation))
@@ -159,17 +181,35 @@ def build_training(
     loader = collector(lambda *needed: training_data(config, device, world, *needed), training, augment)
     hooks = collector(lambda: build_hooks(config.hooks))
     # After the model was moved: on some devices that replaces its parameters.
-    optimizer = collector(lambda model: build_partial(config.optimizer, model=model), components["model"])
+    freezing = collector(lambda model: Freezing(model, FinetuneConfig(**config.finetune)), components["model"])
+    optimizer = collector(lambda model, _: build_optimizer(config, model), components["model"], freezing)
     scheduler = collector(
         lambda optimizer, loader: build_partial(
-            config.scheduler, optimizer=optimizer, total_steps=config.trainer.epochs * loader.steps_per_epoch
+            config.scheduler,
+            optimizer=optimizer,
+            total_steps=TrainerConfig(**config.trainer).total_steps(loader.steps_per_epoch),
         ),
         optimizer,
         loader,
     )
     world.raise_collectively(collector.problems)
+    loader.repeats = world.broadcast_from_main(lambda: image_repeats(config, training, components["dataset"].info))
     data = {"training": training, "validation": validation, "cache": cache, "loader": loader}
-    return TrainingComponents(**components, **data, optimizer=optimizer, scheduler=scheduler), hooks
+    parts = {"freezing": freezing, "optimizer": optimizer, "scheduler": scheduler}
+    return TrainingComponents(**components, **data, **parts), hooks
+
+
+def build_optimizer(config: DictConfig, model: nn.Module) -> Optimizer:
+    """The optimizer of what is trained, with the learning rates of ``finetune.layer_decay``.
+
+    Raises:
+        UserError: An argument is refused, or the network has no backbone.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer: Optimizer = build_partial(config.optimizer, model=model, params=trained)
+    if config.finetune.layer_decay is not None:
+        decay_learning_rates(optimizer, model, config.finetune.layer_decay)
+    return optimizer
 
 
 def build_hooks(node: DictConfig) -> dict[str, Hook]:
@@ -188,17 +228,36 @@ def build_hooks(node: DictConfig) -> dict[str, Hook]:
     return hooks
 
 
+def build_metrics(node: DictConfig) -> dict[str, AnyMetric]:
+    """The metrics of the node ``metrics`` by name, in its order, except for those set to null.
+
+    Raises:
+        UserError: A metric cannot be built, lacks a method, or has the name of another result.
+    """
+    metrics = {name: metric for name, metric in build(node).items() if metric is not None}
+    problems = [f"metrics.{name}: is the name of another result; choose another one" for name in {*metrics} & RESERVED]
+    for name, metric in metrics.items():
+        if missing := [one for one in ("reset", "update", "compute") if not callable(getattr(metric, one, None))]:
+            problems.append(
+                f"metrics.{name}: {type(metric).__name__} has no method {missing[0]}; derive it from "
+                "pspexp.metrics.Metric, or use a metric of torchmetrics"
+            )
+    if problems:
+        raise UserError(*problems)
+    return metrics
+
+
 def collect_components(
     config: DictConfig, collector: ErrorCollector, device: Device, world: World, start_weights: bool
 ) -> dict[str, Any]:
     """The fields of `Components`, None where something failed."""
     # Not loaded: the files may no longer exist.
-    unused = {} if start_weights else {key: None for key in ("weights", "backbone_weights") if key in config.model}
+    unused = {} if start_weights else without_start_weights(config.model)
     precision = collector(lambda: build(config.precision))
     resolved = collector(lambda precision: precision.resolve(device), precision)
     collector(Precision.apply, precision)
     torch.manual_seed(config.seed)  # initial weights must not depend on what was built before
-    model, loss = collector(lambda: build(config.model, **unused)), collector(lambda: build(config.loss))
+    model, loss = collector(lambda: build(config.model, **unused)), collector(lambda: as_loss(build(config.loss)))
     if resolved is not None and model is not None and loss is not None:
         # Nearly twice as fast with bf16 on CUDA (docs/benchmarks.md), about as fast with fp32.
         channels_last = resolved != "fp32" if config.channels_last is None else config.channels_last
@@ -215,6 +274,7 @@ def collect_components(
         "inference": collector(lambda: build(config.inference)),
         "model": model,
         "loss": loss,
+        "metrics": collector(lambda: build_metrics(config.metrics)) if config.mode in ("train", "test") else {},
     }
 
 
@@ -227,19 +287,3 @@ def with_sync_batch_norm(model: nn.Module, device: Device, world: World) -> nn.M
             "over its own images", device.type, world.size,
         )  # fmt: skip
     return model if converted is None else converted
-
-
-def training_data(config: DictConfig, device: Device, world: World, split: Split, augment: Any) -> TrainLoader:
-    """The loader of augmented training images."""
-    return TrainLoader(
-        split,
-        augment,
-        batch_size=config.loader.batch_size,
-        accumulate=config.trainer.accumulate,
-        num_workers=config.loader.num_workers,
-        seed=config.seed,
-        pin_memory=device.pin_memory,
-        skip_errors=config.dataset.get("on_error") == "skip",
-        rank=world.rank,
-        world_size=world.size,
-    )

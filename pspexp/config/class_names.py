@@ -10,10 +10,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from pspexp.config.overrides import has_key
+from pspexp.config.targets import try_target
 from pspexp.errors import UserError
 from pspexp.utils.text import first_names
 
@@ -70,11 +70,10 @@ def classes_in_folder(dataset: DictConfig) -> NamedClasses | None:
     Raises:
         UserError: The folder has no class names, or they cannot be read.
     """
-    root, target = dataset.get("root"), None
+    root = dataset.get("root")
     if not isinstance(root, str) or not Path(root).is_dir():
         return None
-    with suppress(Exception):  # a wrong target is reported by the schema
-        target = get_object(dataset._target_)
+    target = try_target(dataset.get("_target_"))  # a wrong one is reported by the schema
     if (read := getattr(target, "class_names_from", None)) is None:
         return None
     values = getattr(target, "label_values_from", lambda _: None)

@@ -1,4 +1,4 @@
-"""What a configuration takes over: that of a mode that uses a checkpoint, from there; a rerun's, from the run."""
+"""What a configuration takes over: of a mode that uses a checkpoint, from there; of a rerun or resume, from the run."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from pspexp.config.class_map import adopt_classes
 from pspexp.config.modes import uses_checkpoint
 from pspexp.config.overrides import ADDED_GROUPS, OPTIONAL_GROUPS, has_key
+from pspexp.config.resume import find_state
+from pspexp.config.targets import START_WEIGHTS
 from pspexp.errors import UserError
 from pspexp.utils.text import one_line
 
@@ -32,20 +34,20 @@ FROM_CHECKPOINT = (
     "crop_size",
     "channels_last",
     "loader.eval_batch_size",
+    "metrics",  # by mode=test: it reproduces the validation
 )
 # The saved configuration is resolved; these keys follow an explicit override of the key that they may interpolate.
 FOLLOWS = {
     "inference.crop_size": "crop_size",
     "inference.window": "crop_size",
-    "inference.output_stride": "model.output_stride",
-    "inference.align_corners": "model.align_corners",
     "loss.ignore_index": "dataset.ignore_index",
+    "metrics.boundary_iou.ignore_index": "dataset.ignore_index",
     "dataset.test_split": "dataset.val_split",
 }
 
 
 def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """The options that the run to repeat, or the checkpoint to use, was made with, as overrides.
+    """The options that the run to repeat or resume, or the checkpoint to use, was made with, as overrides.
 
     With these in the composition, their keys can be overridden. Explicitly chosen groups are skipped. Problems with
     what was saved are reported when the configuration is taken from it.
@@ -61,6 +63,9 @@ def choices(overrides: Sequence[str], folders: Sequence[str]) -> list[str]:
         if given.get("rerun"):
             chosen = read_config(home(str(given["rerun"])), *where)["choices"]
             groups: Collection[str] = default_groups(places)
+        elif resumes_run(given.get("mode", "train"), given.get("checkpoint.resume")):
+            chosen = read_resumed(home(str(given["checkpoint.resume"])), *where)["choices"]
+            groups = default_groups(places)
         elif uses_checkpoint(given.get("mode")) and given.get("checkpoint.path"):
             chosen, groups = checkpoint_choices(home(str(given["checkpoint.path"])), *where), FROM_CHECKPOINT
         else:
@@ -134,8 +139,8 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     saved = OmegaConf.create(content["config"])
     explicit = explicit_keys(overrides, saved.choices)
     take_keys(config, saved, explicit)
-    for key in ("model.weights", "model.backbone_weights"):
-        if has_key(config, key):  # the files that it started from may no longer exist
+    for key in (f"model.{name}" for name in START_WEIGHTS):
+        if isinstance(OmegaConf.select(config, key), str):  # the files that it started from may no longer exist
             OmegaConf.update(config, key, None)
     follow_sources(config, saved, explicit)
     adopt_classes(config, saved.dataset, explicit)
@@ -147,6 +152,8 @@ def take_keys(config: DictConfig, saved: DictConfig, explicit: Collection[str]) 
     """Take `FROM_CHECKPOINT` from a saved configuration, except for explicit overrides."""
     for key in FROM_CHECKPOINT:
         if key in explicit or not (has_key(saved, key) and has_key(config, key)):
+            continue
+        if key == "metrics" and config.mode != "test":  # not used, and one's own may not be importable there
             continue
         below = {name: OmegaConf.select(config, name) for name in explicit if name.startswith(f"{key}.")}
         OmegaConf.update(config, key, OmegaConf.select(saved, key), merge=False)
@@ -202,7 +209,7 @@ def use_exported(config: DictConfig, content: Plain, explicit: Collection[str]) 
     Raises:
         UserError: The file contains its own inference mode, and another one is wanted.
     """
-    file, model = config.checkpoint.path, content["config"]["model"]
+    file = config.checkpoint.path
     if changed := sorted(key for key in explicit if key.partition(".")[0] == "model"):
         raise UserError(
             *(f"{key}: cannot be changed, since checkpoint.path={file} is an exported file" for key in changed)
@@ -211,8 +218,6 @@ def use_exported(config: DictConfig, content: Plain, explicit: Collection[str]) 
         "_target_": "pspexp.models.exported.ExportedNetwork",
         "file": file,
         "num_classes": len(content["class_names"]),
-        "output_stride": model.get("output_stride", 1),
-        "align_corners": model.get("align_corners", False),
     }
     if content["input"] == "image":
         if changed := sorted(key for key in explicit if key.partition(".")[0] == "inference"):
@@ -223,11 +228,17 @@ def use_exported(config: DictConfig, content: Plain, explicit: Collection[str]) 
                     for key in changed
                 )
             )
-        config.inference = {"_target_": "pspexp.inference.Whole", "output_stride": 1, "align_corners": False}
+        config.inference = {"_target_": "pspexp.inference.Whole"}
 
 
-def read_config(run: str, output_root: str, tracking_uri: str | None) -> Plain:
+def read_config(run: str, output_root: str, tracking_uri: str | None, key: str = "rerun") -> Plain:
     """The configuration that a run folder, or ``runs:/<MLflow run id>``, records.
+
+    Args:
+        run: The run.
+        output_root: See `pspexp.tracking.mlflow_client.resolve_uri`.
+        tracking_uri: See there.
+        key: The setting that names the run.
 
     Raises:
         UserError: No configuration can be read there.
@@ -238,7 +249,31 @@ def read_config(run: str, output_root: str, tracking_uri: str | None) -> Plain:
     try:
         found = OmegaConf.to_container(OmegaConf.load(file))
     except Exception as error:  # the system's, PyYAML's or OmegaConf's
-        raise UserError(f"rerun={run}: {file} cannot be read ({one_line(error)})") from error
+        raise UserError(f"{key}={run}: {file} cannot be read ({one_line(error)})") from error
     if not isinstance(found, dict) or not isinstance(found.get("choices"), dict) or "mode" not in found:
-        raise UserError(f"rerun={run}: {file} is not the record of a run; give a run folder or runs:/<MLflow run id>")
+        raise UserError(f"{key}={run}: {file} is not the record of a run; give a run folder or runs:/<MLflow run id>")
     return {str(key): value for key, value in found.items()}
+
+
+def resumes_run(mode: object, resume: object) -> bool:
+    """Whether a training, or its check, continues a certain run, whose configuration it then takes."""
+    return mode in ("train", "check") and isinstance(resume, str) and resume not in ("", "auto")
+
+
+def read_resumed(resume: str, output_root: str, tracking_uri: str | None) -> Plain:
+    """The configuration of the run that ``checkpoint.resume`` names.
+
+    The record in its folder is that of the last command, which may have changed what a resume can; the training state
+    has that of its own command.
+
+    Raises:
+        UserError: There is no training state, or it has no configuration.
+    """
+    from pspexp.engine import checkpoint  # imports torch, which takes seconds
+    from pspexp.tracking import runs
+
+    file = find_state(resume, output_root, tracking_uri)
+    if folder := runs.run_folder(file):
+        return read_config(str(folder), output_root, tracking_uri, "checkpoint.resume")
+    found: Plain = checkpoint.read(file)["config"]
+    return found

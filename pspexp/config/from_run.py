@@ -1,4 +1,4 @@
-"""The configuration of a rerun: that of the run it repeats, except for explicit overrides."""
+"""The configuration of a rerun or a resume: that of the run it repeats or continues, except for explicit overrides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pspexp.config import schema
 from pspexp.config.class_map import adopt_classes_again
-from pspexp.config.from_checkpoint import Plain, explicit_keys, read_config
+from pspexp.config.from_checkpoint import Plain, explicit_keys, read_config, read_resumed
 from pspexp.config.overrides import ADDED_GROUPS
+from pspexp.config.resume import MLFLOW_RUN
 from pspexp.errors import UserError
 
 # What a rerun does not take over: where records go, how it was started, and the sweep that the run was part of.
@@ -30,6 +31,8 @@ NOT_REPEATED = (
     "check",
     "hydra",
 )
+# What a resume does not take over: it is the same run, so that everything but the command itself is.
+NOT_RESUMED = ("mode", "choices", "checkpoint.resume", "sweep", "compare", "predict", "export", "check", "hydra")
 ABSENT = object()
 
 
@@ -53,34 +56,63 @@ def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
         problems.append(f"experiment={config.choices.experiment}: rerun={run} also sets everything; remove one of them")
     if problems:
         raise UserError(*problems)
-    today: Any = OmegaConf.to_container(config, resolve=False)
-    root = config.dataset.get("root") if "dataset.root" in explicit else None
-    merged = Repeated(saved, today["choices"], explicit, root)(today, saved)
-    for key, value in merged.items():
-        OmegaConf.update(config, key, value, merge=False)
-    chosen = {group: option for group, option in today["choices"].items() if group in explicit}
-    then = {group: option for group, option in saved["choices"].items() if group not in ADDED_GROUPS}
-    config.choices = {**today["choices"], **then, **chosen}
+    take_all(config, saved, explicit, NOT_REPEATED)
     if config.mode == "test":
         config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", *where))
         adopt_classes_again(config, saved["dataset"], explicit)
 
 
+def take_from_resumed(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Replace everything by the configuration of the run ``checkpoint.resume``, except for explicit overrides.
+
+    A run that does not exist, perhaps not yet, is left to the check of the configuration.
+
+    Raises:
+        UserError: It has no configuration, or that of another experiment.
+    """
+    run = config.checkpoint.resume
+    if not run.startswith(MLFLOW_RUN) and not Path(run).exists():
+        return
+    saved = read_resumed(run, config.output_root, config.tracking.get("tracking_uri"))
+    explicit, then = explicit_keys(overrides, saved["choices"]), saved["choices"].get("experiment")
+    if "experiment" in explicit:
+        which = f"of experiment={then}" if then else "without an experiment"
+        raise UserError(
+            f"experiment={config.choices.experiment}: checkpoint.resume={run} is a run {which}, whose configuration it "
+            "continues with; remove one of them"
+        )
+    take_all(config, saved, explicit, NOT_RESUMED)
+
+
+def take_all(config: DictConfig, saved: Plain, explicit: set[str], left_out: Sequence[str]) -> None:
+    """Take over a saved configuration, except for explicit overrides and ``left_out``."""
+    today: Any = OmegaConf.to_container(config, resolve=False)
+    root = config.dataset.get("root") if "dataset.root" in explicit else None
+    merged = Repeated(saved, today["choices"], explicit, root, tuple(left_out))(today, saved)
+    for key, value in merged.items():
+        OmegaConf.update(config, key, value, merge=False)
+    chosen = {group: option for group, option in today["choices"].items() if group in explicit}
+    then = {group: option for group, option in saved["choices"].items() if group not in ADDED_GROUPS}
+    config.choices = {**today["choices"], **then, **chosen}
+
+
 @dataclass(frozen=True)
 class Repeated:
-    """Merges a composed configuration with that of the run it repeats.
+    """Merges a composed configuration with that of the run it repeats or continues.
 
     Attributes:
         saved: The run's configuration, resolved.
         choices: The options in today's composition.
         explicit: The overridden keys.
         root: The data set's folder if overridden; of any type.
+        left_out: Keys that are not taken over, with all below them.
     """
 
     saved: Plain
     choices: Plain
     explicit: set[str]
     root: object = None
+    left_out: tuple[str, ...] = NOT_REPEATED
 
     def __call__(self, today: Plain, then: Plain, path: str = "") -> Plain:
         """One node of the result; interpolations in it are not resolved.
@@ -108,15 +140,14 @@ class Repeated:
             return ABSENT
         if isinstance(then, dict):
             return self(today if isinstance(today, dict) else {}, then, key)
-        if isinstance(then, list) and isinstance(today, list):  # dataset.mean.0=0.5 sets one value of several
+        if isinstance(then, list) and isinstance(today, list):  # model.bins.0=2 sets one value of several
             overridden = {index for index in range(len(today)) if self.given(f"{key}.{index}")}
             return [today[index] if index in overridden else value for index, value in enumerate(then)]
         return today if isinstance(today, str) and self.gives(key, today, then) else then
 
-    @staticmethod
-    def left_alone(key: str) -> bool:
-        """Whether a key, or one above it, is in `NOT_REPEATED`."""
-        return any(key == one or key.startswith(f"{one}.") for one in NOT_REPEATED)
+    def left_alone(self, key: str) -> bool:
+        """Whether a key, or one above it, is not taken over."""
+        return any(key == one or key.startswith(f"{one}.") for one in self.left_out)
 
     def given(self, key: str) -> bool:
         """Whether a key, or one above it, was overridden."""

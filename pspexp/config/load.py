@@ -44,5 +44,7 @@ def network(
     """
     node = compose(["dataset=shapes", f"model={option}"]).model
     weights = None if weights is None else fspath(weights)
+    if "backbone_weights" in node:  # of the option
+        arguments.setdefault("backbone_weights", None)
     built: nn.Module = build(node, num_classes=num_classes, weights=weights, **arguments)
     return built

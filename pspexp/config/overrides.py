@@ -21,7 +21,7 @@ from pspexp.utils.trees import flatten
 
 OPTIONAL_GROUPS = ("experiment",)
 ADDED_GROUPS = ("sweep",)  # not in config.yaml's defaults, as Hydra would then refuse their +
-OPEN_NODES = ("hooks", "tracking.loggers")  # take nodes of any name
+OPEN_NODES = ("hooks", "metrics", "tracking.loggers")  # take nodes of any name
 HOW_TO_QUOTE = """special characters need quotes for Hydra inside those for the shell: 'key="some value"'"""
 # Other names by which users may look for an option.
 SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "ascend": "npu", "ce": "cross_entropy", "amp": "auto"}
@@ -217,7 +217,7 @@ def has_key(config: DictConfig, key: str) -> bool:
     node = OmegaConf.select(config, parent) if parent else config
     if OmegaConf.is_list(node):
         return name.isdigit() and int(name) < len(node)
-    return OmegaConf.is_dict(node) and name in node
+    return OmegaConf.is_dict(node) and name in [*node]  # DictConfig itself does not contain what is ???
 
 
 def flat_keys(config: DictConfig) -> Iterator[str]:

@@ -11,8 +11,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pspexp.config import from_checkpoint, from_run, schema
 from pspexp.config.class_names import classes_in_folder
+from pspexp.config.custom import leave_out_untaken
 from pspexp.config.interpolations import interpolation_problems
 from pspexp.config.modes import uses_checkpoint
+from pspexp.config.statistics import fill_statistics
 from pspexp.errors import UserError
 from pspexp.utils.text import one_line
 from pspexp.utils.trees import flatten
@@ -23,12 +25,13 @@ PATH_KEYS = (
     "checkpoint.resume",
     "model.weights",
     "model.backbone_weights",
+    "model.pretrained",
     "output_root",
     "predict.output",
     "export.output",
     "rerun",
 )
-NO_PATHS = ("auto", "timm")  # values of these keys that are not paths
+NO_PATHS = ("auto", *schema.WEIGHTS_BY_NAME)  # values of these keys that are not paths
 
 
 def resolve(
@@ -52,19 +55,21 @@ def resolve(
         UserError: Lists every problem.
     """
     OmegaConf.set_struct(config, False)
+    explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
     # Types are checked last, when the configuration is complete; until then values may be anything.
     try:
         expand_home(config)
         take_over(config, overrides)
+        leave_out_untaken(config, explicit)
         unread = name_classes(config)
+        find_start_weights(config)
+        fill_statistics(config)
         sources = interpolation_sources(config)
         OmegaConf.resolve(config)
-        find_start_weights(config)
     except OmegaConfBaseException as error:
         raise UserError(*problems, *(interpolation_problems(config).values() or [one_line(error)])) from error
     except UserError as error:
         raise UserError(*problems, *error.problems) from error
-    explicit = {text.lstrip("+~").partition("=")[0] for text in overrides}
     plain: Any = OmegaConf.to_container(config)
     if unread:
         problems = [*problems, *unread, *data_problems(plain["dataset"])]
@@ -85,6 +90,8 @@ def take_over(config: DictConfig, overrides: Sequence[str]) -> None:
     mode, checkpoint = (OmegaConf.select(config, key) for key in ("mode", "checkpoint.path"))
     if isinstance(OmegaConf.select(config, "rerun"), str):
         from_run.take_from_run(config, overrides)
+    elif from_checkpoint.resumes_run(mode, OmegaConf.select(config, "checkpoint.resume")):
+        from_run.take_from_resumed(config, overrides)
     elif uses_checkpoint(mode) and isinstance(checkpoint, str):
         from_checkpoint.take_from_checkpoint(config, overrides)
 
@@ -104,9 +111,10 @@ def find_start_weights(config: DictConfig) -> None:
     """
     if OmegaConf.select(config, "checkpoint.resume") not in (None, "auto"):  # it starts from a saved state
         return
-    for key in ("model.weights", "model.backbone_weights"):
+    keys = ["model.weights", "model.backbone_weights"]  # the first supersedes the second
+    for key in keys[: 1 if OmegaConf.select(config, keys[0]) is not None else 2]:
         path = OmegaConf.select(config, key)
-        if not isinstance(path, str) or not (path.startswith("runs:/") or Path(path).is_dir()):
+        if not isinstance(path, str) or path in NO_PATHS or not (path.startswith("runs:/") or Path(path).is_dir()):
             continue
         from pspexp.tracking import runs
 
@@ -129,7 +137,13 @@ def make_absolute(config: DictConfig) -> None:
     """Make paths absolute, since a run may be tested, resumed or repeated from another folder."""
     for key in set(PATH_KEYS) - {"output_root"}:  # belongs to the current folder
         path = OmegaConf.select(config, key)
-        if isinstance(path, str) and path not in NO_PATHS and not path.startswith(("runs:/", "models:/")):
+        is_name = key == "model.pretrained" and not Path(str(path)).exists()  # on a hub
+        if (
+            isinstance(path, str)
+            and path not in NO_PATHS
+            and not is_name
+            and not path.startswith(("runs:/", "models:/"))
+        ):
             OmegaConf.update(config, key, str(Path(path).absolute()))
 
 

@@ -4,18 +4,20 @@ from collections.abc import Callable, Iterator
 
 from pspexp.config.modes import uses_checkpoint
 from pspexp.config.signatures import Plain
+from pspexp.errors import did_you_mean
 
 
 def crop_fits_stride(config: Plain) -> Iterator[str]:
     model, size = config["model"], config["crop_size"]
     stride = model.get("output_stride", 1)
-    if model.get("align_corners") and (size - 1) % stride:
+    if model.get("align_corners") is True and isinstance(stride, int) and stride > 0 and (size - 1) % stride:
         near = max(round((size - 1) / stride), 1) * stride + 1
         yield f"crop_size={size}: (crop_size - 1) must be divisible by {stride} (model.output_stride); try {near}"
 
 
 def batch_is_normalisable(config: Plain) -> Iterator[str]:
-    if config["mode"] == "train" and config["loader"]["batch_size"] < 2:
+    normalised = config["mode"] == "train" and config["finetune"]["freeze_batch_norm"] is not True
+    if normalised and config["loader"]["batch_size"] < 2:
         yield (
             "loader.batch_size=1: training needs at least 2, since batch normalisation of the globally "
             "pooled features needs more than one value per channel; try loader.batch_size=2"
@@ -47,8 +49,27 @@ def classes_agree(config: Plain) -> Iterator[str]:
     elif loss != count:  # otherwise it may follow the model
         yield f"loss.num_classes={loss}: must equal dataset.num_classes={count}, its default; remove it"
     weights = config["loss"].get("class_weights")
-    if weights is not None and len(weights) != count:
+    if isinstance(weights, list) and len(weights) != count:
         yield f"loss.class_weights: {len(weights)} values for {count} classes; give one per class"
+
+
+def loss_terms_are_known(config: Plain) -> Iterator[str]:
+    loss = config["loss"]
+    if loss.get("_target_") == "pspexp.losses.Sum" and isinstance(loss["terms"], list):
+        from pspexp.losses.sum import term_problems  # imports torch, which takes seconds
+
+        yield from (f"loss.{line}" for line in term_problems(loss["terms"], loss["num_classes"]))
+
+
+def torch_ignores_labels(config: Plain) -> Iterator[str]:
+    loss, ignored = config["loss"], config["dataset"].get("ignore_index")
+    terms = loss["terms"] if isinstance(loss.get("terms"), list) else []
+    nested = {f"loss.terms.{number}.loss": term for number, term in enumerate(terms) if isinstance(term, dict)}
+    nodes = {"loss": loss} | {key: term.get("loss") for key, term in nested.items()}
+    for key, node in nodes.items():
+        of_torch = isinstance(node, dict) and str(node.get("_target_")).startswith("torch.nn.")
+        if of_torch and node.get("ignore_index", -100) != ignored:
+            yield f"{key}.ignore_index={node.get('ignore_index', -100)}: set it to dataset.ignore_index={ignored}"
 
 
 def ignored_labels_agree(config: Plain) -> Iterator[str]:
@@ -69,7 +90,7 @@ def bands_agree(config: Plain) -> Iterator[str]:
     if channels is not None and channels != len(mean):
         yield f"model.in_channels={channels}: but dataset.mean has {len(mean)} values; make them agree"
     padding = config["augment"].get("mean", mean)
-    if len(padding) != len(mean):
+    if isinstance(padding, list) and len(padding) != len(mean):
         yield f"augment.mean={padding}: must equal dataset.mean={mean}, its default; remove it"
     if len(mean) != 3:
         for key in ("export.register", "tracking.register"):
@@ -123,6 +144,27 @@ def comparison_is_clear(config: Plain) -> Iterator[str]:
             yield f"compare.{key}={value}: selects runs from MLflow, but compare.runs names runs; remove one of them"
 
 
+def unfreezing_has_effect(config: Plain) -> Iterator[str]:
+    epoch = config["finetune"]["unfreeze_at"]
+    if epoch is not None and not config["finetune"]["freeze"]:
+        yield f"finetune.unfreeze_at={epoch}: nothing is frozen until then; set finetune.freeze, or this to null"
+
+
+def stopping_metrics_exist(config: Plain) -> Iterator[str]:
+    from pspexp.metrics.report import MEANS
+
+    further = [name for name, node in config["metrics"].items() if node is not None]
+    known = ["loss", *MEANS, *further, *(f"mean_{name}" for name in further)]
+    for name, hook in config["hooks"].items():
+        if config["mode"] != "train" or hook is None or hook["_target_"] != "pspexp.engine.hooks.EarlyStopping":
+            continue
+        metric = hook.get("metric", "val/mean_iou")
+        kind = metric.removeprefix("val/").partition("/")[0]
+        if kind not in (*known, "iou"):  # whether the class exists is known once the data set is open
+            hint = did_you_mean(metric, [f"val/{one}" for one in known])
+            yield f"hooks.{name}.metric={metric}: is not a validation metric{hint or '; try val/mean_iou'}"
+
+
 def graphs_hold_gradients(config: Plain) -> Iterator[str]:
     mode, accumulate = config["trainer"]["compile"], config["trainer"]["accumulate"]
     if mode in ("reduce-overhead", "max-autotune") and accumulate > 1:
@@ -136,6 +178,8 @@ RULES: list[Callable[[Plain], Iterator[str]]] = [
     crop_fits_stride,
     batch_is_normalisable,
     classes_agree,
+    loss_terms_are_known,
+    torch_ignores_labels,
     ignored_labels_agree,
     bands_agree,
     class_map_has_effect,
@@ -143,5 +187,7 @@ RULES: list[Callable[[Plain], Iterator[str]]] = [
     input_is_given,
     model_can_be_registered,
     comparison_is_clear,
+    unfreezing_has_effect,
+    stopping_metrics_exist,
     graphs_hold_gradients,
 ]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hydra.utils import get_object
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from pspexp.config.modes import MODES, uses_checkpoint
 from pspexp.config.rules import RULES
 from pspexp.config.signatures import (
     NAMED_NODES,
+    OWN_ARGS,
     RUNTIME_ARGS,
     SPECIAL_KEYS,
     Plain,
@@ -23,6 +23,8 @@ from pspexp.config.signatures import (
     target_problems,
     type_problems,
 )
+from pspexp.config.targets import try_target
+from pspexp.engine.finetune_config import FinetuneConfig
 from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.errors import UserError
 
@@ -34,8 +36,11 @@ else:
 Count = Annotated[StrictInt, Field(ge=0)]
 Positive = Annotated[StrictInt, Field(gt=0)]
 Name = StrictStr | StrictInt | StrictFloat  # Hydra reads 3, the folder of a job, as a number
+WEIGHTS_BY_NAME = ("timm", "pip")  # values of model.backbone_weights that are not paths
 PLAIN_NODE = ConfigDict(extra="forbid")  # the fields are strict one by one: a strict dataclass takes no dict
-PLAIN_NODES = ("loader", "trainer", "checkpoint", "sweep", "compare", "predict", "export", "check", "choices")
+PLAIN_NODES = (
+    "loader", "trainer", "finetune", "checkpoint", "sweep", "compare", "predict", "export", "check", "choices",
+)  # fmt: skip
 
 
 @dataclass
@@ -47,7 +52,10 @@ class LoaderConfig:
     eval_batch_size: Positive
     num_workers: Count
     cache_mib: Count
+    max_train_images: Positive | None
     max_eval_images: Positive | None
+    sampling: Literal["uniform", "class_balanced"]
+    repeat_threshold: Annotated[StrictFloat | StrictInt, Field(gt=0, le=1)]
 
 
 @dataclass
@@ -135,6 +143,7 @@ class Config:
     output_root: StrictStr
     loader: LoaderConfig
     trainer: TrainerConfig
+    finetune: FinetuneConfig
     checkpoint: CheckpointConfig
     sweep: SweepConfig
     compare: CompareConfig
@@ -152,6 +161,7 @@ class Config:
     precision: Plain
     launcher: Plain
     inference: Plain
+    metrics: dict[str, Plain | None]
     hooks: dict[str, Plain | None]
     tracking: Plain
 
@@ -211,14 +221,15 @@ def without_followers(found: Problems, missing: Problems, sources: Mapping[str, 
 
     If that key has no problem of its own, one of the problems is kept and names the key.
     """
-    kept = {key: line for key, line in found.items() if key not in sources}
+    # Of a key that is unknown, the value does not matter.
+    kept = {key: line for key, line in found.items() if key not in sources or line.startswith(f"{key}: unknown key")}
     for key, line in found.items():
         source = key
         while source in sources:
             source = sources[source]
         group = source.partition(".")[0]
         unread = line.partition(":")[0].endswith("=null") and any(one.startswith(f"{group}.") for one in missing)
-        if source == key or source in kept or unread:
+        if source == key or source in kept or key in kept or unread:
             continue
         value, _, rest = line.partition("=")[2].partition(":")
         kept[source] = f"{source}={value}: {key}{rest}"
@@ -233,9 +244,9 @@ def is_known(config: Plain, key: str) -> bool:
         node = node.get(part, {}) if isinstance(node, dict) else {}
     if "_target_" not in node:
         return len(parents) > 1 or bool({*parents} & {*NAMED_NODES}) or name in known_keys(Config, [*parents])
-    try:
-        target = get_object(node["_target_"])
-    except Exception:  # reported by `target_problems`
+    if (target := try_target(node["_target_"])) is None:  # reported by `target_problems`
+        return True
+    if name in OWN_ARGS.get(parents[0], ()):
         return True
     model = signature_model(target, RUNTIME_ARGS.get(parents[0], set()))
     return name in SPECIAL_KEYS | set(model.model_fields) or model.model_config.get("extra") == "allow"
@@ -253,22 +264,20 @@ def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
         "checkpoint.resume": None if resume == "auto" else resume,
         "dataset.root": dataset.get("root") if needs_data(config) else None,
     }
-    if resume is None:  # else the saved weights are used
-        paths |= {
-            "model.weights": model.get("weights"),
-            "model.backbone_weights": None if backbone == "timm" else backbone,
-        }
+    if resume is None and not uses_checkpoint(config.get("mode")):  # else the saved weights are used
+        unused = model.get("weights") is not None or backbone in WEIGHTS_BY_NAME
+        paths |= {"model.weights": model.get("weights"), "model.backbone_weights": None if unused else backbone}
     for key, path in paths.items():
         if path == "":
             yield key, f"{key}=: is empty; is an environment variable unset?"
             continue
         if (
             not isinstance(path, str)
-            or (key == "checkpoint.path" and path.startswith(("runs:/", "models:/")))
+            or (key in ("checkpoint.path", "checkpoint.resume") and path.startswith(("runs:/", "models:/")))
             or Path(path).exists()
         ):
             continue
-        hint = "; did you mean 'timm', which downloads ImageNet weights?" if key == "model.backbone_weights" else ""
+        hint = "; did you mean timm or pip, for ImageNet weights?" if key == "model.backbone_weights" else ""
         yield key, f"{key}={path}: no such file or folder (looked for {Path(path).absolute()}){hint}"
 
 

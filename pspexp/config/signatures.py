@@ -2,21 +2,26 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Literal, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hydra.utils import get_object
-from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
+from pspexp.config.targets import TargetError, find_target, import_problem, is_open, name_of, parameters, takes
 from pspexp.errors import as_yaml, did_you_mean
-from pspexp.utils.arguments import requirement
+from pspexp.utils.arguments import existing_part, requirement
 
 Plain = dict[str, Any]
-NAMED_NODES = ("hooks",)  # groups of named nodes, each with a _target_ or null
+NAMED_NODES = ("hooks", "metrics")  # groups of named nodes, each with a _target_ or null
 SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-# Arguments supplied at run time, to the partial that the node builds; they never appear in YAML.
-RUNTIME_ARGS = {"optimizer": {"model"}, "scheduler": {"optimizer", "total_steps"}}
+# Arguments supplied at run time, to the partial that the node builds; they never appear in YAML. A target gets those
+# that it names: an optimizer the model, or its parameters as torch's own do.
+RUNTIME_ARGS = {"optimizer": {"model", "params"}, "scheduler": {"optimizer", "total_steps"}}
+# Handled by `pspexp.config.network` where the target does not take them.
+OWN_ARGS = {"model": {"weights"}}
+CUSTOM_GROUPS = ("model", "augment", "loss", "optimizer", "scheduler")  # with an option for the user's own target
 
 
 def type_problems(annotation: Any, value: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -32,21 +37,6 @@ def type_problems(annotation: Any, value: Any, key: str) -> Iterator[tuple[str, 
             if name not in seen:
                 seen.add(name)
                 yield name, describe(name, place, problem, annotation)
-
-
-def existing_part(value: Any, place: tuple[int | str, ...]) -> list[int | str]:
-    """The part of a pydantic location that is a path into ``value``, including a missing key, without union members."""
-    found: list[int | str] = []
-    for part in place:
-        if isinstance(value, Mapping):
-            found.append(part)
-            value = value.get(part)
-        elif isinstance(value, list) and isinstance(part, int):
-            found.append(part)
-            value = value[part]
-        else:
-            break
-    return found
 
 
 def describe(name: str, place: list[int | str], problem: Any, annotation: Any) -> str:
@@ -75,20 +65,32 @@ def target_problems(key: str, node: Plain) -> Iterator[tuple[str, str]]:
         yield key, f"{key}: no _target_; choose an option of this group, e.g. {key}=<option>, instead of a value"
         return
     try:
-        target = get_object(node["_target_"])
-    except Exception as error:
-        root = error.__cause__ or error  # Hydra's own message hides what failed
-        name = f"{key}._target_"
-        yield name, f"{name}={node['_target_']}: cannot be imported ({type(root).__name__}: {root})"
+        target = find_target(node["_target_"])
+    except TargetError as error:
+        yield f"{key}._target_", import_problem(key, node["_target_"], error)
         return
     if key in RUNTIME_ARGS and node.get("_partial_") is not True:
         name, value = f"{key}._partial_", as_yaml(node.get("_partial_"))
         yield name, f"{name}={value}: must be true, since the other arguments are supplied at run time"
-    arguments = {name: value for name, value in node.items() if name not in SPECIAL_KEYS}
+    unpassed = SPECIAL_KEYS | {name for name in OWN_ARGS.get(key, ()) if not takes(target, name)}
+    arguments = {name: value for name, value in node.items() if name not in unpassed}
     built = {name for name, value in arguments.items() if holds_nodes(value)}
-    yield from type_problems(signature_model(target, RUNTIME_ARGS.get(key, set()), built), arguments, key)
+    # Of a partial within another node, anything may be supplied at run time.
+    later = RUNTIME_ARGS.get(key, [*parameters(target)] if node.get("_partial_") else [])
+    given = [name for name in later if name not in arguments or key in RUNTIME_ARGS]
+    model = signature_model(target, given, built, len(node.get("_args_") or ()))
+    for name, line in type_problems(model, arguments, key):
+        yield name, line + advice(line, key, name, str(node["_target_"]))
     for name in built:
         yield from nested_problems(f"{key}.{name}", arguments[name])
+
+
+def advice(line: str, key: str, name: str, target: str) -> str:
+    """How to go on with a key that a target of the user's own does not take, or an empty string."""
+    if not line.endswith(": unknown key") or target.startswith("pspexp."):
+        return ""
+    option = f", or choose {key}=custom, without the keys of another option" if key in CUSTOM_GROUPS else ""
+    return f"; {target} takes no argument of this name: remove it with ~{name}{option}"
 
 
 def holds_nodes(value: Any) -> bool:
@@ -110,32 +112,40 @@ def nested_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from nested_problems(f"{key}.{name}", item)
 
 
-def signature_model(target: Callable[..., Any], supplied: Iterable[str], built: Iterable[str] = ()) -> Any:
+def signature_model(
+    target: Callable[..., Any], supplied: Iterable[str], built: Collection[str] = (), positional: int = 0
+) -> Any:
     """A pydantic model of the parameters of ``target``, so that arguments can be checked before anything is built.
 
     Args:
         target: A class or function.
         supplied: Parameters that are supplied at run time.
         built: Parameters whose values are still to be built, which may be anything.
+        positional: Number of arguments given by position (``_args_``).
     """
     function = target.__init__ if inspect.isclass(target) else target
     hints: dict[str, Any] = {}
-    with suppress(NameError, TypeError):  # types imported for type checking only: not checked here
+    with suppress(Exception):  # types imported for type checking only, or none at all: not checked here
         hints = get_type_hints(function, include_extras=True)
-    try:
-        parameters = inspect.signature(target).parameters
-    except ValueError:  # a class written in C: accept any arguments
-        parameters = inspect.signature(lambda **_: None).parameters
     fields: dict[str, Any] = {}
-    extra: Literal["forbid", "allow"] = "forbid"
-    for name, parameter in parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            extra = "allow"
+    supplied = {*supplied, *list(parameters(target))[:positional]}
+    for name, parameter in parameters(target).items():
         if name in supplied or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (Any if name in built else hints.get(name, Any), default)
+        fields[name] = (Any if name in built else in_yaml(hints.get(name, Any)), default)
+    extra: Literal["forbid", "allow"] = "allow" if is_open(target) else "forbid"
     config = ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Field name .* shadows an attribute", UserWarning)  # harmless here
-        return create_model(target.__name__, __config__=config, **fields)
+        return create_model(name_of(target), __config__=config, **fields)
+
+
+def in_yaml(annotation: Any) -> Any:
+    """A type, with lists instead of tuples and sets: YAML has no others."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if {annotation, origin} & {tuple, set, frozenset}:
+        return Annotated[annotation, Field(strict=False)]
+    if origin in (Union, UnionType):
+        return Union[tuple(NoneType if one is None else in_yaml(one) for one in inner)]  # noqa: UP007
+    return annotation

@@ -1,5 +1,6 @@
 """Class ids as palette images, and as colours over the image with a legend."""
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 
@@ -13,6 +14,7 @@ from pspexp.utils.fonts import default_font, fallback_fonts, missing_glyphs
 from pspexp.utils.text import printable, shorten
 
 Pixels = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 WHITE, INK = (255, 255, 255), (31, 41, 51)
@@ -78,7 +80,11 @@ def blend(image: Pixels, ids: Pixels, info: DatasetInfo, opacity: float = 0.7) -
 def overlay(image: AnyImage, ids: Pixels, info: DatasetInfo) -> Image.Image:
     """Class colours over an image, and below it a legend: the classes in it with their shares, largest first."""
     picture = Image.fromarray(blend(visible(np.asarray(image)), ids, info, opacity=0.5))
-    entries = legend_entries(ids, info)
+    return with_legend(picture, legend_entries(ids, info))
+
+
+def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Image.Image:
+    """A picture above a legend of texts and colours."""
     texts = [_runs(text) for text, _ in entries]
     height = round(1.6 * FONT_SIZE)
     widths = [round(sum(font.getlength(part) for font, part in runs)) + 2 * height for runs in texts]
@@ -102,7 +108,7 @@ def overlay(image: AnyImage, ids: Pixels, info: DatasetInfo) -> Image.Image:
     return canvas
 
 
-def legend_entries(ids: Pixels, info: DatasetInfo) -> list[tuple[str, tuple[int, int, int]]]:
+def legend_entries(ids: Pixels, info: DatasetInfo) -> list[tuple[str, Colour]]:
     """Text and colour of each class in ``ids``, largest first, and of ignored pixels."""
     pixels = np.array(Image.fromarray(ids).histogram())
     shares = pixels / max(ids.size, 1)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from pspexp.errors import UserError, setting
+from pspexp.models.checkpoint_file import load_checkpoint_file
 from pspexp.models.exported import is_exported, read_description
-from pspexp.models.weights import FORMAT, load_checkpoint_file
+from pspexp.models.weights import FORMAT
 from pspexp.utils.files import atomic_write
 
 

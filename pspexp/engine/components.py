@@ -1,6 +1,7 @@
 """The objects that a job consists of, built from the configuration."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 from torch.optim import Optimizer
@@ -11,8 +12,10 @@ from pspexp.data.dataset import SegmentationDataset, Split
 from pspexp.data.loader import TrainLoader
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
+from pspexp.engine.finetune import Freezing
 from pspexp.engine.precision import Precision
 from pspexp.inference import Inference
+from pspexp.metrics.base import AnyMetric
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Components:
     inference: Inference
     model: nn.Module
     loss: nn.Module
+    metrics: Mapping[str, AnyMetric] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -36,5 +40,6 @@ class TrainingComponents(Components):
     validation: Split
     cache: SampleCache
     loader: TrainLoader
+    freezing: Freezing
     optimizer: Optimizer
     scheduler: LRScheduler

@@ -170,6 +170,18 @@ class Device:
         moved.record_stream(current)  # otherwise its memory could be reused while it is still being read
         return moved
 
+    def fetch(self, *tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
+        """Begin to copy tensors to the host; calling the result waits for the copies, not for work queued later."""
+        non_blocking = self.pin_memory and hasattr(self._module, "Event")
+        copies = tuple(tensor.to(HOST, non_blocking=non_blocking) for tensor in tensors)
+        wait = self.record_event()
+
+        def result() -> tuple[torch.Tensor, ...]:
+            wait()
+            return copies
+
+        return result
+
     def record_event(self) -> Callable[[], None]:
         """Record an event after the work queued so far; calling the result waits for it."""
         if not hasattr(self._module, "Event") or self.type == HOST:

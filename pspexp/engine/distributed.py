@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from pspexp.engine.device import Device
@@ -175,7 +176,11 @@ class World:
             probe(torch.ones(2, 1, 1, 1, device=self._device.torch, requires_grad=True)).sum().backward()
         except (RuntimeError, ValueError):
             return None
+        # The norms of timm's EfficientNets call an activation, which the converted ones hold but would not call.
+        activated = [name for name, one in model.named_modules() if isinstance(one, _BatchNorm) and hasattr(one, "act")]
         converted: nn.Module = convert(model)
+        for name in activated:
+            converted.get_submodule(name).register_forward_hook(lambda norm, _, output: norm.act(norm.drop(output)))
         return converted
 
 

@@ -3,17 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pspexp.data.bands import visible
 from pspexp.data.dataset import EvaluatedSample
 from pspexp.data.loader import Batch
 from pspexp.data.transforms import normalize
 from pspexp.engine.components import Components
-from pspexp.losses import mean_loss
-from pspexp.metrics import ConfusionMatrix, Report
+from pspexp.engine.tally import Tally
+from pspexp.metrics import Report
+from pspexp.metrics.images import ImageScores
 from pspexp.models.folding import fold_batch_norms
 
 
@@ -26,12 +25,16 @@ class Evaluation:
         loss: Mean over images.
         samples: A few images to display.
         skipped: Number of images that could not be read.
+        images: The metrics of each image, worst first.
+        worst: The first of these images, to display.
     """
 
     report: Report
     loss: float
     samples: list[EvaluatedSample] = field(default_factory=list)
     skipped: int = 0
+    images: list[ImageScores] = field(default_factory=list)
+    worst: list[EvaluatedSample] = field(default_factory=list)
 
     def extra(self, prefix: str) -> dict[str, float]:
         """Metric name → value, of those that are not in the report."""
@@ -81,13 +84,7 @@ class Evaluator:
         self, model: nn.Module, batches: Iterable[Batch], names: Sequence[str], on_batch_end: Callable[[int], None]
     ) -> Evaluation:
         parts, info = self.components, self.components.dataset.info
-        matrix = ConfusionMatrix(info.num_classes, info.ignore_index)
-        # By image: their mean must not depend on the batch size or on which process evaluated which image. Kept on the
-        # device: reading them after each batch would make the device wait for the host.
-        losses = torch.zeros(len(names), device=parts.device.torch)
-        evaluated = torch.zeros(len(names), dtype=torch.bool)
-        shown = set(np.linspace(0, len(names) - 1, min(self.num_samples, len(names))).astype(int).tolist())
-        samples: dict[int, EvaluatedSample] = {}
+        tally = Tally(parts, names, self.num_samples)
         network: nn.Module | None = None
         for batch in batches:
             images = normalize(parts.device.move(batch.images), info.mean, info.std, torch.float32)
@@ -96,27 +93,6 @@ class Evaluator:
             with parts.precision.autocast(parts.device):
                 logits = parts.inference.logits(network, images)
             prediction = logits.max(1).indices  # six times as fast as argmax on CPUs
-            matrix.update(prediction, labels)
-            evaluated[batch.indices] = True
-            for row, index in enumerate(batch.indices):
-                own = slice(row, row + 1)
-                losses[index] = mean_loss(parts.loss, {"out": logits[own]}, labels[own])
-                if index in shown:
-                    samples[index] = as_sample(names[index], batch, row, prediction)
+            tally.add(batch, logits, prediction, labels)
             on_batch_end(len(batch.indices))
-        matrix.counts, losses = parts.world.all_reduce_cpu(matrix.counts), parts.world.all_reduce_cpu(losses)
-        samples = {index: sample for found in parts.world.all_gather_object(samples) for index, sample in found.items()}
-        number = int(parts.world.all_reduce_cpu(evaluated.sum()).item())
-        loss = losses.double().sum().item() / max(number, 1)
-        shown_samples = [samples[index] for index in sorted(samples)]
-        return Evaluation(matrix.report(info.class_names), loss, shown_samples, len(names) - number)
-
-
-def as_sample(name: str, batch: Batch, row: int, prediction: Tensor) -> EvaluatedSample:
-    """Image number ``row`` of a batch with its predicted class ids ``[N, H, W]``."""
-    return EvaluatedSample(
-        name,
-        visible(batch.images[row].permute(1, 2, 0).numpy()),
-        batch.labels[row].numpy(),
-        prediction[row].to("cpu", torch.uint8).numpy(),
-    )
+        return Evaluation(**tally.total())

@@ -173,9 +173,7 @@ class EarlyStopping(Hook):
     @checked
     def __init__(
         self,
-        metric: Annotated[str, Field(pattern=r"^val/(loss|mean_iou|mean_acc|overall_acc|freqw_acc|iou/.+)$")] = (
-            "val/mean_iou"
-        ),
+        metric: Annotated[str, Field(pattern="^val/.+$")] = "val/mean_iou",
         mode: Literal["max", "min"] = "max",
         patience: Annotated[int, Field(ge=1)] | None = None,
         min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,

@@ -24,6 +24,7 @@ from pspexp.errors import ArgumentError, Interrupted, UserError, setting
 from pspexp.losses import LossSum, can_chunk, loss_sum
 from pspexp.models.segmenter import can_defer_upsampling
 from pspexp.optim.optimizers import load_optimizer_state, supports_found_inf
+from pspexp.optim.schedules import Schedule
 from pspexp.tracking.console import Progress
 from pspexp.tracking.run_folder import finite
 from pspexp.tracking.tracker import Tracker
@@ -81,7 +82,7 @@ class Trainer:
         self.hooks, self.stop_signal = hooks, stop_signal
         self.evaluated_model = self.model  # the model that is validated, and whose results decide about best.pt
         self.network = self.world.wrap_ddp(self.model)
-        self.total_steps = config.epochs * self.loader.steps_per_epoch
+        self.total_steps = config.total_steps(self.loader.steps_per_epoch)
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
         self.autocast = components.precision.autocast(self.device)
         self.scaler = components.precision.grad_scaler(self.device)
@@ -164,9 +165,11 @@ class Trainer:
         group = self._load(batches)
         loaded = time.perf_counter()
         self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.components.freezing.update(self.state.step // self.loader.steps_per_epoch + 1):
+            self.network = self.world.wrap_ddp(self.model)  # DDP averages gradients of what was trained when it began
         # For dropout: its random numbers depend on the step and process only, not on those drawn before.
         torch.manual_seed(self.seed + self.state.step + RANK_SEED_STRIDE * self.world.rank)
-        self.optimizer.zero_grad(set_to_none=True)
         # The total weight is not known before the last batch. Until then, a power of two of similar size replaces it:
         # dividing by it rounds nothing, and keeps fp16 gradients in range.
         provisional = 2 ** (group[0].labels.numel() * len(group)).bit_length()
@@ -266,7 +269,7 @@ class Trainer:
             for batch, value in zip(self.loader.sample_keys(step - 1, step, rank), values, strict=True)
         ]
         bad = [batch for batch, value in batches if not math.isfinite(value)] or [batch for batch, _ in batches]
-        names = ", ".join(self.components.training.names[index] for batch in bad for _, index in batch)
+        names = ", ".join(self.components.training.names[key.index] for batch in bad for key in batch)
         precision = setting("precision", "fp32" if self.scaler is None else "bf16 or fp32")
         raise NonFiniteLossError(
             f"step {step}: the loss is {loss}, the gradient norm {norm} (images {names}); the weights are "
@@ -341,6 +344,7 @@ class Trainer:
         training = {
             "world_size": self.world.size,
             "precision": self.components.precision.resolve(self.device),
+            "steps_per_epoch": self.loader.steps_per_epoch,
             "data": self.data,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "state": vars(self.state),
@@ -379,6 +383,20 @@ class Trainer:
                 hook.load_state_dict(state)
         self._call_hooks("on_resume", checkpoint)
         log.info("resuming from step %d", self.state.step)
+        self._follow_new_length()
+
+    def _follow_new_length(self) -> None:
+        """Let the learning rate follow the length of the training if it is not the saved one."""
+        schedule = self.scheduler
+        if not isinstance(schedule, Schedule) or schedule.total_steps == self.total_steps:
+            return
+        planned, before = schedule.total_steps, schedule.get_last_lr()[0]
+        schedule.extend(self.total_steps)
+        rule = setting("scheduler.on_extend", schedule.on_extend)
+        log.info(
+            "%d steps of training instead of %d (%s): the learning rate of step %d is %.4g instead of %.4g",
+            self.total_steps, planned, rule, self.state.step + 1, schedule.get_last_lr()[0], before,
+        )  # fmt: skip
 
     def _call_hooks(self, event: str, *values: Any) -> None:
         """Call an event of every hook; an error names the hook."""

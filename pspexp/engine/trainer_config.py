@@ -14,6 +14,7 @@ class TrainerConfig:
 
     Attributes:
         epochs: Length of the training; the horizon of the learning-rate schedule.
+        steps: The same in optimizer steps; takes precedence over ``epochs``.
         max_steps: Number of steps after which training stops early.
         validate_every: Number of epochs between validations. The end of the training is always validated.
         log_every: Number of steps between log records.
@@ -26,6 +27,7 @@ class TrainerConfig:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     epochs: PositiveInt
+    steps: PositiveInt | None = None
     max_steps: PositiveInt | None = None
     validate_every: PositiveInt = 1
     log_every: PositiveInt = 5
@@ -33,3 +35,7 @@ class TrainerConfig:
     accumulate: PositiveInt = 1
     ema: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = None
     compile: Literal[False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Length of the training in optimizer steps."""
+        return self.steps or self.epochs * steps_per_epoch

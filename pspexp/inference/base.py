@@ -15,6 +15,7 @@ from pspexp.data.dataset import Sample
 Normalize = Callable[[Tensor], Tensor]
 Scales = Annotated[Sequence[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
 Pixels = Annotated[int, Field(gt=0)]
+BaseSize = Pixels | Annotated[Sequence[Pixels], Field(min_length=2, max_length=2)] | None
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 # Pixels of the strips in which the results of several scales are averaged: 2000 by 500. More takes more memory, fewer
@@ -40,11 +41,13 @@ class Inference:
         scales: Factors by which the image is resized; results are resized back. Bilinear, without antialiasing, as in
             hszhao/semseg (``tool/test.py``).
         flip: Whether to average with the mirrored results of the mirror image.
-        base_size: Length of the longer side at scale 1 in pixels; None: that of the image.
+        base_size: Length of the longer side at scale 1 in pixels; or limits of the longer and the shorter side, within
+            which the image is made as large as possible (mmsegmentation's ``Resize``); None: the image's own size.
     """
 
-    def __init__(self, scales: Scales = (1.0,), flip: bool = False, base_size: Pixels | None = None) -> None:
-        self.scales, self.flip, self.base_size = tuple(scales), flip, base_size
+    def __init__(self, scales: Scales = (1.0,), flip: bool = False, base_size: BaseSize = None) -> None:
+        self.scales, self.flip = tuple(scales), flip
+        self.base_size = base_size if base_size is None or isinstance(base_size, int) else tuple(base_size)
 
     def describe(self) -> str:
         """What is evaluated of each image, for a log line."""
@@ -102,8 +105,13 @@ class Inference:
 
     def scaled_size(self, height: int, width: int, scale: float) -> tuple[int, int]:
         """Height and width of an image at one of the scales."""
-        longer = max(1, round(scale * (self.base_size or max(height, width))))
-        shorter = max(1, round(longer * min(height, width) / max(height, width)))
+        long, short = max(height, width), min(height, width)
+        if isinstance(self.base_size, tuple):
+            base = min(self.base_size[0], self.base_size[1] * long / short)
+        else:
+            base = self.base_size or long
+        longer = max(1, round(scale * base))
+        shorter = max(1, round(longer * short / long))
         return (longer, shorter) if height > width else (shorter, longer)
 
 

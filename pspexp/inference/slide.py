@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pspexp.errors import ArgumentError
-from pspexp.inference.base import Inference, Normalize, Pixels, Scales, as_logits, identity
+from pspexp.inference.base import BaseSize, Inference, Normalize, Pixels, Scales, as_logits, identity
 from pspexp.utils.arguments import checked
 
 # Standard deviation in windows (nnU-Net's value): the middle of an edge has 3e-4 of the centre's weight.
@@ -45,7 +45,7 @@ class Slide(Inference):
         window_batch: Pixels = 4,
         scales: Scales = (1.0,),
         flip: bool = False,
-        base_size: Pixels | None = None,
+        base_size: BaseSize = None,
     ) -> None:
         super().__init__(scales, flip, base_size)
         if stride is not None and overlap is not None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pspexp.data.bands import ImageT
-from pspexp.inference.base import Box, Inference, Normalize, Pixels, Scales, as_logits
+from pspexp.inference.base import BaseSize, Box, Inference, Normalize, Pixels, Scales, as_logits
+from pspexp.models.segmenter import size_rule
 from pspexp.utils.arguments import checked
 
 
@@ -24,7 +25,7 @@ class CenterCrop(Inference):
 
     @checked
     def __init__(
-        self, crop_size: Pixels, scales: Scales = (1.0,), flip: bool = False, base_size: Pixels | None = None
+        self, crop_size: Pixels, scales: Scales = (1.0,), flip: bool = False, base_size: BaseSize = None
     ) -> None:
         super().__init__(scales, flip, base_size)
         self.crop_size = crop_size
@@ -60,33 +61,23 @@ class CenterCrop(Inference):
 class Whole(Inference):
     """The whole image at its own size, padded at the right and bottom with the mean colour to the next valid size.
 
-    Valid sizes map onto the feature grid without remainder: ``k * output_stride + 1`` with aligned corners,
+    Valid sizes map onto the network's feature grid without remainder: ``k * output_stride + 1`` if it aligns corners,
     ``k * output_stride`` otherwise. The logits of the padding are cropped.
 
     Args:
-        output_stride: Output stride of the network.
-        align_corners: Whether the network upsamples its logits with aligned corners.
         scales, flip, base_size: See `Inference`.
     """
 
     @checked
-    def __init__(
-        self,
-        output_stride: Pixels,
-        align_corners: bool,
-        scales: Scales = (1.0,),
-        flip: bool = False,
-        base_size: Pixels | None = None,
-    ) -> None:
+    def __init__(self, scales: Scales = (1.0,), flip: bool = False, base_size: BaseSize = None) -> None:
         super().__init__(scales, flip, base_size)
-        self.output_stride, self.align_corners = output_stride, align_corners
 
     def view(self, model: nn.Module, images: Tensor, normalize: Normalize) -> Iterator[Tensor]:
         """See `Inference.view`."""
         images = normalize(images)
         height, width = images.shape[-2:]
-        remainder = int(self.align_corners)
-        pad_bottom, pad_right = (-(side - remainder) % self.output_stride for side in (height, width))
+        stride, remainder = size_rule(model)
+        pad_bottom, pad_right = (-(side - remainder) % stride for side in (height, width))
 
         def padded(images: Tensor) -> dict[str, Any]:
             out = model(F.pad(images, (0, pad_right, 0, pad_bottom)))["out"]  # 0 = the mean colour

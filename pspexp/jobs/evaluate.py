@@ -68,6 +68,7 @@ def evaluate(
             on_batch_end=lambda num_images: progress.add(num_images * world.size),
         )
     tracker.samples(role, evaluation.samples, components.dataset.info)
+    tracker.images(role, evaluation.images, evaluation.worst, components.dataset.info)
     return evaluation
 
 

@@ -1,15 +1,18 @@
 """The folder of a job: a new one, or that of the run to resume."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pspexp.config.modes import MODES
-from pspexp.errors import UserError
+from pspexp.errors import UserError, as_yaml
 from pspexp.launchers.base import Launcher
+from pspexp.utils.trees import flatten
 
 TIME_FORMAT = "%Y-%m-%d_%H-%M-%S"
 LEFTOVERS = ("run.log", ".lock", ".writing.lock")  # of a run that was refused before it had any records
@@ -65,13 +68,13 @@ def resumed_folder(config: DictConfig, launcher: Launcher) -> Path | None:
     if config.mode != "train" or resume is None:
         return None
     # Slow to import, and most commands need none of it here.
-    from pspexp.config.resume import resume_conflicts
+    from pspexp.config.resume import extends, resume_conflicts, state_folder
     from pspexp.engine import checkpoint
     from pspexp.jobs.records import public
     from pspexp.tracking import runs
 
     if resume != "auto":
-        return runs.run_folder(runs.find_checkpoint(resume, "last.pt"))
+        return state_folder(resume, config.output_root, config.tracking.get("tracking_uri"))
     now = public(config)
 
     def same(file: Path) -> bool:
@@ -83,7 +86,64 @@ def resumed_folder(config: DictConfig, launcher: Launcher) -> Path | None:
         except UserError:  # unreadable, or in another format: not this run
             return False
 
-    return runs.latest_unfinished(parent_folder(config), same)
+    def finished_but_extended(folder: Path) -> bool:
+        return extends(recorded_config(folder), flatten(now))
+
+    return runs.latest_unfinished(parent_folder(config), same, finished_but_extended)
+
+
+def nothing_to_resume(config: DictConfig, folder: Path, world_size: int) -> list[str]:
+    """What to say if ``checkpoint.resume=auto`` finds no run: that a new one begins, and which run is nearest.
+
+    Args:
+        config: The configuration of the new run.
+        folder: Its folder.
+        world_size: Its number of processes.
+    """
+    from pspexp.config.resume import unequal  # as above
+    from pspexp.jobs.records import public
+    from pspexp.tracking import runs
+
+    parent = parent_folder(config)
+    if folder.absolute().parent != parent.absolute():  # hydra.run.dir is given, or it is the job of a sweep
+        return [f"nothing to resume: {folder} holds no checkpoints/last.pt; a new run begins"]
+    now = flatten(public(config))
+    found = [(unequal(recorded_config(one), now), one) for one in runs.unfinished(parent) if one.name != folder.name]
+    lines = [f"nothing to resume: no unfinished run with this configuration under {parent}; a new run begins"]
+    if found:
+        changed, nearest = min(found, key=lambda one: len(one[0]))  # of several, the latest
+        why = describe_changes(changed) if changed else refusal(nearest, config, world_size)
+        lines.append(f"nearest: {nearest} {why}")
+    return lines
+
+
+def describe_changes(changed: Sequence[tuple[str, Any, Any]]) -> str:
+    """How an unfinished run differs from this one, in at most three keys."""
+    shown = [f"{key}: {as_yaml(then)} there, {as_yaml(now)} here" for key, then, now in changed[:3]]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f"differs in {'; '.join(shown)}{more}"
+
+
+def refusal(folder: Path, config: DictConfig, world_size: int) -> str:
+    """Why an unfinished run with the same settings is not resumed."""
+    from pspexp.config.resume import resume_conflicts  # as above
+    from pspexp.engine import checkpoint
+    from pspexp.jobs.records import public
+
+    try:
+        conflicts = resume_conflicts(checkpoint.read(folder / "checkpoints" / "last.pt"), public(config), world_size)
+    except UserError as error:
+        conflicts = list(error.problems)
+    return f"has this configuration, but {conflicts[0] if conflicts else 'repeats another run (rerun)'}"
+
+
+def recorded_config(folder: Path) -> dict[str, Any]:
+    """The flat configuration that a run folder records; empty if it cannot be read."""
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        return flatten(found)
+    except Exception:  # the system's, PyYAML's or OmegaConf's
+        return {}
 
 
 def parent_folder(config: DictConfig) -> Path:

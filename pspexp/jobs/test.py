@@ -9,6 +9,7 @@ from pspexp.engine import checkpoint
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
 from pspexp.errors import Interrupted, UserError, setting
+from pspexp.jobs.class_weights import resolve_class_weights
 from pspexp.jobs.evaluate import describe, evaluate, look_at_labels, warn_unlike_training
 from pspexp.jobs.records import Request, recorded, start_tracker
 from pspexp.launchers.base import StopSignal
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 def test(job: Request, device: Device, world: World, stop_signal: StopSignal) -> float | None:
     """``mode=test``: evaluate a checkpoint on the test split; returns the mean IoU."""
     config = job.config
+    resolve_class_weights(config, world)
     parts, saved = build_trained(config, device, world)
     split = world.broadcast_from_main(lambda: parts.dataset.open("test"))
     if not len(split):

@@ -74,18 +74,19 @@ class ExportedNetwork(nn.Module):
     Args:
         file: The file.
         num_classes: Number of classes.
-        output_stride: As in the network it was made from.
-        align_corners: As in the network it was made from.
 
     Raises:
         UserError: The file cannot be used.
     """
 
-    def __init__(self, file: str, num_classes: int, output_stride: int, align_corners: bool) -> None:
+    def __init__(self, file: str, num_classes: int) -> None:
         super().__init__()
         description = read_description(Path(file))
-        self.num_classes, self.output_stride, self.align_corners = num_classes, output_stride, align_corners
+        self.num_classes = num_classes
         self.interface: str = description["input"]
+        # The interface ``image`` pads by itself.
+        rule = description["size_rule"] if self.interface == "tensor" else {"multiple_of": 1, "plus": 0}
+        self.output_stride, self.align_corners = int(rule["multiple_of"]), bool(rule["plus"])
         self._mean, self._std = (torch.tensor(description[key])[:, None, None] for key in ("mean", "std"))
         self._run: Run = _onnx_run(Path(file)) if Path(file).suffix == ONNX else _pt2_run(Path(file))
 

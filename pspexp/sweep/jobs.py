@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.config.build import build
+from pspexp.config.class_weights import with_numbers_of
 from pspexp.config.compose import with_choices
 from pspexp.config.overrides import ADDED_GROUPS
 from pspexp.config.resolve import resolve
@@ -23,8 +24,8 @@ from pspexp.jobs.records import public, record_failure, training_state_file
 from pspexp.launchers.base import Launcher, Single
 from pspexp.launchers.elastic import Elastic
 from pspexp.sweep.devices import device_share, jobs_at_once
-from pspexp.sweep.job_record import JobRecord, State, load, name_of, save, summary_of, values_of
-from pspexp.sweep.sweep import Sweep, differences, load_sweep
+from pspexp.sweep.job_record import JobRecord, State, load, name_of, save, summary_of
+from pspexp.sweep.sweep import Sweep, differences, load_sweep, values_of
 from pspexp.tracking import runs
 from pspexp.tracking.provenance import command_line
 from pspexp.tracking.secrets import mask_logins
@@ -106,7 +107,7 @@ def previous_attempt(
 
 def new_record(sweep: Sweep, number: int, overrides: Sequence[str], before: JobRecord | None) -> JobRecord:
     """The record of a new attempt."""
-    values = values_of(sweep, overrides)
+    values = values_of(sweep.varies, overrides)
     return JobRecord(sweep.id, number, name_of(values, number), values, seconds=before.seconds if before else 0)
 
 
@@ -131,7 +132,7 @@ def refuse_another(sweep: Sweep, before: JobRecord, folder: Path, config: DictCo
     if before.state != "FINISHED" and not training_state_file(folder).is_file():
         return  # nothing is lost
     then: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    if found := differences(flatten(then), flatten(public(config))):
+    if found := differences(flatten(then), flatten(with_numbers_of(then, public(config)))):
         where = f"job {before.number} of the sweep in {sweep.folder}"
         raise UserError(*(f"{line} ({where}); choose another folder" for line in found))
 

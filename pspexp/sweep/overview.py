@@ -5,6 +5,7 @@ import logging
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pspexp.config.overrides import quoted, short_names
 from pspexp.errors import UserError
 from pspexp.jobs.records import Request, build_loggers, close_abandoned
 from pspexp.metrics import percent
-from pspexp.sweep.job_record import JobRecord, load, shown, summary_of
+from pspexp.sweep.job_record import JobRecord, load, name_of, shown, summary_of
 from pspexp.sweep.sweep import JOB_FILE, Sweep
 from pspexp.tracking import figures
 from pspexp.tracking.local import drawing
@@ -62,11 +63,19 @@ def report_sweep(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
 def collect(sweep: Sweep) -> list[Row]:
     """The jobs, ordered by number."""
     found = [(loaded(file.parent), file.parent) for file in sweep.folder.rglob(JOB_FILE)]
-    mine = [(record, folder) for record, folder in found if record is not None and record.sweep == sweep.id]
+    mine = [(completed(sweep, one), folder) for one, folder in found if one is not None and one.sweep == sweep.id]
     for record, folder in mine:
         if record.state == "KILLED":
             close_killed(folder)
     return sorted(mine, key=lambda row: row[0].number)
+
+
+def completed(sweep: Sweep, record: JobRecord) -> JobRecord:
+    """A job's record with its values of keys that did not vary when it ran."""
+    if not sweep.jobs or record.values.keys() >= sweep.varies.keys():
+        return record
+    values = {key: sweep.jobs[record.number][key] for key in sweep.varies}
+    return replace(record, values=values, name=name_of(values, record.number))
 
 
 def loaded(folder: Path) -> JobRecord | None:

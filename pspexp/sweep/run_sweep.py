@@ -15,6 +15,7 @@ from pspexp.launchers.base import stop_signals
 from pspexp.sweep import overview
 from pspexp.sweep.devices import is_basic
 from pspexp.sweep.jobs import FAILED_MARK, STOPPED_MARK
+from pspexp.sweep.numbering import numbered_jobs
 from pspexp.sweep.sweep import Sweep
 from pspexp.tracking import runs
 
@@ -33,7 +34,11 @@ def run_sweep(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> 
     with runs.run_dir_lock(sweep.folder):
         failed.unlink(missing_ok=True)
         stopped.unlink(missing_ok=True)
-        with jobs_logs_closed(), stop_recorded(stopped, at_once=is_basic(config.hydra.launcher)) as received:
+        with (
+            numbered_jobs(),
+            jobs_logs_closed(),
+            stop_recorded(stopped, at_once=is_basic(config.hydra.launcher)) as received,
+        ):
             try:
                 code = run_jobs()
             except Exception:  # with HYDRA_FULL_ERROR=1 Hydra does not catch it

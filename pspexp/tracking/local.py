@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import numpy as np
 
 from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report
+from pspexp.metrics.images import ImageScores
+from pspexp.metrics.report import defined
+from pspexp.tracking.pictures import picture_names, side_by_side
 from pspexp.tracking.provenance import Uncommitted, git_commit, versions
 from pspexp.tracking.run_folder import finite, read_provenance, read_records, read_summary
-from pspexp.utils.files import write_text_atomic
+from pspexp.utils.files import atomic_write, write_text_atomic
 from pspexp.utils.tables import csv_table
 
 # The figures are imported in functions: matplotlib is slow to import, and most processes draw nothing.
@@ -110,7 +114,8 @@ class LocalTracker:
 
     def report(self, split: str, report: Report) -> None:
         """Write ``tables/{split}_iou.csv`` and ``plots/confusion_matrix.png``."""
-        table = csv_table([("class", "iou", "accuracy", "pixels"), *report.rows()])
+        columns = report.columns()
+        table = csv_table([list(columns), *zip(*columns.values(), strict=True)])
         write_text_atomic(self.folder / "tables" / f"{split}_iou.csv", table)
         with drawing("the confusion matrix"):
             from pspexp.tracking import figures
@@ -140,8 +145,25 @@ class LocalTracker:
 
             for sample in samples:
                 figure = figures.sample(split, sample, dataset)
-                name = sample.name.replace("/", "_").replace("\\", "_")
-                figures.save(figure, self.folder / "plots" / "samples" / f"{name}.png")
+                (name,) = picture_names([sample.name])
+                figures.save(figure, self.folder / "plots" / "samples" / name)
+
+    def images(
+        self, split: str, images: Sequence[ImageScores], worst: Sequence[EvaluatedSample], dataset: DatasetInfo
+    ) -> None:
+        """Write ``tables/{split}_images.csv`` and ``plots/worst/{split}/<name>.png``, see `Tracker.images`."""
+        folder = self.folder / "plots" / "worst" / split
+        drawn: list[str | None] = []
+        for sample, name in zip(worst, picture_names([sample.name for sample in worst]), strict=True):
+            drawn.append(None)
+            with drawing(f"the picture of {sample.name}"), atomic_write(folder / name) as stream:
+                side_by_side(sample, dataset).save(stream, format="PNG", compress_level=1)
+                drawn[-1] = (folder / name).relative_to(self.folder).as_posix()
+        table = images_table(images, drawn, dataset.class_names)
+        write_text_atomic(self.folder / "tables" / f"{split}_images.csv", table)
+        for file in folder.glob("*.png"):  # of earlier evaluations; last, so that the table never names a missing one
+            if file.relative_to(self.folder).as_posix() not in drawn:
+                file.unlink()
 
     def summary(
         self,
@@ -173,6 +195,19 @@ def _series(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, 
 
 def _is_evaluation(record: Mapping[str, Any]) -> bool:
     return any(name.startswith("val/") for name in record)
+
+
+def images_table(images: Sequence[ImageScores], pictures: Sequence[str | None], class_names: Sequence[str]) -> str:
+    """The metrics of images as CSV; ``pictures`` are paths in the run folder, of the first images."""
+    header: list[object] = ["image", "mean_iou", "overall_acc", "pixels", *class_names, "picture"]
+    rows = [header]
+    for image, picture in zip_longest(images, pictures):
+        mean_iou, overall_acc, *iou = (
+            None if value is None else round(value, 6)
+            for value in defined([image.mean_iou, image.overall_acc, *image.iou])
+        )
+        rows.append([image.name, mean_iou, overall_acc, image.pixels, *iou, picture])
+    return csv_table(rows)
 
 
 @contextmanager

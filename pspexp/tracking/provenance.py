@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import torch
 
 from pspexp import __version__
+from pspexp.models.pretrained import cached_file
 from pspexp.tracking.secrets import mask_diff, mask_overrides
+from pspexp.utils.files import sha256
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MAX_DIFF = 2**20  # characters; of a longer one, only the list of files is kept
@@ -110,23 +112,18 @@ def new_file(name: str, room: int) -> str:
 def file_hash(path: Path) -> str:
     """The first 16 hexadecimal digits of a file's SHA-256; the reason if it cannot be read."""
     try:
-        return _sha256(path)[:16]
+        return sha256(path)[:16]
     except OSError as error:
         return str(error.strerror)
 
 
 def weights_hashes(model: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of a model's files of initial weights, by key; ``model`` is the node of the configuration."""
-    files = {f"model.{key}": Path(str(model.get(key))) for key in ("weights", "backbone_weights")}
-    return {key: _sha256(file) for key, file in files.items() if file.is_file()}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:  # may be large
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    files = {key: Path(str(model.get(key))) for key in ("weights", "backbone_weights")}
+    from_hub = model.get("weights") is None and model.get("backbone_weights") == "timm"
+    if from_hub and "backbone" in model and (cached := cached_file(model["backbone"])):
+        files["backbone_weights"] = cached
+    return {f"model.{key}": sha256(file) for key, file in files.items() if file.is_file()}
 
 
 def versions() -> dict[str, str]:

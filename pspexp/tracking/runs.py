@@ -69,14 +69,25 @@ def run_folder(checkpoint: Path) -> Path | None:
     return folder if known and (folder / "config.yaml").is_file() else None
 
 
-def latest_unfinished(parent: Path, matches: Callable[[Path], bool]) -> Path | None:
-    """The latest run folder in ``parent`` that is unfinished and not in use, and whose ``last.pt`` ``matches``."""
+def latest_unfinished(
+    parent: Path, matches: Callable[[Path], bool], continues: Callable[[Path], bool] = lambda folder: False
+) -> Path | None:
+    """The latest of `unfinished` whose ``last.pt`` ``matches``."""
+    return next((folder for folder in unfinished(parent, continues) if matches(folder / "checkpoints/last.pt")), None)
+
+
+def unfinished(parent: Path, continues: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
+    """The run folders in ``parent`` that can be resumed: with a ``last.pt``, unfinished and not in use; latest first.
+
+    Args:
+        parent: The folder.
+        continues: Whether a run folder is meant although its run is finished.
+    """
     saved = sorted(parent.glob("*/checkpoints/last.pt"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in saved:
-        folder = file.parent.parent
-        if read_summary(folder).get("status") != "FINISHED" and not is_locked(folder) and matches(file):
-            return folder
-    return None
+    for folder in (file.parent.parent for file in saved):
+        finished = read_summary(folder).get("status") == "FINISHED"
+        if (not finished or continues(folder)) and not is_locked(folder):
+            yield folder
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report, percent
+from pspexp.metrics.images import ImageScores
 from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.logger import Logger, LoggerGroup, Status
 from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
@@ -127,6 +128,21 @@ class Tracker:
         self._local.samples(split, samples, dataset)
         self._loggers.files("plots/samples/*.png")
 
+    def images(
+        self, split: str, images: Sequence[ImageScores], worst: Sequence[EvaluatedSample], dataset: DatasetInfo
+    ) -> None:
+        """Record the metrics of single images, and draw the worst: image, ground truth and prediction.
+
+        The loggers get the table with the next `report`, the pictures at the end: each evaluation has others.
+
+        Args:
+            split: ``val`` or ``test``.
+            images: Worst first.
+            worst: The first of them, to be drawn.
+            dataset: Names and colours of the classes.
+        """
+        self._local.images(split, images, worst, dataset)
+
     def finish(
         self,
         status: Status,
@@ -145,7 +161,8 @@ class Tracker:
         """
         self._local.curves()
         self._local.summary(status, best=best, last=last, images_per_second=images_per_second, loggers=self.ids)
-        self._loggers.files("summary.json", "run.log", "tables/*.csv", "plots/*.png", "plots/samples/*.png")
+        plots = ("plots/*.png", "plots/samples/*.png", "plots/worst/*/*.png")
+        self._loggers.files("summary.json", "run.log", "tables/*.csv", *plots)
         checkpoints = ("checkpoints/best.pt", "checkpoints/last.pt")
         if status == "FINISHED":
             self._loggers.files(*checkpoints)
@@ -170,12 +187,12 @@ class SilentTracker(Tracker):
     def _ignore(self, *_: Any, **__: Any) -> None:
         pass
 
-    start = rewind = metrics = report = samples = finish = _ignore
+    start = rewind = metrics = report = samples = images = finish = _ignore
 
 
 def description(split: str, report: Report, *, step: int, epoch: int, extra: Mapping[str, float] | None = None) -> str:
     """An evaluation in Markdown: the best so far, the means, then the classes; percent, ``–`` where undefined."""
-    means = [report.mean_iou, report.mean_acc, report.overall_acc, report.freqw_acc]
+    means = [report.mean_iou, report.mean_acc, report.overall_acc, report.freqw_acc, report.mean_dice]
     lines = []
     if extra and "best/mean_iou" in extra:
         lines = [f"Best mean IoU **{percent(extra['best/mean_iou'])} %** (epoch {extra['best/epoch']:.0f})", ""]
@@ -183,11 +200,12 @@ def description(split: str, report: Report, *, step: int, epoch: int, extra: Map
         f"**{split}**, epoch {epoch}, step {step} (percent)",
         "",
         *markdown_table(
-            ["mean IoU", "mean accuracy", "overall accuracy", "frequency-weighted IoU"],
+            ["mean IoU", "mean accuracy", "overall accuracy", "frequency-weighted IoU", "mean Dice"],
             [[percent(value) for value in means]],
-            right_aligned=range(4),
+            right_aligned=range(5),
         ),
         "",
+        *(text for line in report.other_lines() for text in (escape_markdown(line), "")),
         "**Classes**",
         "",
         *markdown_table(

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -33,19 +33,39 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         except ValidationError as error:
             if error.title not in (function.__name__, function.__qualname__):
                 raise  # by the function itself
-            problems = [describe(problem, names) for problem in error.errors()]
-        raise ArgumentError(*problems)
+            given, problems = dict(zip(names, args, strict=False)) | kwargs, dict[str, str]()
+            for problem in error.errors():
+                first, *rest = problem["loc"]
+                path = existing_part(given, (names[first] if isinstance(first, int) else first, *rest))
+                key = ".".join(map(str, path))
+                problems.setdefault(key, describe(problem, key))  # of a union, one problem for each of its members
+        raise ArgumentError(*problems.values())
 
     return call
 
 
-def describe(problem: Any, names: list[str]) -> str:
-    """One pydantic problem, as ``gamma=-1: must be greater than 0``."""
-    first, *rest = problem["loc"]
-    key = ".".join(str(part) for part in (names[first] if isinstance(first, int) else first, *rest))
+def describe(problem: Any, key: str) -> str:
+    """A pydantic problem with the value of ``key``, as ``gamma=-1: must be greater than 0``."""
     if problem["type"].startswith("missing"):
         return f"{key}: missing; give it a value"
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"{key}: unknown key"
     return f"{key}={as_yaml(problem['input'])}: {requirement(problem)}"
+
+
+def existing_part(value: Any, place: tuple[int | str, ...]) -> list[int | str]:
+    """The part of a pydantic location that is a path into ``value``, including a missing key, without union members."""
+    found: list[int | str] = []
+    for part in place:
+        if isinstance(value, Mapping):
+            found.append(part)
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            found.append(part)
+            value = value[part]
+        else:
+            break
+    return found
 
 
 def requirement(problem: Any) -> str:

@@ -1,5 +1,6 @@
-"""Files that are written completely or not at all."""
+"""Files that are written completely or not at all, and what identifies a file."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +32,12 @@ def write_text_atomic(path: Path, text: str) -> None:
     """Write a UTF-8 text file, see `atomic_write`. Bytes that were decoded with ``surrogateescape`` are restored."""
     with atomic_write(path) as file:
         file.write(text.encode(errors="surrogateescape"))
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:  # may be large
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -38,14 +38,15 @@ def problems(*overrides: str) -> list[str]:
 def test_every_option_composes_and_fits_its_target(group: str, option: str, root: str, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     roots = [] if option == "shapes" else [root]
-    config = pspexp.compose([f"{group}={option}", *roots])
+    own = [f"{group}._target_=builtins.dict"] if option == "custom" else []
+    config = pspexp.compose([f"{group}={option}", *own, *roots])
 
     assert config.choices[group] == option
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes(experiment: str, root: str) -> None:
-    roots = [] if experiment == "quickstart" else [root]
+    roots = [] if experiment in ("quickstart", "debug") else [root]
     assert pspexp.compose([f"experiment={experiment}", *roots]).choices.experiment == experiment
 
 
@@ -133,7 +134,7 @@ def test_glob_selects_options(root: str) -> None:
     whole = composition.compose_checked([root, "model=glob(pspnet*,exclude=*50*)"], sweep=True)
     assert whole.hydra.runtime.choices["model"] == "pspnet101"
     for override, message in (
-        ("model=glob(x*)", "model=glob(x*): matches no option; model is one of deeplabv3_resnet50, "),
+        ("model=glob(x*)", "model=glob(x*): matches no option; model is one of custom, "),
         ("seed=glob(*)", "seed=glob(*): a glob can only select options of a group; give values"),
     ):
         with pytest.raises(UserError) as refused:
@@ -169,8 +170,8 @@ def test_every_documented_option_exists() -> None:
         "model": "pspnet50 pspnet18 pspnet101 pspnet50_mmseg fcn_resnet50 deeplabv3_resnet50",
         "dataset": "voc2007 voc2007_21 voc2012 camvid shapes voc_folder cityscapes ade20k voc2012_aug cocostuff164k "
         "cocostuff10k",
-        "augment": "scale_crop_flip semseg none",
-        "loss": "cross_entropy focal ohem",
+        "augment": "scale_crop_flip semseg mmseg albumentations torchvision_v2 none",
+        "loss": "cross_entropy focal ohem dice tversky lovasz boundary sum custom",
         "optimizer": "adam adamw sgd",
         "scheduler": "cosine poly step constant",
         "device": "auto cpu cuda mps",
@@ -219,8 +220,11 @@ def test_yaml_floats_are_numbers(root: str) -> None:
         ("++model.dropuot=0.2", "model.dropuot: unknown key; did you mean 'dropout'?"),
         ("+foo=3", "foo: unknown key"),
         ("hydra.run.dri=x", "hydra.run.dri: unknown key; did you mean 'hydra.run.dir'?"),
-        ("optimizer=adm", "optimizer=adm: no such option; optimizer is one of adam, adamw, sgd; did you mean 'adam'?"),
-        ("optimizer=5", "optimizer=5: no such option; optimizer is one of adam, adamw, sgd"),
+        (
+            "optimizer=adm",
+            "optimizer=adm: no such option; optimizer is one of adam, adamw, custom, sgd; did you mean 'adam'?",
+        ),
+        ("optimizer=5", "optimizer=5: no such option; optimizer is one of adam, adamw, custom, sgd"),
         ("optimizer.lr=abc", "optimizer.lr=abc: must be a valid number"),
         ("optimizer.betas=[0.9,x]", "optimizer.betas.1=x: must be a valid number"),
         ("trainer.epochs=1.5", "trainer.epochs=1.5: must be a valid integer"),

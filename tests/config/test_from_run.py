@@ -80,11 +80,11 @@ def test_masked_secrets_are_not_taken(saved: Saved) -> None:
 
 
 def test_explicit_keys_take_precedence(saved: Saved) -> None:
-    run = saved("optimizer=sgd", "optimizer.lr=0.5", "dataset.mean=[0.1,0.2,0.3]")
-    config = rerun(run, "optimizer.momentum=0.3", "++trainer.ema=0.7", "dataset.mean.1=0.9")
+    run = saved("optimizer=sgd", "optimizer.lr=0.5", "model.bins=[2,4,5,8]")
+    config = rerun(run, "optimizer.momentum=0.3", "++trainer.ema=0.7", "model.bins.1=3")
     assert (config["optimizer"]["lr"], config["optimizer"]["momentum"]) == (0.5, 0.3)
     assert config["trainer"]["ema"] == 0.7
-    assert config["dataset"]["mean"] == [0.1, 0.9, 0.3]
+    assert config["model"]["bins"] == [2, 3, 5, 8]
 
 
 def test_explicit_option_replaces_its_whole_group(saved: Saved) -> None:

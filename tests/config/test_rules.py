@@ -18,7 +18,7 @@ def problems(*overrides: str) -> list[str]:
     return list(caught.value.problems)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "focal", "ohem"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal", "ohem", "dice", "tversky", "lovasz", "boundary", "sum"])
 def test_loss_ignores_other_labels_than_the_data(loss: str) -> None:
     assert problems(*THREE, f"loss={loss}", "loss.ignore_index=250") == [
         "loss.ignore_index=250: must equal dataset.ignore_index=255, its default; remove it, or set "
@@ -26,7 +26,42 @@ def test_loss_ignores_other_labels_than_the_data(loss: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("augment", ["none", "scale_crop_flip", "semseg"])
+def test_terms_of_a_sum_are_checked() -> None:
+    terms = "loss.terms=[dise,{name:dice,smoth:1.0},{loss:{_target_:pspexp.losses.Dice,num_classes:3,smoth:2.0}}]"
+    assert problems(*THREE, "loss=sum", terms) == [
+        "loss.terms.2.loss.smoth: unknown key; did you mean 'smooth'?",
+        "loss.terms.0.name=dise: must be one of boundary, cross_entropy, dice, focal, lovasz, ohem, tversky; "
+        "did you mean 'dice'?",
+        "loss.terms.1.smoth: unknown key; did you mean 'smooth'?",
+    ]
+    assert problems(*THREE, "loss=sum", "loss.terms=dice") == ["loss.terms=dice: must be a list"]
+
+
+def test_a_term_is_changed_on_the_command_line() -> None:
+    config = pspexp.compose([*THREE, "loss=sum", "loss.terms.1.weight=0.5", "+loss.terms.1.smooth=0.0"])
+    assert config.loss.terms[1] == {"name": "dice", "weight": 0.5, "smooth": 0.0}
+
+
+def test_class_weights_are_numbers_or_a_method() -> None:
+    assert pspexp.compose([*THREE, "loss.class_weights=inverse"]).loss.class_weights == "inverse"
+    (line,) = problems(*THREE, "loss.class_weights=invers")
+    assert line.startswith("loss.class_weights=invers: must be null, a list with one weight for each class, auto, ")
+    assert line.endswith("; did you mean 'inverse'?")
+
+
+def test_loss_of_torch_has_to_ignore_the_labels_that_the_data_ignores() -> None:
+    loss = "loss=custom", "loss._target_=torch.nn.CrossEntropyLoss"
+    assert problems(*THREE, *loss, "~loss.ignore_index") == [
+        "loss.ignore_index=-100: set it to dataset.ignore_index=255"
+    ]
+    assert problems(*THREE, "loss=sum", "loss.terms=[{loss:{_target_:torch.nn.CrossEntropyLoss}}]") == [
+        "loss.terms.0.loss.ignore_index=-100: set it to dataset.ignore_index=255"
+    ]
+    built = pspexp.build(pspexp.compose([*THREE, *loss, "dataset.ignore_index=254"]).loss)
+    assert built.ignore_index == 254
+
+
+@pytest.mark.parametrize("augment", ["none", "scale_crop_flip", "semseg", "mmseg", "torchvision_v2"])
 def test_augmentation_pads_with_other_labels(augment: str) -> None:
     (line,) = problems(*THREE, f"augment={augment}", "augment.ignore_index=254")
     assert line.startswith("augment.ignore_index=254: must equal dataset.ignore_index=255")

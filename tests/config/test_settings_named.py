@@ -12,12 +12,13 @@ import pspexp
 from pspexp.config.compose import conf_dir
 
 PACKAGE = Path(pspexp.__file__).parent
-BELOW_CONFIG = ("engine", "tracking", "models", "data", "utils", "losses.py", "optim.py", "inference", "metrics.py")
+BELOW_CONFIG = ("engine", "tracking", "models", "data", "utils", "losses", "optim", "inference", "metrics")
 GROUPS = sorted(
     path.name for path in Path(conf_dir()).iterdir() if path.is_dir() and path.name not in ("hydra", "sweep")
 )
-NODES = ("trainer", "loader", "checkpoint", "compare", "predict", "export", "sweep", "crop_size")
-KEY = re.compile(rf"(?<![\w.])(?:{'|'.join([*GROUPS, *NODES])})(?:\.[a-z_]+|=[a-z])")
+NODES = ("trainer", "finetune", "loader", "checkpoint", "compare", "predict", "export", "sweep", "crop_size")
+FILES = r"metrics\.(?:jsonl|previous)"
+KEY = re.compile(rf"(?<![\w.])(?!{FILES})(?:{'|'.join([*GROUPS, *NODES])})(?:\.[a-z_]+|=[a-z])")
 
 
 def trees() -> Iterator[tuple[Path, ast.Module]]:

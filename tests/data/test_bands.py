@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
+from pspexp.data.augment.cropping import NoAugment, ScaleCropFlip, SemsegAugment
 from pspexp.data.band_files import read_bands
 from pspexp.data.bands import AnyImage, Bands, from_bytes, on_canvas, visible
 from pspexp.data.cache import SampleCache
@@ -19,7 +20,7 @@ from pspexp.data.inspection.facts import read_image_facts
 from pspexp.data.label_decoder import LabelDecoder
 from pspexp.data.masks import overlay
 from pspexp.data.splits import SampleFiles
-from pspexp.data.transforms import NoAugment, ScaleCropFlip, SemsegAugment, normalize, to_tensors
+from pspexp.data.transforms import normalize, to_tensors
 from pspexp.data.workers import worker_context
 from pspexp.errors import ArgumentError, UserError
 from pspexp.inference import CenterCrop

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_class
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -58,8 +58,11 @@ def test_class_names_may_come_from_the_command_line() -> None:
     assert (source.info.num_classes, source.info.class_names) == (2, ["a", "b"])
 
 
-@pytest.mark.parametrize("option", options("augment"))
+@pytest.mark.parametrize("option", sorted({*options("augment")} - {"custom"}))
 def test_augmentations_build(option: str) -> None:
-    augment = build("augment", f"augment={option}", "dataset=shapes", "crop_size=33")
+    if option == "albumentations":
+        pytest.importorskip("albumentations")
+    node = composed("augment", f"augment={option}", "dataset=shapes", "dataset.mean=[0.5,0.5,0.5]", "crop_size=33")
+    augment: Any = instantiate(node, _convert_="all")
     sample = augment(Image.new("RGB", (50, 20)), Image.new("L", (50, 20)), np.random.default_rng(0))
     assert [part.size for part in sample] == [(33, 33), (33, 33)]

@@ -186,3 +186,114 @@ def test_evaluation_leaves_out_what_cannot_be_read() -> None:
     )
     assert [index for batches in loader for batch in batches for index in batch.indices] == [0, 2, 3, 4]
     assert [*loader.skipped] == ["1"]
+
+
+class Mixed:
+    """`noise` with mixing."""
+
+    def __init__(self, probability: float) -> None:
+        self.mixing = Partner(probability)
+
+    def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> Any:
+        return noise(image, label, rng)
+
+
+class Partner:
+    """Writes into the first pixels whom a sample was mixed with."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, sample: Any, partner: Any, rng: np.random.Generator) -> Any:
+        pixels, other = np.asarray(sample[0]).copy(), np.asarray(partner[0])
+        pixels[0, 0, 1:] = other[0, 0, 0], 255
+        pixels[1, 0] = other[1, 0]
+        return Image.fromarray(pixels), sample[1]
+
+
+def mixed_loader(split: Any = None, probability: float = 1.0, **changes: Any) -> TrainLoader:
+    options: dict[str, Any] = {"batch_size": 3, "accumulate": 2, "num_workers": 0, "seed": 7, "pin_memory": False}
+    return TrainLoader(split or Numbered(20), Mixed(probability), **{**options, **changes})
+
+
+def partners(batches: Any) -> dict[int, int]:
+    return {index: int(image[1, 0, 0]) for b in batches for index, image in zip(b.indices, b.images, strict=True)}
+
+
+def test_partners_do_not_depend_on_workers_restarts_or_processes() -> None:
+    loader = mixed_loader()
+    whole = content(loader.batches(0, 6))
+    assert content(mixed_loader(num_workers=2).batches(0, 6)) == whole
+    assert content(loader.batches(4, 6)) == whole[8:]
+    found = partners(loader.batches(0, 3))
+    shared: dict[int, int] = {}
+    for rank in (0, 1):
+        shared |= partners(mixed_loader(accumulate=1, rank=rank, world_size=2).batches(0, 3))
+    assert shared == found
+    assert all(index != partner for index, partner in found.items())
+    assert len(set(found.values())) > 8
+    assert partners(loader.batches(3, 6)) != found  # another epoch
+
+
+def test_mixing_leaves_the_rest_of_the_augmentation_as_it_is() -> None:
+    plain = {key: image for b in make_loader().batches(0, 3) for key, image in zip(b.indices, b.images, strict=True)}
+    seen = 0
+    for batch in mixed_loader(probability=0.5).batches(0, 3):
+        for index, image in zip(batch.indices, batch.images, strict=True):
+            mixed = image[2, 0, 0] == 255 and not torch.equal(image, plain[index])
+            seen += int(mixed)
+            if not mixed:
+                assert torch.equal(image, plain[index])
+            else:
+                assert torch.equal(image[:, 2:], plain[index][:, 2:])
+    assert 3 <= seen <= 15
+
+
+def test_partner_that_cannot_be_read_is_replaced_by_the_next() -> None:
+    whole = partners(mixed_loader().batches(0, 3))
+    broken = next(partner for partner in whole.values() if partner not in (0, 19))
+    loader = mixed_loader(Numbered(20, broken=(broken,)), skip_errors=True)
+    found = partners(loader.batches(0, 3))
+    for index in found.keys() & whole.keys() - {broken, broken + 1}:
+        assert found[index] == (broken + 1 if whole[index] == broken else whole[index])
+    assert dict(loader.skipped) == {str(broken): f"{broken}.jpg: broken"}
+    with pytest.raises(UserError, match=f"{broken}.jpg: broken"):
+        list(mixed_loader(Numbered(20, broken=(broken,))).batches(0, 3))
+
+
+def test_error_of_an_augmentation_is_no_reason_to_skip_the_image() -> None:
+    def refuse(image: Image.Image, label: Image.Image, rng: np.random.Generator) -> Any:
+        raise UserError("augment: refused")
+
+    loader = TrainLoader(
+        Numbered(6), refuse, batch_size=2, accumulate=1, num_workers=1, seed=0, pin_memory=False, skip_errors=True
+    )
+    with pytest.raises(UserError) as caught:
+        list(loader.batches(0, 1))
+    assert caught.value.problems == ("augment: refused",)
+
+
+def test_repeated_images_are_augmented_anew_and_the_length_of_an_epoch_stays() -> None:
+    def loader(**changes: Any) -> TrainLoader:
+        found = make_loader(**changes)
+        found.repeats = [1.0] * 15 + [4.0] * 5
+        return found
+
+    assert loader().steps_per_epoch == make_loader().steps_per_epoch
+    whole = content(loader().batches(0, 6))
+    assert content(loader(num_workers=2).batches(0, 6)) == whole
+    assert content(loader().batches(2, 6)) == whole[4:]
+    keys = [key for batch in loader().sample_keys(0, 6) for key in batch]
+    by_two = [
+        key
+        for step in range(6)
+        for rank in (0, 1)
+        for batch in loader(accumulate=1, world_size=2, rank=rank).sample_keys(step, step + 1)
+        for key in batch
+    ]
+    assert by_two == keys
+    times = [key.index for key in keys]
+    assert sum(times.count(index) for index in range(15, 20)) > 12
+    images = {key: image.numpy().tobytes() for key, image in zip(
+        keys, (image for batch in loader().batches(0, 6) for image in batch.images), strict=True)}  # fmt: skip
+    assert len(set(images.values())) == len(images) == 36

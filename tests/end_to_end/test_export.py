@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import pspexp
 from pspexp.models.exported import read_description
+from pspexp.models.statistics import imagenet_statistics
 from tests.conftest import TINY, Cli, default_signals, run_commands
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
@@ -110,7 +111,7 @@ def test_files_describe_themselves(home: Path) -> None:
         found = read_description(home / "run" / "export" / name)
         assert found["class_names"][0] == "background"
         assert len(found["palette"]) == 5
-        assert (found["ignore_index"], found["mean"], found["std"]) == (255, [0.5] * 3, [0.2] * 3)
+        assert (found["ignore_index"], found["mean"], found["std"]) == (255, *imagenet_statistics())
         assert found["size_rule"] == {"multiple_of": 8, "plus": 0}
         assert found["inference"]["name"] == "whole"
         assert found["config"]["model"]["pyramid_channels"] == 4

@@ -23,6 +23,7 @@ ALWAYS = ("loader.num_workers=0", "tracking=none")
 SMALL_NETWORK = (
     "model=pspnet18",
     "model._target_=tests.small_network.pspnet",
+    "model.backbone_weights=null",
     "model.pyramid_channels=4",
     "model.head_channels=8",
     "model.aux_channels=4",

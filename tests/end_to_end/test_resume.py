@@ -74,8 +74,10 @@ def test_constant_learning_rate_allows_more_epochs(
     assert all((value == whole["model"][key]).all() for key, value in resumed["model"].items())
 
 
-def test_other_schedules_do_not_allow_more_epochs(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_schedules_need_a_rule_for_more_epochs(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli(*TINY, "trainer.max_steps=1", "hydra.run.dir=run") == 0
     capsys.readouterr()
     assert cli(*TINY, "trainer.epochs=3", "checkpoint.resume=run") == 2
-    assert capsys.readouterr().err.startswith("trainer.epochs=3: the saved run has 2; resume with that, or start")
+    assert capsys.readouterr().err.startswith("trainer.epochs=3: the saved run has 2; to extend it, choose how")

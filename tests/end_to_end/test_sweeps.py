@@ -227,14 +227,53 @@ def test_fail_fast_ends_the_sweep(cli: Cli, tmp_path: Path) -> None:
 def test_different_sweep_is_not_resumed(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(*GRID, "seed=1,2") == 0
     before = (tmp_path / "sweep" / "sweep.csv").read_text()
-    assert cli(*GRID, "seed=1,3") == 2
-    assert "seed=1,3: was 1,2" in capsys.readouterr().err
+    assert cli(*GRID, "seed=1") == 2
+    assert "seed=one value: was 1,2" in capsys.readouterr().err
     assert cli(*GRID, "seed=1,2", "optimizer.lr=1e-3", "trainer.epochs=3") == 2
     stderr = capsys.readouterr().err
     assert "optimizer.lr=0.001: was 5e-05" in stderr
     assert "trainer.epochs=3: was 2" in stderr
     assert (tmp_path / "sweep" / "sweep.csv").read_text() == before
     assert cli(*GRID, "seed=1,2", "loader.num_workers=1", "trainer.log_every=2") == 0  # does not change the results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_sweep_with_more_values_runs_the_missing_jobs(
+    launcher: str, cli: Cli, start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Further values in any order, fewer values, then a further key: finished jobs keep folder, number and result."""
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'joblib'")
+    sweep = tmp_path / "sweep"
+
+    def run(*varied: str) -> str:
+        command = (*GRID, "trainer.max_steps=1", f"hydra/launcher={launcher}", *varied)
+        if launcher == "joblib":  # whose workers write to the terminal of the process that started them
+            codes, outs, errors = wait_for([start(*command, "hydra.launcher.n_jobs=2", TMPDIR=str(tmp_path))])
+            assert codes == [0], errors
+            return outs[0]
+        assert cli(*command) == 0
+        return capfd.readouterr().out
+
+    run("optimizer.lr=1e-3,1e-4")
+    kept = [(sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "01"]
+    log = run("optimizer.lr=1e-5,1e-4,1e-3")
+    assert log.count("already finished") == 2
+    assert column(sweep, "optimizer.lr") == ["0.001", "0.0001", "1e-05"]
+    assert column(sweep, "folder") == ["0", "1", "2"]
+    assert run("optimizer.lr=1e-6,1e-3").count("already finished") == 1
+    assert column(sweep, "optimizer.lr") == ["0.001", "0.0001", "1e-05", "1e-06"]
+    run("optimizer.lr=1e-3,1e-4", "seed=7,1122")
+    assert [tuple(row[key] for key in ("job", "optimizer.lr", "seed")) for row in rows(sweep)] == [
+        *((str(job), lr, "1122") for job, lr in enumerate(("0.001", "0.0001", "1e-05", "1e-06"))),
+        ("4", "0.001", "7"),
+        ("5", "0.0001", "7"),
+    ]
+    assert column(sweep, "status") == ["FINISHED"] * 6
+    assert [(sweep / job / "checkpoints" / "last.pt").stat().st_mtime_ns for job in "01"] == kept
+    for job, lr in (("2", "1.0e-05"), ("3", "1.0e-06"), ("5", "0.0001")):
+        assert f"lr: {lr}" in (sweep / job / "config.yaml").read_text()
 
 
 def test_two_sweeps_cannot_share_a_folder(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,7 @@ def test_records_have_the_documented_names(trained: Path) -> None:
     train_names = {"train/loss", "train/lr", "train/images_per_second", "train/data_time", "train/step_time"}
     assert train_names <= lines[0].keys()
     val_names = {"val/loss", "val/overall_acc", "val/mean_acc", "val/freqw_acc", "val/iou/background"}
+    val_names |= {"val/mean_dice", "val/mean_precision", "val/mean_recall"}
     assert val_names | {"best/mean_iou", "best/epoch"} <= validation[-1].keys()
 
     result = summary(trained)
@@ -62,7 +63,7 @@ def test_records_have_the_documented_names(trained: Path) -> None:
 
     with (trained / "tables" / "val_iou.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["class", "iou", "accuracy", "pixels"]
+    assert list(rows[0]) == ["class", "iou", "accuracy", "pixels", "dice", "precision", "recall"]
     ious = [float(row["iou"]) for row in rows if row["iou"]]
     assert sum(ious) / len(ious) == pytest.approx(validation[-1]["val/mean_iou"], abs=1e-6)
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +14,16 @@ import torch
 import torch.multiprocessing
 from torch import Tensor, nn
 from torch.distributed import GradBucket
+from torchmetrics.classification import MulticlassCohenKappa
 
+from pspexp.data.sampling import SampleKey
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World, create_store, process_info_from_torchrun
 from pspexp.engine.trainer import Trainer
 from pspexp.errors import Interrupted, UserError
 from pspexp.launchers.elastic import exit_without_teardown
 from pspexp.losses import OHEM, CrossEntropy, LossSum, SegmentationLoss
+from pspexp.metrics import BoundaryIoU
 from tests.training import NUM_CLASSES, Capture, evaluate, make_components, make_trainer
 
 Task = Callable[[World], Any]
@@ -120,7 +124,7 @@ def one_step(
     return capture.losses[0], [gradient.tolist() for gradient in capture.gradients[0]]
 
 
-def sample_order(world: World, batch_size: int, accumulate: int = 1) -> list[list[tuple[int, int]]]:
+def sample_order(world: World, batch_size: int, accumulate: int = 1) -> list[list[SampleKey]]:
     """Return the samples of the first two steps over all processes."""
     loader = make_components(world=world, num_train=12, batch_size=batch_size, accumulate=accumulate).loader
     return [
@@ -130,10 +134,19 @@ def sample_order(world: World, batch_size: int, accumulate: int = 1) -> list[lis
 
 
 def validation(world: World) -> Any:
-    """Return report, loss and sample names of a network whose outputs differ between images."""
+    """Return all results of a network whose outputs differ between images, as text since NaN equals nothing."""
     torch.manual_seed(5)
-    found = evaluate(make_components(world=world, num_train=12, num_val=5), Net())
-    return found.report, found.loss, [sample.name for sample in found.samples]
+    metrics = {
+        "boundary_iou": BoundaryIoU(NUM_CLASSES),
+        "kappa": MulticlassCohenKappa(NUM_CLASSES, ignore_index=255),  # synchronises itself
+    }
+    components = make_components(world=world, num_train=12, num_val=13)
+    found = evaluate(replace(components, metrics=metrics), Net())
+    samples = [(sample.name, sample.label.sum(), sample.prediction.sum()) for sample in found.samples]
+    worst = [(sample.name, sample.label.sum(), sample.prediction.sum()) for sample in found.worst]
+    assert len(worst) == 10
+    assert [name for name, *_ in worst] == [image.name for image in found.images[:10]]
+    return repr((found.report, found.loss, samples, found.images, worst))
 
 
 class BadImage(CrossEntropy):
@@ -157,7 +170,7 @@ def bad_image(world: World) -> Any:
         with pytest.raises(ArithmeticError) as caught:
             trainer.fit()
     same = [torch.equal(*pair) for pair in zip(trainer.model.parameters(), good.weights[1], strict=True)]
-    bad = [index for _, index in next(trainer.loader.sample_keys(2, 3, rank=1))]
+    bad = [key.index for key in next(trainer.loader.sample_keys(2, 3, rank=1))]
     return str(caught.value), all(same), [trainer.components.training.names[index] for index in bad]
 
 
@@ -259,7 +272,7 @@ def test_sample_order_depends_only_on_the_images_per_step(two: dict[str, list[An
 
 @pytest.mark.slow
 def test_validation_is_identical_for_one_two_and_three_processes(two: dict[str, list[Any]]) -> None:
-    one = in_one_process(validation)  # 5 images, divisible by neither 2 nor 3
+    one = in_one_process(validation)  # 13 images, divisible by neither 2 nor 3
     assert two["validation"] == [one] * 2
     assert in_processes(3, {"validation": validation})["validation"] == [one] * 3
 
@@ -274,6 +287,19 @@ def test_all_processes_stop_at_the_same_step(two: dict[str, list[Any]]) -> None:
     first, second = two["stop request"]
     assert first == second
     assert first in (2, 3)  # possibly one step later, because the all-reduce is asynchronous
+
+
+def test_synchronised_batch_norms_keep_the_activation_that_timm_puts_into_them() -> None:
+    from timm.layers import BatchNormAct2d
+
+    world, images = World(ProcessInfo(), Device("cpu")), torch.randn(2, 3, 4, 4)
+    model = nn.Sequential(BatchNormAct2d(3, act_layer=nn.ReLU6), nn.BatchNorm2d(3))
+    expected = model(images)
+    converted = world.convert_sync_batchnorm(model)
+    assert converted is not None
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in converted.modules()) == 2
+    torch.testing.assert_close(converted(images), expected)
+    assert converted.state_dict().keys() == model.state_dict().keys()
 
 
 def test_gradients_are_all_reduced_once_per_step(two: dict[str, list[Any]]) -> None:

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from pspexp.errors import ArgumentError
 from pspexp.inference import CenterCrop, Inference, Slide, Whole
 
-STRIDE = 8
-
 
 class Blur(nn.Module):
     """Logits that depend on a pixel's neighbourhood, on the mirroring, and on nothing outside the image."""
@@ -47,7 +45,7 @@ def _no_gradients() -> Any:
 @pytest.mark.parametrize("window_weights", ["uniform", "gaussian"])
 def test_one_window_equals_whole(model: Blur, average: Any, window_weights: Any) -> None:
     found = Slide(65, average=average, window_weights=window_weights).probabilities(model, images(65, 65))
-    torch.testing.assert_close(found, Whole(STRIDE, True).probabilities(model, images(65, 65)))
+    torch.testing.assert_close(found, Whole().probabilities(model, images(65, 65)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(65, 97), (40, 100), (20, 30), (1, 1), (130, 33)])
@@ -81,8 +79,8 @@ def test_result_does_not_depend_on_the_batches(model: Blur, average: Any, window
 @pytest.mark.parametrize(
     "inference",
     [
-        Whole(STRIDE, True, flip=True),
-        Whole(STRIDE, False, flip=True, scales=[0.5, 1.0, 1.5]),
+        Whole(flip=True),
+        Whole(flip=True, scales=[0.5, 1.0, 1.5]),
         CenterCrop(65, flip=True),
         Slide(33, stride=16, flip=True),
         Slide(33, stride=16, flip=True, average="logits", window_weights="gaussian", base_size=65),
@@ -104,7 +102,7 @@ def test_scales_are_averaged_at_the_size_of_the_image(
     model: Blur, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     height, width = size
-    whole = Whole(1, False)
+    whole = Whole()
     scales, base = [0.5, 1.0, 1.75], 80
     expected = torch.zeros(1, 4, height, width)
     for scale in scales:
@@ -114,7 +112,7 @@ def test_scales_are_averaged_at_the_size_of_the_image(
             images(*size), (longer, shorter) if height > width else (shorter, longer), mode="bilinear"
         )
         expected += F.interpolate(whole.probabilities(model, resized), size, mode="bilinear") / len(scales)
-    inference = Whole(1, False, scales=scales, base_size=base)
+    inference = Whole(scales=scales, base_size=base)
     torch.testing.assert_close(inference.probabilities(model, images(*size)), expected)
     monkeypatch.setattr("pspexp.inference.base.STRIP_PIXELS", 7 * width)
     torch.testing.assert_close(inference.probabilities(model, images(*size)), expected)
@@ -142,7 +140,7 @@ def test_images_are_normalised_where_they_are_needed(model: Blur) -> None:
     def normalize(pixels: Tensor) -> Tensor:
         return (pixels.float() - 100) / 50
 
-    for inference in (Slide(33), Slide(100), Slide(33, scales=[0.5, 1.0]), Whole(STRIDE, True), CenterCrop(65)):
+    for inference in (Slide(33), Slide(100), Slide(33, scales=[0.5, 1.0]), Whole(), CenterCrop(65)):
         found = torch.cat(list(inference.strips(model, raw, normalize)), 2)
         torch.testing.assert_close(found, inference.logits(model, normalize(raw)))
 

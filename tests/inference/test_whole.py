@@ -1,5 +1,7 @@
 """Image preprocessing and inference for evaluation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -33,14 +35,16 @@ def test_center_crop_equals_resize_then_crop(width: int, height: int) -> None:
 
 
 class SizeChecked(nn.Module):
-    """Returns its input; fails for sizes other than ``k * 8 + remainder``."""
+    """Returns its input; fails for sizes other than ``k * 8``, plus 1 with aligned corners."""
 
-    def __init__(self, remainder: int) -> None:
+    output_stride = 8
+
+    def __init__(self, align_corners: bool) -> None:
         super().__init__()
-        self.remainder = remainder
+        self.align_corners = align_corners
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        assert all(side % 8 == self.remainder for side in images.shape[-2:]), images.shape
+        assert all(side % 8 == self.align_corners for side in images.shape[-2:]), images.shape
         return {"out": images[:, :2]}
 
 
@@ -48,8 +52,8 @@ class SizeChecked(nn.Module):
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_whole_pads_with_the_mean_and_crops_the_logits(height: int, width: int, align_corners: bool) -> None:
     images = torch.randn(2, 3, height, width)
-    whole = Whole(8, align_corners)
-    logits = whole.logits(SizeChecked(int(align_corners)), images)
+    whole = Whole()
+    logits = whole.logits(SizeChecked(align_corners), images)
     assert torch.equal(logits, images[:, :2])
 
     image, label = gradient_image(12, 10)
@@ -59,5 +63,32 @@ def test_whole_pads_with_the_mean_and_crops_the_logits(height: int, width: int, 
 def test_sizes_must_be_positive() -> None:
     with pytest.raises(ArgumentError, match=r"^crop_size=0: must be greater than 0$"):
         CenterCrop(0)
-    with pytest.raises(ArgumentError, match=r"^output_stride=0: must be greater than 0$"):
-        Whole(0, align_corners=True)
+    with pytest.raises(ArgumentError, match=r"^base_size=0: must be greater than 0$"):
+        Whole(base_size=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "base", "expected"),
+    [
+        ((375, 500), [2048, 512], (512, 683)),  # the shorter side decides
+        ((500, 375), [2048, 512], (683, 512)),
+        ((300, 1500), [2048, 512], (410, 2048)),  # the longer one
+        ((1024, 2048), [2048, 1024], (1024, 2048)),
+        ((375, 500), 250, (188, 250)),
+    ],
+)
+def test_base_size_limits_both_sides(size: tuple[int, int], base: Any, expected: tuple[int, int]) -> None:
+    """The sizes are those of mmcv's ``imrescale``."""
+    assert Whole(base_size=base).scaled_size(*size, scale=1.0) == expected
+
+
+def test_whole_pads_nothing_for_a_network_without_stride() -> None:
+    sizes = []
+
+    class Recorder(nn.Module):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            sizes.append(tuple(images.shape[-2:]))
+            return {"out": images}
+
+    Whole().logits(Recorder(), torch.zeros(1, 3, 9, 17))
+    assert sizes == [(9, 17)]

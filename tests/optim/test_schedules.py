@@ -3,15 +3,16 @@
 import io
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from pspexp import optim
 from pspexp.errors import ArgumentError
+from pspexp.optim.schedules import Schedule
 
 SCHEDULES = {"cosine": optim.cosine, "poly": optim.poly, "step": optim.step, "constant": optim.constant}
 
@@ -45,7 +46,7 @@ def make_optimizer(lr: float = 0.3) -> torch.optim.Optimizer:
     return optim.sgd(Net(), lr=lr, head_lr_factor=10.0)
 
 
-def rates(optimizer: torch.optim.Optimizer, schedule: LambdaLR, steps: int) -> list[list[float]]:
+def rates(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> list[list[float]]:
     """Return the learning rates [backbone, head] for each of the next steps."""
     values = []
     for _ in range(steps):
@@ -68,7 +69,7 @@ def test_schedule_step_by_step(expected: Callable[[int, int], float], total: int
 
 
 @pytest.mark.parametrize("build", SCHEDULES.values())
-def test_warmup_starts_above_zero_and_reaches_the_full_rate(build: Callable[..., LambdaLR]) -> None:
+def test_warmup_starts_above_zero_and_reaches_the_full_rate(build: Callable[..., Schedule]) -> None:
     optimizer = make_optimizer(lr=1.0)
     first = [backbone for backbone, _ in rates(optimizer, build(optimizer, 100, warmup_steps=4), 5)]
     assert first == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -82,18 +83,20 @@ def test_step_boundaries_are_exact(parts: int) -> None:
 
 
 def test_arguments_change_the_schedule() -> None:
-    def end(build: Callable[..., LambdaLR], at: int, **arguments: float) -> float:
+    def end(build: Callable[..., Schedule], at: int, **arguments: float) -> float:
         optimizer = make_optimizer(lr=1.0)
         return rates(optimizer, build(optimizer, 10, **arguments), at + 1)[at][0]
 
     assert end(optim.cosine, 5, final_factor=0.2) == pytest.approx(0.6)
     assert end(optim.cosine, 10, final_factor=0.0) == pytest.approx(0.0)
     assert end(optim.poly, 5, power=2.0) == pytest.approx(0.25)
+    assert end(optim.poly, 5, power=2.0, final_factor=0.2) == pytest.approx(0.4)  # 0.8 · 0.25 + 0.2
+    assert end(optim.poly, 10, final_factor=0.01) == 0.01  # as mmsegmentation's min_lr=1e-4 with lr=0.01
 
 
 @pytest.mark.parametrize("build", SCHEDULES.values())
 @pytest.mark.parametrize("stop", [0, 3, 5, 19, 20, 23])
-def test_resuming_from_a_state_dict_is_bit_exact(build: Callable[..., LambdaLR], stop: int) -> None:
+def test_resuming_from_a_state_dict_is_bit_exact(build: Callable[..., Schedule], stop: int) -> None:
     optimizer = make_optimizer()
     expected = rates(optimizer, build(optimizer, 20, warmup_steps=5), 26)
 
@@ -116,13 +119,13 @@ def test_resuming_from_a_state_dict_is_bit_exact(build: Callable[..., LambdaLR],
     ("build", "wrong"),
     [
         (optim.cosine, {"warmup_steps": -1, "final_factor": 1.5}),
-        (optim.poly, {"warmup_steps": -1, "power": 0.0}),
+        (optim.poly, {"warmup_steps": -1, "power": 0.0, "final_factor": -0.1, "on_extend": "repeat"}),
         (optim.poly, {"power": math.inf}),
         (optim.step, {"warmup_steps": -2, "factor": 0.0, "parts": 0}),
     ],
 )
 def test_invalid_schedule_arguments_are_reported_together(
-    build: Callable[..., LambdaLR], wrong: dict[str, Any]
+    build: Callable[..., Schedule], wrong: dict[str, Any]
 ) -> None:
     with pytest.raises(ArgumentError) as caught:
         build(make_optimizer(), 10, **wrong)
@@ -132,6 +135,77 @@ def test_invalid_schedule_arguments_are_reported_together(
 
 
 @pytest.mark.parametrize("build", SCHEDULES.values())
-def test_warmup_must_be_shorter_than_the_training(build: Callable[..., LambdaLR]) -> None:
+def test_warmup_must_be_shorter_than_the_training(build: Callable[..., Schedule]) -> None:
     with pytest.raises(ArgumentError, match=r"^warmup_steps=10: must be from 0 to 9, fewer than the 10 steps of"):
         build(make_optimizer(), 10, warmup_steps=10)
+
+
+AT, LONGER, WARMUP = 13, 50, 3
+EXTENDED: dict[str, Callable[[Callable[[int, int], float], int], float]] = {
+    "stretch": lambda planned, s: planned(s, LONGER),
+    "restart": lambda planned, s: planned(s - AT, LONGER - AT),
+    "constant": lambda planned, s: planned(AT - 1, 20),
+}
+
+
+@pytest.mark.parametrize("formula", [cosine, poly, step, constant])
+@pytest.mark.parametrize("rule", EXTENDED)
+def test_extension_step_by_step(formula: Callable[[int, int], float], rule: str) -> None:
+    """From 20 steps to 50, at step 13."""
+
+    def planned(s: int, total: int) -> float:
+        return (s + 1) / (WARMUP + 1) if s < WARMUP else formula(s - WARMUP, total - WARMUP)
+
+    optimizer = make_optimizer(lr=1.0)
+    schedule = SCHEDULES[formula.__name__](optimizer, 20, warmup_steps=WARMUP, on_extend=rule)
+    before = [rate for rate, _ in rates(optimizer, schedule, AT)]
+    schedule.extend(LONGER)
+    after = rates(optimizer, schedule, LONGER - AT + 3)
+    assert before == pytest.approx([planned(s, 20) for s in range(AT)])
+    assert [rate for rate, _ in after] == pytest.approx([EXTENDED[rule](planned, s) for s in range(AT, LONGER + 3)])
+    assert [head for _, head in after] == pytest.approx([10 * rate for rate, _ in after])
+
+
+@pytest.mark.parametrize("build", SCHEDULES.values())
+def test_finished_training_extended_at_a_constant_rate_keeps_that_of_its_last_step(
+    build: Callable[..., Schedule],
+) -> None:
+    optimizer = make_optimizer()
+    schedule = build(optimizer, 20, on_extend="constant")
+    seen = rates(optimizer, schedule, 20)
+    schedule.extend(30)
+    assert rates(optimizer, schedule, 10) == [seen[-1]] * 10
+    assert seen[-1][0] > 0
+
+
+@pytest.mark.parametrize("rules", list(product(["stretch", "restart", "constant"], repeat=3)))
+def test_several_extensions_resume_bit_exactly(rules: tuple[str, ...]) -> None:
+    """Extended at 20 of 20, 30 of 40 and 30 of 60 steps; saved and loaded after each of 80 steps or never."""
+
+    def run(*, interrupted: bool) -> list[list[float]]:
+        optimizer, found = make_optimizer(), []
+        schedule = optim.cosine(optimizer, 20, warmup_steps=2)
+        for s in range(80):
+            for at, total, rule in zip((20, 30, 30), (40, 60, 80), rules, strict=True):
+                if s == at:
+                    schedule.on_extend = rule  # type: ignore[assignment]
+                    schedule.extend(total)
+            if interrupted:
+                states, total = (optimizer.state_dict(), schedule.state_dict()), schedule.total_steps
+                optimizer = make_optimizer()
+                schedule = optim.cosine(optimizer, total, warmup_steps=2)
+                optimizer.load_state_dict(states[0])
+                schedule.load_state_dict(states[1])
+                assert schedule.total_steps == total
+            found += rates(optimizer, schedule, 1)
+        return found
+
+    assert run(interrupted=True) == run(interrupted=False)
+
+
+def test_warmup_must_be_shorter_than_a_new_cycle() -> None:
+    optimizer = make_optimizer()
+    schedule = optim.poly(optimizer, 20, warmup_steps=5, on_extend="restart")
+    rates(optimizer, schedule, 20)
+    with pytest.raises(ArgumentError, match=r"^warmup_steps=5: must be from 0 to 4, fewer than the 5 steps of the new"):
+        schedule.extend(25)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from pspexp.errors import UserError
 from pspexp.jobs.job import Job
 from pspexp.sweep import jobs
 from pspexp.sweep.job_record import JobRecord, load
@@ -63,3 +64,11 @@ def test_job_does_not_start_if_the_sweep_ended_while_it_waited(
     record = load(tmp_path / "0")
     assert record is not None
     assert record.state == "NOT STARTED"
+
+
+def test_finished_job_is_the_same_job_although_its_class_weights_were_counted(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("loss:\n  class_weights: [1.5, 0.5]\n  gamma: 2\n")
+    sweep, before = Sweep(tmp_path, "s", {"seed": "1,2"}, {}), JobRecord("s", 0, "seed=1", {"seed": 1}, "FINISHED")
+    jobs.refuse_another(sweep, before, tmp_path, OmegaConf.create({"loss": {"class_weights": "auto", "gamma": 2}}))
+    with pytest.raises(UserError, match=r"loss\.gamma"):
+        jobs.refuse_another(sweep, before, tmp_path, OmegaConf.create({"loss": {"class_weights": "auto", "gamma": 3}}))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report
+from pspexp.metrics.images import image_scores
 from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.run_folder import read_records, read_summary
 
@@ -77,8 +78,13 @@ def test_report_writes_table_and_confusion_matrix(tracker: LocalTracker, report:
     tracker.report("val", report)
     with (tracker.folder / "tables" / "val_iou.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["class", "iou", "accuracy", "pixels"]
-    assert rows == [["road", "0.5", "0.5", "2"], ["sky", "0.5", "1.0", "1"], ["a+b", "", "", "0"]]
+    assert header == ["class", "iou", "accuracy", "pixels", "dice", "precision", "recall"]
+    two_thirds = str(2 / 3)
+    assert rows == [
+        ["road", "0.5", "0.5", "2", two_thirds, "1.0", "0.5"],
+        ["sky", "0.5", "1.0", "1", two_thirds, "0.5", "1.0"],
+        ["a+b", "", "", "0", "", "", ""],
+    ]
     with Image.open(tracker.folder / "plots" / "confusion_matrix.png") as image:
         assert min(image.size) > 600
 
@@ -99,6 +105,61 @@ def test_samples_have_safe_file_names(tracker: LocalTracker, dataset: DatasetInf
     image, ids = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
     tracker.samples("val", [EvaluatedSample("seq/01", image, ids, ids)], dataset)
     assert [file.name for file in (tracker.folder / "plots" / "samples").iterdir()] == ["seq_01.png"]
+
+
+def evaluated(name: str) -> EvaluatedSample:
+    return EvaluatedSample(
+        name, np.zeros((8, 12, 3), np.uint8), np.zeros((8, 12), np.uint8), np.ones((8, 12), np.uint8)
+    )
+
+
+IMAGES = [
+    image_scores("seq/01", [0, 0], [96, 0], [0, 96]),
+    image_scores("seq_01", [30, 0], [90, 0], [90, 0]),
+    image_scores("good", [5, 91], [5, 91], [5, 91]),
+    image_scores("unlabelled", [0, 0], [0, 0], [0, 0]),
+]
+
+
+def image_rows(tracker: LocalTracker) -> list[list[str]]:
+    with (tracker.folder / "tables" / "val_images.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_images_are_listed_with_pictures_of_the_worst(tracker: LocalTracker, dataset: DatasetInfo) -> None:
+    tracker.images("val", IMAGES, [evaluated("seq/01"), evaluated("seq_01")], dataset)
+    first, second = "plots/worst/val/seq_01.png", "plots/worst/val/seq_01_2.png"
+    assert image_rows(tracker) == [
+        ["image", "mean_iou", "overall_acc", "pixels", "road", "sky", "picture"],
+        ["seq/01", "0.0", "0.0", "96", "0.0", "0.0", first],
+        ["seq_01", "0.2", "0.333333", "90", "0.2", "", second],
+        ["good", "1.0", "1.0", "96", "1.0", "1.0", ""],
+        ["unlabelled", "", "", "0", "", "", ""],
+    ]
+    with Image.open(tracker.folder / first) as picture:
+        image, truth, prediction = (picture.getpixel((x, 4)) for x in (6, 22, 38))
+        assert picture.height > 8  # the legend
+    assert image == (0, 0, 0)
+    assert truth == pytest.approx((161, 21, 21), abs=1)  # red: road
+    assert prediction == pytest.approx((21, 161, 21), abs=1)
+
+
+def test_next_evaluation_replaces_table_and_pictures(tracker: LocalTracker, dataset: DatasetInfo) -> None:
+    tracker.images("val", IMAGES[:2], [evaluated("seq/01"), evaluated("seq_01")], dataset)
+    tracker.images("test", IMAGES[:1], [evaluated("seq/01")], dataset)
+    tracker.images("val", IMAGES[2:], [evaluated("good")], dataset)
+    assert [row[0] for row in image_rows(tracker)] == ["image", "good", "unlabelled"]
+    found = {file.relative_to(tracker.folder).as_posix() for file in tracker.folder.rglob("*.png")}
+    assert found == {"plots/worst/val/good.png", "plots/worst/test/seq_01.png"}
+
+
+def test_picture_that_cannot_be_drawn_is_not_in_the_table(
+    tracker: LocalTracker, dataset: DatasetInfo, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = evaluated("seq/01")._replace(label=np.zeros((3, 3), np.uint8))
+    tracker.images("val", IMAGES, [wrong, evaluated("seq_01")], dataset)
+    assert [row[-1] for row in image_rows(tracker)[1:3]] == ["", "plots/worst/val/seq_01_2.png"]
+    assert "picture of seq/01 could not be drawn" in caplog.text
 
 
 def test_figure_that_cannot_be_drawn_is_not_fatal(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pspexp.errors import UserError
+from pspexp.tracking import provenance
 from pspexp.tracking.provenance import weights_hashes
 from pspexp.tracking.provenance_diff import differences, read_records
 from pspexp.tracking.secrets import MASKED_DIFF
@@ -113,6 +114,17 @@ def test_missing_and_damaged_records(tmp_path: Path) -> None:
         == "provenance.json cannot be read: uncommitted changes, machine and data of the repeated run are unknown"
     )
     assert differences(attempts, NOW, no_file) == ["version: torch 2.3 then, 2.4 now"]
+
+
+def test_imagenet_weights_are_identified_by_the_file_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cached").write_bytes(b"a")
+    monkeypatch.setattr(provenance, "cached_file", lambda name: tmp_path / "cached" if name == "resnet18" else None)
+    node = {"backbone": "resnet18", "backbone_weights": "timm", "weights": None}
+    assert weights_hashes(node) == {"model.backbone_weights": hashlib.sha256(b"a").hexdigest()}
+    assert weights_hashes({**node, "backbone_weights": None}) == {}
+    assert weights_hashes({**node, "backbone": "resnet34"}) == {}
 
 
 def test_different_initial_weights(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report
+from pspexp.metrics.images import image_scores
 from pspexp.tracking import other_loggers
 from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.logger import Status
@@ -67,6 +68,7 @@ def test_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: Re
     ids = np.zeros((8, 8), np.uint8)
     sample = EvaluatedSample("one", np.zeros((8, 8, 3), np.uint8), ids, ids)
     tracker.samples("val", [sample], dataset)
+    tracker.images("val", [image_scores("one", [64, 0], [64, 0], [64, 0])], [sample], dataset)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.pt").write_bytes(b"weights")
     tracker.finish("FINISHED", best={"val/mean_iou": 0.5}, images_per_second=8.0)
@@ -84,10 +86,12 @@ def test_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: Re
         "overrides.txt",
         "summary.json",
         "tables/val_iou.csv",
+        "tables/val_images.csv",
         "plots/train_loss.png",
         "plots/val_loss.png",
         "plots/confusion_matrix.png",
         "plots/samples/one.png",
+        "plots/worst/val/one.png",
         "checkpoints/best.pt",
     }
     assert logger.calls[-1] == ("close", "FINISHED")
@@ -165,6 +169,6 @@ def test_only_custom_loggers_without_mlflow() -> None:
 
 def test_description_is_a_table_in_percent(report: Report) -> None:
     text = description("val", report, step=10, epoch=2)
-    assert "| 50.00 | 75.00 | 66.67 | 50.00 |" in text
+    assert "| 50.00 | 75.00 | 66.67 | 50.00 | 66.67 |" in text
     assert "| road | 50.00 | 50.00 |" in text
     assert "| a+b | – | – |" in text

@@ -37,7 +37,7 @@ class Example:
         ({"pair": [1]}, ["pair=[1]: must have at least 2 items, not 1"]),
         ({"pair": [1, None]}, ["pair.1=null: must be a valid integer"]),
         ({"port": 0}, ["port=0: must be greater than or equal to 1"]),
-        ({"prot": 1}, ["prot=1: unexpected keyword argument"]),
+        ({"prot": 1}, ["prot: unknown key"]),
         ({"rate": 11}, ["port=null: needed for rates above 10"]),
     ],
 )

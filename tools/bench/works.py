@@ -168,12 +168,13 @@ def exported(name: str) -> nn.Module:
     """A pspexp network as ``mode=export export.input=tensor`` writes it."""
     base, _, form = name.rpartition("_")
     model = pspnet(base + FACTORISED).eval()
-    facts = {"input": "tensor", "mean": [0.0] * 3, "std": [1.0] * 3}
+    rule = {"multiple_of": model.output_stride, "plus": int(model.align_corners)}
+    facts = {"input": "tensor", "mean": [0.0] * 3, "std": [1.0] * 3, "size_rule": rule}
     write = formats.write_pt2 if form == "pt2" else formats.write_onnx
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"model.{form}")
         write(TensorInterface(exportable(model)).eval(), "tensor", example("tensor", 8), file, facts)
-        return ExportedNetwork(str(file), CLASSES, model.output_stride, model.align_corners)
+        return ExportedNetwork(str(file), CLASSES)
 
 
 def logits(outputs: Any) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,12 +18,13 @@ from pspexp.data.inspection.facts import (
     read_image_facts,
     read_mask_facts,
 )
-from pspexp.data.inspection.inspected import InspectedSample, InspectedSplit, understand
+from pspexp.data.inspection.inspected import InspectedSample, InspectedSplit, LabelFacts, understand
 from pspexp.data.splits import SampleFiles
 from pspexp.data.voc import GREY_LABELS, LABELS
 
 CHUNK = 100  # samples between two looks at the classes seen so far
 OnDone = Callable[[int], None]
+Read = TypeVar("Read")
 
 
 def common_root(splits: Iterable[FileSplit]) -> Path:
@@ -51,11 +53,23 @@ class Reader:
         def one(index: int) -> InspectedSample:
             return self._sample(split.samples[index], split, decode_images)
 
+        return self._each(one, indices)
+
+    def labels(self, split: FileSplit, indices: Sequence[int]) -> list[LabelFacts | None]:
+        """What is in some label files of a split; None for one that cannot be read or understood."""
+
+        def one(index: int) -> LabelFacts | None:
+            path = split.samples[index].mask
+            return understand(path, self._mask(path, split.max_pixels)[0], split)[0]
+
+        return self._each(one, indices)
+
+    def _each(self, read: Callable[[int], Read], indices: Sequence[int]) -> list[Read]:
         # Pillow decodes without Python's lock. More threads than cores, for network drives.
         with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
             found = []
-            for sample in pool.map(one, indices):
-                found.append(sample)
+            for result in pool.map(read, indices):
+                found.append(result)
                 self._on_done(1)
         return found
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from rich.text import Text
 
 from pspexp.config.build import build, build_training, init_distributed
 from pspexp.data.inspection.findings import Finding, find
@@ -12,7 +13,7 @@ from pspexp.engine.components import TrainingComponents
 from pspexp.engine.distributed import ProcessInfo
 from pspexp.errors import UserError
 from pspexp.jobs import records
-from pspexp.jobs.check import environment, machine, report, suggestions, terminal
+from pspexp.jobs.check import environment, machine, report, suggestions, terminal, weights
 from pspexp.jobs.check.data import RULES, check_data
 from pspexp.jobs.check.report_images import examples, first_batch
 from pspexp.utils.text import count
@@ -31,13 +32,18 @@ def check(config: DictConfig, folder: Path) -> None:
     console.print(environment.as_table(rows))
     if config.check.config:
         console.print(OmegaConf.to_yaml(OmegaConf.create(records.public(config))), markup=False, highlight=False)
-    components, problems = build_everything(config)
+    missing = weights.to_download(config)
+    components, problems = build_everything(config, start_weights=config.checkpoint.resume is None and not missing)
     data = check_data(components.dataset if components else built_dataset(config), config)
     problems = [line for line in problems if line not in data.gaps]
     findings = [Finding("error", "configuration", None, *as_message(line)) for line in problems]
     if data.inspection:
         findings += find(data.inspection, RULES)
     findings += [*data.findings, *machine.findings(config, components, data, folder)]
+    start, warnings = weights.describe(config, components, missing)
+    console.print(Text(f"Initial weights: {start}"), soft_wrap=True)
+    rows.append(("initial weights", start))
+    findings += warnings
     findings.sort(key=lambda finding: (finding.level, finding.kind != "configuration"))
     advice = suggestions.suggestions(config, components, data, findings)
     content = report.Content(
@@ -56,9 +62,8 @@ def refuse(findings: list[Finding], problems: list[str], files: list[Path]) -> N
         raise UserError(*problems, total)
 
 
-def build_everything(config: DictConfig) -> tuple[TrainingComponents | None, list[str]]:
+def build_everything(config: DictConfig, *, start_weights: bool) -> tuple[TrainingComponents | None, list[str]]:
     """What training needs, or None and the problems with it."""
-    start_weights = config.checkpoint.resume is None
     try:
         launcher = build(config.launcher)
         components, _ = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=start_weights)

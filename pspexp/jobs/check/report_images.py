@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from pspexp.config.build import build
+from pspexp.config.training_data import image_repeats
 from pspexp.data.bands import AnyImage, visible
 from pspexp.data.dataset import DatasetInfo
 from pspexp.data.loader import TrainLoader
@@ -72,6 +73,7 @@ def first_batch(config: DictConfig, data: CheckedData) -> list[ReportImage] | st
             pin_memory=False,
             skip_errors=config.dataset.get("on_error") == "skip",
         )
+        loader.repeats = image_repeats(config, train.split, data.info)
         batch = next(loader.batches(0, 1))
     except UserError as error:
         return str(error)

@@ -8,11 +8,14 @@ import torch
 from omegaconf import DictConfig
 
 from pspexp.config.build import build
+from pspexp.config.targets import without_start_weights
 from pspexp.data.inspection.findings import Finding
 from pspexp.engine.components import TrainingComponents
 from pspexp.jobs.check.data import CheckedData, SplitSummary
 from pspexp.jobs.check.environment import memory_bytes
 from pspexp.jobs.check.machine import mib
+from pspexp.losses.class_weights import weights_from_counts
+from pspexp.models.segmenter import size_rule
 
 LARGEST_CROP = 769  # pixels; larger ones are rarely worth their time
 MIN_STEPS = 10  # an epoch
@@ -35,25 +38,23 @@ def suggestions(
     train = data.split("train")
     if train is None or not train.counted or not train.sizes:
         return []
-    found = [crop_size(config, train)]
+    found = [crop_size(config, components, train)]
     if components is not None:
         found += batch_size(config, components, train)
     misread = any(finding.level == "error" and finding.kind in MISREAD for finding in findings)
     return found if misread else [*found, *class_weights(train)]
 
 
-def crop_size(config: DictConfig, train: SplitSummary) -> Suggestion:
+def crop_size(config: DictConfig, components: TrainingComponents | None, train: SplitSummary) -> Suggestion:
     """A crop about as large as the shorter side of most images, valid for the network's stride."""
     sizes = [(min(size), max(size)) for size, number in train.sizes.items() for _ in range(number)]
     shorter, longer = (int(np.median(sides)) for sides in zip(*sizes, strict=True))
-    stride = int(config.model.get("output_stride", 8))
-    side = max(min(shorter, LARGEST_CROP) // stride, 1) * stride
-    if config.model.get("align_corners", True):
-        side += 1
-        side -= stride if side > shorter and side > stride + 1 else 0
+    stride, remainder = size_rule(config.model if components is None else components.model)
+    side = max(min(shorter, LARGEST_CROP) // stride, 1) * stride + remainder
+    side -= stride if side > shorter and side > stride + 1 else 0
     padded = sum(one[0] < config.crop_size for one in sizes) / len(sizes)
     basis = f"the median image has sides of {shorter} and {longer} pixels; a valid crop has a multiple of {stride}"
-    basis += " plus 1" if config.model.get("align_corners", True) else ""
+    basis += " plus 1" if remainder else ""
     return Suggestion(
         f"crop_size={side}",
         f"{basis}. With crop_size={config.crop_size}, {padded:.0%} of the images are padded at scale 1",
@@ -96,7 +97,7 @@ def activation_bytes(config: DictConfig, num_bands: int) -> int:
 
     The network runs on torch's "meta" device, which computes shapes but no values.
     """
-    unused = {key: None for key in ("weights", "backbone_weights") if key in config.model}
+    unused = without_start_weights(config.model)
     with torch.device("meta"):
         model = build(config.model, **unused).train()
         images = torch.zeros(2, num_bands, config.crop_size, config.crop_size)
@@ -119,18 +120,14 @@ def activation_bytes(config: DictConfig, num_bands: int) -> int:
 
 
 def class_weights(train: SplitSummary) -> Iterator[Suggestion]:
-    """Median frequency balancing (Eigen and Fergus, 2015)."""
-    pixels, images = train.pixels, train.by_sample
-    present = pixels > 0
+    """Weights by the frequencies of the classes, see `pspexp.losses.class_weights`."""
+    present = train.pixels > 0
     if present.sum() < 2:
         return
-    all_pixels = images.sum(axis=1)
-    frequency = np.array([pixels[c] / max(all_pixels[images[:, c] > 0].sum(), 1) for c in range(len(pixels))])
-    weights = np.where(present, np.median(frequency[present]) / np.where(present, frequency, 1), 1.0)
-    values = ",".join(f"{weight:.3g}" for weight in weights)
+    values = ", ".join(f"{weight:.3g}" for weight in weights_from_counts(train.by_sample, "auto"))
     rest = "" if present.all() else "; 1 for classes that do not occur"
     yield Suggestion(
-        f"loss.class_weights=[{values}]",
-        "if rare classes matter: median frequency / frequency, in the training images that contain the class "
-        f"(Eigen and Fergus, 2015){rest}",
+        "loss.class_weights=auto",
+        "if rare classes matter: the square root of median frequency / frequency, in the training images that contain "
+        f"the class (after Eigen and Fergus, 2015), here {values}{rest}",
     )

@@ -9,7 +9,7 @@ from pspexp.tracking.run_folder import finite
 from pspexp.utils.trees import flatten
 
 SPLITS = ("val", "test")
-SCORES = ("mean_iou", "mean_acc", "overall_acc", "freqw_acc", "loss")
+SCORES = ("mean_iou", "mean_acc", "overall_acc", "freqw_acc", "loss", "mean_dice")
 METRICS = ("best/mean_iou", "best/epoch", *(f"{split}/{score}" for split in SPLITS for score in SCORES))
 
 Table = dict[str, float | None]

@@ -24,9 +24,13 @@ HEADERS = {
     "overall_acc": "overall acc. %",
     "freqw_acc": "frequency-weighted IoU %",
     "loss": "loss",
+    "mean_dice": "mean Dice %",
 }
 # Columns that a narrow terminal omits, the largest number first.
-DROP_ORDER = {"started": 9, "freqw_acc": 8, "overall_acc": 7, "mean_acc": 6, "loss": 5, "epoch": 4, "mean_iou": 3}
+DROP_ORDER = {
+    "started": 10, "mean_dice": 9, "freqw_acc": 8, "overall_acc": 7, "mean_acc": 6, "loss": 5, "epoch": 4,
+    "mean_iou": 3,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from pspexp.jobs.export.verify import MIN_EQUAL_LABELS, Agreement, compare, samp
 from pspexp.jobs.predict.inputs import Inputs
 from pspexp.jobs.records import public
 from pspexp.models.exported import ExportedNetwork, is_exported
+from pspexp.models.segmenter import size_rule
 from pspexp.tracking.provenance import file_hash, git_commit
 from pspexp.utils.files import write_text_atomic
 from pspexp.utils.tables import PIPED_WIDTH
@@ -149,8 +150,7 @@ class Exporter:
     ) -> None:
         self._config, self._components, self._inputs, self._folder = config, components, inputs, folder
         self._kind: Kind = config.export.input
-        self._stride: int = config.model.get("output_stride", 1)
-        self._align_corners: bool = config.model.get("align_corners", False)
+        self._stride, self._remainder = size_rule(components.model)
         self._description = self._describe(saved)
         self._module = self._interface(exportable(components.model, components.dataset.info.num_bands))
 
@@ -190,11 +190,11 @@ class Exporter:
         if self._kind == "tensor":
             return TensorInterface(network).eval()
         info = self._components.dataset.info
-        return ImageInterface(network, info.mean, info.std, self._stride, self._align_corners).eval()
+        return ImageInterface(network, info.mean, info.std, self._stride, self._remainder).eval()
 
     def _compare(self, file: Path) -> Agreement:
         num_classes = self._components.dataset.info.num_classes
-        exported = ExportedNetwork(str(file), num_classes, self._stride, self._align_corners)
+        exported = ExportedNetwork(str(file), num_classes)
         return compare(
             self._components.model.eval(), exported, self._components, self._inputs, self._config.export.num_images
         )
@@ -221,7 +221,7 @@ class Exporter:
             "ignore_index": info.ignore_index,
             "mean": info.mean,
             "std": info.std,
-            "size_rule": {"multiple_of": self._stride, "plus": int(self._align_corners)},
+            "size_rule": {"multiple_of": self._stride, "plus": self._remainder},
             "inference": whole if self._kind == "image" else shown["inference"],
             "step": saved.get("step", 1),
             "epoch": saved.get("epoch", 1),

@@ -29,7 +29,7 @@ def write_pt2(module: nn.Module, kind: Kind, example: Tensor, file: Path, descri
     dim: Any = torch.export.Dim
     if not hasattr(dim, "DYNAMIC"):
         raise UserError(f"export.format=pt2: needs torch 2.6 or later, not {torch.__version__}; use onnx")
-    with quiet(), torch.no_grad():
+    with quiet(), traceable_padding(), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=(_by_dimension(kind, *[dim.DYNAMIC] * 3),))
     torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(description)})
 
@@ -41,7 +41,7 @@ def write_onnx(module: nn.Module, kind: Kind, example: Tensor, file: Path, descr
         UserError: A package is missing.
     """
     names: dict[str, Any] = {"input_names": [INPUTS[kind]], "output_names": OUTPUTS[kind], "opset_version": OPSET}
-    with required("onnx"), quiet(), torch.no_grad():
+    with required("onnx"), quiet(), traceable_padding(), torch.no_grad():
         if _default_exporter_is_dynamo():
             shapes = (_by_dimension(kind, *[torch.export.Dim.DYNAMIC] * 3),)
             torch.onnx.export(
@@ -60,6 +60,25 @@ def write_onnx(module: nn.Module, kind: Kind, example: Tensor, file: Path, descr
             axes |= {name: _by_dimension(kind, batch, height, width) for name in OUTPUTS[kind]}
             torch.onnx.export(module, (example,), str(file), dynamic_axes=axes, **names)
     describe_onnx(file, description)
+
+
+@contextmanager
+def traceable_padding() -> Iterator[None]:
+    """Let timm compute TensorFlow's "same" padding with integers: exporters cannot store its ``math.ceil``."""
+    from timm.layers import padding
+
+    original = padding.get_same_padding
+
+    def same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
+        excess = (kernel_size - 1) * dilation + 1 - stride
+        # Never negative if the windows overlap; a maximum would become a condition on the size.
+        return -x % stride + excess if excess >= 0 else max(-x % stride + excess, 0)
+
+    padding.get_same_padding = same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = original
 
 
 def describe_onnx(file: Path, description: dict[str, Any]) -> None:

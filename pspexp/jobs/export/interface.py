@@ -13,6 +13,7 @@ from pspexp.models.folding import fold_batch_norms
 Kind = Literal["image", "tensor"]
 INPUTS: dict[Kind, str] = {"image": "image", "tensor": "images"}
 OUTPUTS: dict[Kind, list[str]] = {"image": ["ids", "confidence"], "tensor": ["logits"]}
+LARGEST_STRIDE = 32  # of feature maps within common networks
 SIDES: dict[Kind, tuple[int, int]] = {"image": (1, 2), "tensor": (2, 3)}  # dimensions of height and width
 
 
@@ -37,20 +38,20 @@ class ImageInterface(nn.Module):
     Args:
         network: The network.
         mean, std: Of the bands, as fractions of 255.
-        output_stride, align_corners: Of the network; they determine the padding.
+        stride, remainder: Sides are padded to ``k * stride + remainder``, see `pspexp.models.segmenter.size_rule`.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], output_stride: int, align_corners: bool
+        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], stride: int, remainder: int
     ) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", 255 * torch.tensor(mean))
         self.register_buffer("std", 255 * torch.tensor(std))
-        self._stride, self._remainder = output_stride, int(align_corners)
+        self._stride, self._remainder = stride, remainder
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Ids and confidence of images."""
@@ -81,8 +82,14 @@ def exportable(network: nn.Module, num_bands: int = 3) -> nn.Module:
 
 
 def example(kind: Kind, output_stride: int, num_bands: int = 3) -> Tensor:
-    """An input to trace with. No two of its sizes are equal, or an exporter could treat them as the same dimension."""
-    height, width = 8 * output_stride + 6, 11 * output_stride + 2
+    """An input to trace with.
+
+    No two of its sizes are equal, or an exporter could treat them as the same dimension. Nor does any feature map have
+    a single pixel, whose size an exporter would take for a constant; the stride within a network may be larger than
+    that of its logits.
+    """
+    unit = max(output_stride, LARGEST_STRIDE)
+    height, width = 8 * unit + 6, 11 * unit + 2
     generator = torch.Generator().manual_seed(0)
     if kind == "image":
         return torch.randint(0, 256, (2, height, width, num_bands), generator=generator).to(torch.uint8)

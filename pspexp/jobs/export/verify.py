@@ -128,13 +128,12 @@ def compare(
         limit: Largest number of images.
     """
     info, totals = components.dataset.info, _Totals(components.dataset.info)
-    inference = own_inference = components.inference
-    if exported.interface == "image":  # it contains the inference mode
-        inference, own_inference = Whole(exported.output_stride, exported.align_corners), Whole(1, False)
+    # The interface ``image`` contains the inference mode.
+    inference = Whole() if exported.interface == "image" else components.inference
     for images, label in tensors(samples(inputs, limit), inputs, inference):
         normalized = normalize(images, info.mean, info.std)
         expected, reference_s = timed(inference, reference, normalized)
-        given, seconds = timed(own_inference, exported, normalized)
+        given, seconds = timed(inference, exported, normalized)
         totals.add(given, expected, label, (seconds, reference_s), by_confidence=exported.interface == "image")
     return totals.agreement()
 

@@ -97,9 +97,10 @@ def read_json(path: Path, model: type[M], what: str) -> M:
         problems = error.errors(include_url=False)
         if problems[0]["type"] == "json_invalid":
             raise UserError(f"{path}: not valid JSON ({problems[0]['ctx']['error']}); export it again") from error
+        shown = [(problem, ".".join(map(str, problem["loc"]))) for problem in problems[:_SHOWN]]
         lines = [
-            f"{path}: not {what}: {shorten(describe(problem, []) if problem['loc'] else 'no object', 300)}"
-            for problem in problems[:_SHOWN]
+            f"{path}: not {what}: {shorten(describe(problem, key) if key else 'no object', 300)}"
+            for problem, key in shown
         ]
         more = [f"{path}: and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise UserError(*lines, *more) from error

@@ -1,32 +1,26 @@
-"""Losses over ``{"out", "aux"}``: sums of weighted pixel losses, and the sums of weights that turn them into means.
+"""What losses have in common: sums of weighted losses, and the sums of weights that turn them into means.
 
 A loss does not divide: a training step divides once, by the total weight of all its micro-batches and processes.
 
-Each loss keeps one tensor of the size of the logits for its backward pass (the log-probabilities); everything
-else is one value per pixel. `SegmentationLoss.chunked` keeps neither. None of them waits for the device.
+None waits for the device. Losses of pixels keep one tensor of the size of the logits for their backward pass (the
+log-probabilities); everything else is one value per pixel. `SegmentationLoss.chunked` keeps neither.
 
 Class ids are checked where labels are read. An invalid one that is missed there raises ``IndexError`` on the CPU and
 a device-side assertion on CUDA; it is never trained on.
 """
 
-import math
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pspexp.errors import ArgumentError
-from pspexp.utils.arguments import checked
 
 MAX_CHUNK_LOGITS = 2**25
 """Logits that `SegmentationLoss.chunked` upsamples at a time: 128 MiB in float32."""
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class LossSum(NamedTuple):
@@ -58,14 +52,28 @@ def mean_loss(loss: Callable[..., Any], outputs: Mapping[str, Tensor], target: T
     return total / torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
+def combine(
+    outputs: Mapping[str, Tensor], output_sum: Callable[[Tensor], LossSum], main_weight: float, aux_weight: float
+) -> LossSum:
+    """``main_weight * main + aux_weight * auxiliary``, or the main loss alone without an auxiliary output."""
+    main = output_sum(outputs["out"])
+    if "aux" not in outputs:
+        return main
+    aux = output_sum(outputs["aux"])
+    # Each output has a mean over its own pixels (OHEM chooses them per output): bring both to one divisor.
+    ratio = main.weight / torch.where(aux.weight > 0, aux.weight, torch.ones_like(aux.weight))
+    return LossSum(main_weight * main.loss + aux_weight * aux.loss * ratio, main.weight)
+
+
 class SegmentationLoss(nn.Module):
-    """``main_weight * main + aux_weight * auxiliary``, or the main loss alone without an auxiliary output.
+    """A loss with weights for the classes and for the two outputs, see `combine`.
 
     Args:
         num_classes: Number of channels of the logits.
         ignore_index: Label of ignored pixels.
         class_weights: One weight for each class, or None for equal ones. As in torch, a mean is divided by
-            the weights of the pixels in it.
+            the weights of the pixels in it. The name of a method, such as ``auto``, stands for weights that a training
+            counts before it builds the loss.
         main_weight: Factor of the loss on ``outputs["out"]``.
         aux_weight: Factor of the loss on ``outputs["aux"]``.
 
@@ -80,11 +88,14 @@ class SegmentationLoss(nn.Module):
         self,
         num_classes: int,
         ignore_index: int,
-        class_weights: Sequence[float] | None,
+        class_weights: Sequence[float] | str | None,
         main_weight: float,
         aux_weight: float,
     ) -> None:
         super().__init__()
+        self.uncounted = class_weights if isinstance(class_weights, str) else None
+        if isinstance(class_weights, str):
+            class_weights = None
         if class_weights is not None and len(class_weights) != num_classes:
             raise ArgumentError(
                 f"class_weights: {len(class_weights)} values for num_classes={num_classes}; "
@@ -109,6 +120,9 @@ class SegmentationLoss(nn.Module):
 
         Returns:
             Scalars, at least float32; 0 with zero gradients when every pixel is ignored.
+
+        Raises:
+            ArgumentError: The class weights were not counted.
         """
         return self._combined(outputs, lambda logits: self.output_sum(logits, target))
 
@@ -134,13 +148,9 @@ class SegmentationLoss(nn.Module):
         return self._combined(outputs, lambda logits: LossSum(*_ChunkedSum.apply(logits, target, images, sums)))
 
     def _combined(self, outputs: Mapping[str, Tensor], output_sum: Callable[[Tensor], LossSum]) -> LossSum:
-        main = output_sum(outputs["out"])
-        if "aux" not in outputs:
-            return main
-        aux = output_sum(outputs["aux"])
-        # Each output has a mean over its own pixels (OHEM chooses them per output): bring both to one divisor.
-        ratio = main.weight / torch.where(aux.weight > 0, aux.weight, torch.ones_like(aux.weight))
-        return LossSum(self.main_weight * main.loss + self.aux_weight * aux.loss * ratio, main.weight)
+        if self.uncounted is not None:
+            raise ArgumentError(f"class_weights={self.uncounted}: not counted; give one weight for each class, or null")
+        return combine(outputs, output_sum, self.main_weight, self.aux_weight)
 
     def output_sum(self, logits: Tensor, target: Tensor) -> LossSum:
         """Sums over the pixels of one output: logits ``[N, C, H, W]``, target int64 ``[N, H, W]``."""
@@ -150,9 +160,12 @@ class SegmentationLoss(nn.Module):
         losses, weights = self.pixel_losses(logits, target)
         return LossSum(losses.sum(), weights.sum())
 
-    @abstractmethod
     def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted loss and weight of each pixel, both ``[N, H, W]``; weight 0 for pixels that do not count."""
+        """Weighted loss and weight of each pixel, both ``[N, H, W]``; weight 0 for pixels that do not count.
+
+        A loss that is no sum over pixels has its own `output_sum` instead.
+        """
+        raise NotImplementedError(type(self).__name__)
 
     def pixel_weights(self, target: Tensor, dtype: torch.dtype) -> Tensor:
         """Class weight of each pixel's label (1 without class weights), 0 where ignored: ``[N, H, W]``."""
@@ -199,121 +212,3 @@ class _ChunkedSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.saved_tensors[0] * gradient, None, None, None
-
-
-class CrossEntropy(SegmentationLoss):
-    """Cross-entropy, as ``torch.nn.functional.cross_entropy`` with ``reduction="mean"``.
-
-    Args:
-        num_classes: See `SegmentationLoss`, also for the arguments that are not listed here.
-        label_smoothing: Share of the target that is spread over all classes (Szegedy et al., 2016, sec. 7).
-    """
-
-    pixels_are_independent = True
-
-    @checked
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        ignore_index: int = 255,
-        class_weights: Sequence[Weight] | None = None,
-        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
-    ) -> None:
-        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
-        self.label_smoothing = label_smoothing
-
-    def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """See `SegmentationLoss.pixel_losses`."""
-        losses = F.cross_entropy(
-            logits,
-            target,
-            weight=None if self.class_weights is None else self.class_weights.to(logits.device, logits.dtype),
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction="none",  # the order of torch's own sum varies on CUDA
-        )
-        return losses, self.pixel_weights(target, logits.dtype)
-
-
-class Focal(SegmentationLoss):
-    """Softmax focal loss ``-(1 - p)^gamma log p`` of the label's probability p (Lin et al., 2017, eq. 4).
-
-    The mean is over all pixels that count; modulating factors do not enter the divisor. The paper's alpha is
-    ``class_weights``.
-
-    Args:
-        num_classes: See `SegmentationLoss`, also for the arguments that are not listed here.
-        gamma: Exponent that down-weights easy pixels; 0 is cross-entropy.
-    """
-
-    pixels_are_independent = True
-
-    @checked
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        ignore_index: int = 255,
-        class_weights: Sequence[Weight] | None = None,
-        gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
-    ) -> None:
-        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
-        self.gamma = gamma
-
-    def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """See `SegmentationLoss.pixel_losses`."""
-        entropies = self.cross_entropies(logits, target)
-        # 1 - p without cancellation near p = 1; kept above 0, where the power has no finite gradient for gamma < 1.
-        miss = (-torch.expm1(-entropies)).clamp(min=torch.finfo(logits.dtype).tiny)
-        weights = self.pixel_weights(target, logits.dtype)
-        return weights * miss.pow(self.gamma) * entropies, weights
-
-
-class OHEM(SegmentationLoss):
-    """Cross-entropy over the hard pixels only (online hard example mining, Shrivastava et al., 2016).
-
-    A pixel is hard when its label's probability is at most `threshold`, or when it is among the `min_kept`
-    hardest of the batch (ties are all kept). Each output chooses its own pixels. The rule is that of
-    mmsegmentation's ``OHEMPixelSampler``, with two differences: `min_kept` counts pixels of the batch, not of
-    one image, and the mean is over the pixels that were kept, so the loss does not shrink with their number.
-
-    Args:
-        num_classes: See `SegmentationLoss`, also for the arguments that are not listed here.
-        threshold: Probability up to which a pixel is hard; 1 keeps every pixel.
-        min_kept: Minimum number of pixels of a batch to keep.
-    """
-
-    @checked
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        ignore_index: int = 255,
-        class_weights: Sequence[Weight] | None = None,
-        threshold: Annotated[float, Field(gt=0, le=1)] = 0.7,
-        min_kept: Annotated[int, Field(ge=0)] = 100_000,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
-    ) -> None:
-        super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
-        self.threshold = threshold
-        self.min_kept = min_kept
-
-    def pixel_losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """See `SegmentationLoss.pixel_losses`."""
-        entropies = self.cross_entropies(logits, target)
-        weights = self.pixel_weights(target, logits.dtype)
-        # Ignored pixels come last, however many are to be kept.
-        hardness = entropies.detach().masked_fill(target == self.ignore_index, -1).flatten()
-        limit: Tensor | float = -math.log(self.threshold)
-        kept = min(self.min_kept, hardness.numel())
-        if kept:
-            limit = hardness.topk(kept, sorted=False).values.amin().clamp(max=limit)
-        # "Not below" instead of "at least": a NaN is kept, so it shows in the loss.
-        weights = weights * ~(hardness < limit).view_as(weights)
-        return weights * entropies, weights

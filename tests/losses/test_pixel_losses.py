@@ -1,50 +1,20 @@
-"""Losses compared with NumPy formulas in float64, and their gradients with finite differences."""
+"""Losses of pixels compared with NumPy formulas in float64, and what chunks of a batch keep and give."""
 
-import inspect
 import math
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
-from pspexp import losses
 from pspexp.errors import ArgumentError
-from pspexp.losses import OHEM, CrossEntropy, Focal, LossSum, SegmentationLoss, can_chunk, mean_loss
+from pspexp.losses import OHEM, CrossEntropy, Dice, Focal, LossSum, SegmentationLoss, base, can_chunk
+from tests.losses.examples import CLASSES, PIXEL_LOSSES, WEIGHTS, batch, mean
 
-CLASSES = 4
-WEIGHTS = [0.5, 1.0, 2.0, 0.25]  # exact in float32
-CONF = Path(__file__).parents[1] / "conf" / "loss"
-LOSSES = {
-    "ce": CrossEntropy(CLASSES),
-    "ce-weighted": CrossEntropy(CLASSES, class_weights=WEIGHTS),
-    "ce-smooth": CrossEntropy(CLASSES, label_smoothing=0.1),
-    "ce-smooth-weighted": CrossEntropy(CLASSES, label_smoothing=0.1, class_weights=WEIGHTS),
-    "focal": Focal(CLASSES),
-    "focal-weighted": Focal(CLASSES, gamma=0.5, class_weights=WEIGHTS),
-    "ohem": OHEM(CLASSES, min_kept=7),
-    "ohem-weighted": OHEM(CLASSES, threshold=0.3, min_kept=20, class_weights=WEIGHTS),
-}
-each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-
-
-def batch(seed: int, ignored: float = 0.3, size: int = 5) -> tuple[Tensor, Tensor]:
-    """Return logits ``[2, 4, size, size]`` in float64 and a target with a fraction of ignored pixels."""
-    rng = np.random.default_rng(seed)
-    logits = torch.from_numpy(2 * rng.standard_normal((2, CLASSES, size, size)))
-    target = rng.integers(0, CLASSES, (2, size, size))
-    target[rng.random(target.shape) < ignored] = 255
-    return logits, torch.from_numpy(target)
-
-
-def mean(loss: torch.nn.Module, logits: Tensor, target: Tensor) -> Tensor:
-    """Return the loss of one output."""
-    return mean_loss(loss, {"out": logits}, target)
+each_loss = pytest.mark.parametrize("loss", PIXEL_LOSSES.values(), ids=PIXEL_LOSSES)
 
 
 def formula(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> float:
@@ -91,35 +61,6 @@ def test_cross_entropy_equals_torch(weights: list[float] | None, smoothing: floa
     torch.testing.assert_close(mean(loss, logits, target), expected, rtol=1e-12, atol=0)
 
 
-@each_loss
-def test_gradient_matches_finite_differences(loss: SegmentationLoss) -> None:
-    logits, target = batch(1, size=2)
-    assert torch.autograd.gradcheck(lambda x: mean(loss, x, target), (logits.requires_grad_(),))
-
-
-@each_loss
-def test_ignored_pixels_do_not_contribute(loss: SegmentationLoss) -> None:
-    logits, target = batch(2)
-    changed = logits + 100 * (target == 255)[:, None] * torch.randn_like(logits)
-    logits.requires_grad_()
-    value = mean(loss, logits, target)
-    (gradient,) = torch.autograd.grad(value, logits)
-    assert value.item() == mean(loss, changed, target).item()
-    assert gradient.movedim(1, -1)[target == 255].abs().max() == 0
-    assert gradient.movedim(1, -1)[target != 255].abs().max() > 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@each_loss
-def test_crop_without_labels_has_zero_loss_and_gradient(loss: SegmentationLoss, dtype: torch.dtype) -> None:
-    logits = torch.randn(2, CLASSES, 3, 3, dtype=dtype, requires_grad=True)
-    value = mean_loss(loss, {"out": logits, "aux": logits}, torch.full((2, 3, 3), 255))
-    value.backward()
-    assert value.item() == 0
-    assert logits.grad is not None
-    assert logits.grad.abs().max() == 0
-
-
 def test_only_classes_of_weight_zero_give_zero_loss() -> None:
     logits = torch.randn(1, 2, 3, 3, requires_grad=True)
     value = mean(CrossEntropy(2, class_weights=[1.0, 0.0]), logits, torch.ones(1, 3, 3, dtype=torch.int64))
@@ -127,54 +68,6 @@ def test_only_classes_of_weight_zero_give_zero_loss() -> None:
     assert value.item() == 0
     assert logits.grad is not None
     assert logits.grad.abs().max() == 0
-
-
-@each_loss
-def test_outputs_are_weighted_if_there_are_two(loss: SegmentationLoss) -> None:
-    (out, target), (aux, _) = batch(0), batch(1)
-    main, auxiliary = mean(loss, out, target), mean(loss, aux, target)
-    both = mean_loss(loss, {"out": out, "aux": aux}, target)
-    torch.testing.assert_close(both, 0.6 * main + 0.4 * auxiliary)
-    assert mean(loss, out, target).item() == main.item()  # unweighted
-
-
-@each_loss
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(loss: SegmentationLoss, dtype: torch.dtype) -> None:
-    logits, target = batch(3)
-    value = mean(loss, logits.to(dtype), target)
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, mean(loss, logits.to(dtype).float(), target), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("wrong", [CLASSES, 254, -1])
-@each_loss
-def test_class_id_out_of_range_is_refused(loss: SegmentationLoss, wrong: int) -> None:
-    logits, target = batch(0)
-    target[1, 2, 3] = wrong
-    with pytest.raises(IndexError):
-        mean(loss, logits, target)
-
-
-@each_loss
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_non_finite_logits_make_the_loss_non_finite(loss: SegmentationLoss, bad: float) -> None:
-    logits, target = batch(0, ignored=0.0)
-    logits[0, :, 1, 1] = bad
-    assert not math.isfinite(mean(loss, logits, target).item())
-
-
-@each_loss
-def test_extreme_logits_have_finite_gradients(loss: SegmentationLoss) -> None:
-    target = torch.tensor([[[0, 1]]])
-    logits = torch.full((1, CLASSES, 1, 2), -500.0)
-    logits[:, 0] = 500.0  # confident: correct for the first pixel, wrong for the second
-    logits.requires_grad_()
-    value = mean(loss, logits, target)
-    value.backward()
-    assert math.isfinite(value.item())
-    assert logits.grad is not None
-    assert logits.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
@@ -236,13 +129,13 @@ def test_backward_keeps_only_one_tensor_of_logits_size(loss: SegmentationLoss) -
     assert len(kept) == 1
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if can_chunk(loss)])
+@pytest.mark.parametrize("loss", [loss for loss in PIXEL_LOSSES.values() if can_chunk(loss)])
 @pytest.mark.parametrize("max_chunk", [1, 2 * CLASSES * 81, 2**25])
 @pytest.mark.parametrize("ignored", [0.3, 1.0])
 def test_chunked_loss_equals_the_whole_loss(
     loss: SegmentationLoss, ignored: float, max_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "MAX_CHUNK_LOGITS", max_chunk)
+    monkeypatch.setattr(base, "MAX_CHUNK_LOGITS", max_chunk)
     generator = torch.Generator().manual_seed(0)
     low_resolution = torch.randn(3, CLASSES, 4, 4, dtype=torch.float64, generator=generator).requires_grad_()
     target = torch.randint(0, CLASSES, (3, 9, 9), generator=generator)
@@ -283,6 +176,7 @@ def test_which_losses_can_be_chunked() -> None:
     assert can_chunk(CrossEntropy(CLASSES))
     assert can_chunk(Focal(CLASSES))
     assert not can_chunk(OHEM(CLASSES))
+    assert not can_chunk(Dice(CLASSES))
     assert not can_chunk(Custom(CLASSES))
     assert not can_chunk(torch.nn.CrossEntropyLoss())
 
@@ -300,21 +194,6 @@ def test_chunked_loss_keeps_only_low_resolution_tensors() -> None:
     kept = [tensor.numel() for one in saved if (tensor := one()) is not None]
     assert max(kept) == low_resolution.numel()
     loss.backward()
-
-
-@each_loss
-def test_loss_does_not_read_values_from_the_device(loss: SegmentationLoss) -> None:
-    # Meta tensors have no values: reading one raises.
-    logits = torch.zeros(2, CLASSES, 5, 5, device="meta", requires_grad=True)
-    target = torch.zeros(2, 5, 5, dtype=torch.int64, device="meta")
-    mean_loss(loss, {"out": logits, "aux": logits}, target).backward()
-    assert logits.grad is not None
-
-
-def test_class_weights_move_with_the_module_but_are_not_saved() -> None:
-    loss = CrossEntropy(CLASSES, class_weights=WEIGHTS)
-    assert loss.state_dict() == {}
-    assert loss.to("meta").class_weights.device.type == "meta"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -336,15 +215,3 @@ def test_invalid_arguments_are_reported_together(build: Callable[[], object], me
         build()
     assert len(caught.value.problems) == len(messages)
     assert all(problem.startswith(message) for problem, message in zip(caught.value.problems, messages, strict=True))
-
-
-@pytest.mark.parametrize(("name", "target"), [("cross_entropy", CrossEntropy), ("focal", Focal), ("ohem", OHEM)])
-def test_yaml_and_signature_agree(name: str, target: type[SegmentationLoss]) -> None:
-    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
-    assert isinstance(values, dict)
-    assert values.pop("_target_") == f"pspexp.losses.{target.__name__}"
-    defaults = {key: p.default for key, p in inspect.signature(target).parameters.items()}
-    assert values == defaults | {
-        "num_classes": "${dataset.num_classes}",
-        "ignore_index": "${dataset.ignore_index}",
-    }

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,14 @@ def test_agrees_with_scikit_learn(seed: int, classes: int, truth: int, both: int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes that are only predicted; it omits them, too
         assert ours.mean_acc == pytest.approx(sklearn_metrics.balanced_accuracy_score(y, x))
+    options = {"labels": list(ids), "average": None, "zero_division": np.nan}
+    precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(y, x, **options)
+    assert ours.precision == pytest.approx(precision, nan_ok=True)
+    assert ours.recall == pytest.approx(recall, nan_ok=True)
+    f1[[i in x and i not in y for i in ids]] = 0  # undefined there, since recall is; 0 in older versions
+    assert ours.dice == pytest.approx(f1, nan_ok=True)
+    assert ours.mean_dice == pytest.approx(np.nanmean(f1))
+    assert (ours.mean_precision, ours.mean_recall) == pytest.approx((np.nanmean(precision), np.nanmean(recall)))
     weighted = sklearn_metrics.jaccard_score(y, x, average="weighted", zero_division=0)
     assert ours.freqw_acc == pytest.approx(weighted)
     assert ours.pixels == tuple(np.bincount(y, minlength=classes))
@@ -71,6 +80,8 @@ def test_agrees_with_torchmetrics(seed: int, classes: int, truth: int, both: int
     iou = torchmetrics_functional.multiclass_jaccard_index(prediction, target, average=None, **options)
     # torchmetrics gives 0 for a class in neither; ours is undefined.
     assert np.nan_to_num(ours.iou) == pytest.approx(iou.numpy(), rel=1e-6)
+    dice = torchmetrics_functional.multiclass_f1_score(prediction, target, average=None, **options)
+    assert np.nan_to_num(ours.dice) == pytest.approx(dice.numpy(), rel=1e-6)
     mean_acc = torchmetrics_functional.multiclass_accuracy(prediction, target, average="macro", **options).item()
     # torchmetrics counts a class that is only predicted as 0 in the mean; ours omits it.
     present = classes - truth - both
@@ -82,7 +93,13 @@ def test_class_without_ground_truth_counts_for_iou_not_accuracy() -> None:
     ours = report(prediction, target, 4)
     assert ours.iou == pytest.approx((1.0, 0.5, 0.0, math.nan), nan_ok=True)
     assert ours.accuracy == pytest.approx((1.0, 0.5, math.nan, math.nan), nan_ok=True)
+    assert ours.dice == pytest.approx((1.0, 2 / 3, 0.0, math.nan), nan_ok=True)
+    assert ours.precision == pytest.approx((1.0, 1.0, 0.0, math.nan), nan_ok=True)
+    assert ours.recall == ours.accuracy
     assert ours.pixels == (2, 2, 0, 0)
+    assert ours.mean_dice == pytest.approx(5 / 9)
+    assert ours.mean_precision == pytest.approx(2 / 3)
+    assert ours.mean_recall == ours.mean_acc
     assert ours.mean_iou == pytest.approx(0.5)
     assert ours.mean_acc == pytest.approx(0.75)
     assert ours.overall_acc == pytest.approx(0.75)
@@ -90,10 +107,19 @@ def test_class_without_ground_truth_counts_for_iou_not_accuracy() -> None:
     assert ours.confusion[1] == (0, 1, 1, 0)  # rows are ground truth
 
 
+def test_class_that_is_never_predicted_counts_for_recall_not_precision() -> None:
+    ours = report(torch.tensor([[[0, 0, 0, 0]]]), torch.tensor([[[0, 0, 0, 1]]]), 2)
+    assert ours.precision == pytest.approx((0.75, math.nan), nan_ok=True)
+    assert ours.recall == (1.0, 0.0)
+    assert ours.dice == pytest.approx((6 / 7, 0.0))
+    assert (ours.mean_precision, ours.mean_recall, ours.mean_dice) == pytest.approx((0.75, 0.5, 3 / 7))
+
+
 def test_metrics_without_pixels_are_undefined_and_omitted() -> None:
     prediction, target = torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), 255)
     for ours in (report(prediction, target, 2), ConfusionMatrix(2).report(["c0", "c1"])):
         headline = (ours.overall_acc, ours.mean_acc, ours.freqw_acc, ours.mean_iou, *ours.iou, *ours.accuracy)
+        headline += (ours.mean_dice, ours.mean_precision, ours.mean_recall, *ours.dice, *ours.precision, *ours.recall)
         assert all(map(math.isnan, headline))
         assert ours.scalars("val") == {}
         assert "nan" not in ours.table()
@@ -199,6 +225,9 @@ def test_scalars_have_the_public_names() -> None:
             "val/mean_acc": (1200 / 1234 + 700 / 766) / 2,
             "val/freqw_acc": (1234 * 1200 / 1300 + 766 * 700 / 800) / 2000,
             "val/mean_iou": (1200 / 1300 + 700 / 800) / 2,
+            "val/mean_dice": (2400 / 2500 + 1400 / 1500) / 2,
+            "val/mean_precision": (1200 / 1266 + 700 / 734) / 2,
+            "val/mean_recall": (1200 / 1234 + 700 / 766) / 2,
             "val/iou/sky": 1200 / 1300,
             "val/iou/road": 700 / 800,
         }
@@ -225,6 +254,23 @@ def test_undefined_values_of_rows_are_none() -> None:
     rows = example().rows()
     assert rows[2] == ("tram", None, None, 0)
     assert rows[0] == ("sky", pytest.approx(1200 / 1300), pytest.approx(1200 / 1234), 1234)
+
+
+def test_columns_begin_with_those_that_the_table_always_had() -> None:
+    columns = example().columns()
+    assert list(columns) == ["class", "iou", "accuracy", "pixels", "dice", "precision", "recall"]
+    assert [column[2] for column in columns.values()] == ["tram", None, None, 0, None, None, None]
+    assert columns["recall"] == columns["accuracy"]
+    assert columns["precision"][:2] == pytest.approx([1200 / 1266, 700 / 734])
+
+
+def test_further_metrics_are_added_to_scalars_table_and_columns() -> None:
+    others = {"mean_edge": 0.25, "kappa": math.nan}
+    ours = replace(example(), others=others, class_columns={"edge": (0.5, 0.0, math.nan)})
+    assert ours.scalars("test")["test/mean_edge"] == 0.25
+    assert "test/kappa" not in ours.scalars("test")
+    assert ours.table() == f"{example().table()}\nmean_edge: 0.2500\nkappa: –"
+    assert list(ours.columns().items())[-1] == ("edge", [0.5, 0.0, None])
 
 
 def test_report_is_plain_python() -> None:

@@ -1,0 +1,104 @@
+"""Builds the node ``model``, whose target may be any network."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from pspexp.config.rules import crop_fits_stride
+from pspexp.config.targets import takes, try_target
+from pspexp.errors import UserError
+from pspexp.models.adapter import AdaptedNetwork, adapt
+from pspexp.models.exported import ExportedNetwork
+from pspexp.models.segmenter import Segmenter
+from pspexp.models.trial import TrialError
+from pspexp.models.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+
+def is_network(node: object) -> TypeGuard[DictConfig]:
+    """Whether a node is the node ``model`` of a configuration."""
+    return isinstance(node, DictConfig) and node._get_full_key(None) == "model"
+
+
+def build_network(node: DictConfig, arguments: dict[str, Any], make: Callable[..., Any]) -> nn.Module:
+    """The network that the node ``model`` describes, adapted if it is not one of this project's.
+
+    ``weights``, a whole checkpoint to start from, is loaded here if the target does not take it.
+
+    Args:
+        node: The node.
+        arguments: Arguments that replace those in the node.
+        make: Function that builds a node's target.
+
+    Raises:
+        UserError: The target is no network, or one that cannot be used.
+    """
+    weights = None
+    if "weights" in {*node, *arguments} and not takes(try_target(node._target_), "weights"):
+        weights = arguments.get("weights", node.get("weights"))
+        node, arguments = without(node, "weights"), {key: one for key, one in arguments.items() if key != "weights"}
+    network: object = make(node, **arguments)
+    root: Any = node._get_root()
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model._target_={node._target_}: made a {type(network).__name__}, not a torch.nn.Module")
+    if not isinstance(network, ExportedNetwork):
+        network = adapted(network, {**{str(key): node[key] for key in node}, **arguments}, root)
+    if weights is not None:
+        load_weights(network, weights, other_classes=True)
+    if root.get("mode") == "train":
+        check_crop(network, root.get("crop_size"))
+    return network
+
+
+def without(node: DictConfig, key: str) -> DictConfig:
+    """A copy of a node, at the same place of the configuration, without one of its keys."""
+    copy = node.copy()
+    OmegaConf.set_struct(copy, False)
+    copy.pop(key, None)
+    return copy
+
+
+def adapted(network: nn.Module, arguments: dict[str, Any], root: Any) -> nn.Module:
+    """A network with this project's interface, for the classes and bands of the data set.
+
+    Raises:
+        UserError: It cannot be used; says why.
+    """
+    classes = arguments.get("num_classes", OmegaConf.select(root, "dataset.num_classes"))
+    mean = OmegaConf.select(root, "dataset.mean")
+    bands = arguments.get("in_channels") or (3 if mean is None else len(mean))
+    try:
+        return adapt(network, classes, bands, crop_size=root.get("crop_size"))
+    except TrialError as error:
+        option = OmegaConf.select(root, "choices.model")
+        raise UserError(f"model{'' if option is None else f'={option}'}: {error}") from error
+
+
+def check_crop(network: nn.Module, crop_size: int | None) -> None:
+    """Check the crop size against the network's true stride, which may not be the configured one.
+
+    Raises:
+        UserError: The crops do not fit its aligned corners.
+    """
+    if isinstance(network, AdaptedNetwork):
+        note_padding(network, crop_size)
+    elif isinstance(network, Segmenter) and crop_size is not None:
+        model = {"output_stride": network.output_stride, "align_corners": network.align_corners}
+        if problems := [*crop_fits_stride({"model": model, "crop_size": crop_size})]:
+            raise UserError(*problems)
+
+
+def note_padding(network: AdaptedNetwork, crop_size: int | None) -> None:
+    """Say that crops are padded, which takes time and memory for nothing."""
+    stride = network.output_stride
+    if crop_size is not None and not network.takes_all and crop_size % stride:
+        name, padded = type(network.network).__name__, crop_size + -crop_size % stride
+        log.warning(
+            "crop_size=%d: %s takes sides that are multiples of %d, so each crop is padded to %d pixels; "
+            "crop_size=%d wastes no time on that",
+            crop_size, name, stride, padded, max(round(crop_size / stride), 1) * stride,
+        )  # fmt: skip

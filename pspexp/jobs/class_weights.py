@@ -1,0 +1,61 @@
+"""Class weights of the loss that are counted: ``loss.class_weights=auto`` and the like."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pspexp.config.build import build
+from pspexp.config.class_weights import methods, with_numbers_of
+from pspexp.config.training_data import training_split
+from pspexp.data.pixel_counts import pixel_counts
+from pspexp.engine.distributed import World
+from pspexp.errors import UserError
+from pspexp.losses.class_weights import METHODS, weights_from_counts
+from pspexp.utils.text import first_names
+
+log = logging.getLogger(__name__)
+
+
+def resolve_class_weights(config: DictConfig, world: World, saved: Mapping[str, Any] | None = None) -> None:
+    """Replace the names of methods in the loss by numbers, so that these are what is built, recorded and saved.
+
+    Args:
+        config: The configuration, which is changed. In a training whose data set cannot be opened, which building it
+            will report, it stays as it is.
+        world: The processes; the main process counts.
+        saved: The training state to resume from. Its numbers are used then, and nothing is counted.
+
+    Raises:
+        UserError: A test needs class weights, but there is no training split to count.
+    """
+    loss = OmegaConf.to_container(config.loss)
+    if saved is not None:
+        config.loss = with_numbers_of(saved["config"]["loss"], loss)
+        return
+    named = {key: method for key, method in methods(loss, "loss") if method in METHODS}
+    if named:
+        for key, weights in world.broadcast_from_main(lambda: count_weights(config, named)).items():
+            OmegaConf.update(config, key, weights, merge=False)
+
+
+def count_weights(config: DictConfig, named: Mapping[str, str]) -> dict[str, list[float]]:
+    """The weights for each key of ``named``, by the method that it names."""
+    try:
+        dataset = build(config.dataset)
+        split = training_split(config, dataset)
+    except UserError as error:
+        if config.mode == "train":
+            return {}
+        problem = f"counted in the training images, which cannot be opened ({error.problems[0]})"
+        raise UserError(*(f"{key}={named[key]}: is {problem}; give numbers, or null" for key in named)) from error
+    names = dataset.info.class_names
+    counts = pixel_counts(split, len(names))
+    found = {key: weights_from_counts(counts, method) for key, method in named.items()}
+    for key, weights in found.items():
+        shown = ", ".join(f"{name}: {weight:g}" for name, weight in zip(names, weights, strict=True))
+        log.info("%s=%s: %s", key, named[key], shown)
+    if absent := [name for name, pixels in zip(names, counts.sum(axis=0), strict=True) if not pixels]:
+        log.warning("%s: classes without training pixels have weight 1: %s", next(iter(named)), first_names(absent, 10))
+    return found
