@@ -34,7 +34,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_everything_is_visible() -> None:
-    networks = {file.stem for file in Path(conf_dir(), "model").glob("*.yaml")}
+    networks = {file.stem for file in Path(conf_dir(), "model").glob("*.yaml")} - {"custom", "segformer", "smp"}
     assert set(dir(pspexp)) == {"build", "compose", "load", "test", "train", "__version__"} | networks
     for name in dir(pspexp):
         assert getattr(pspexp, name)

@@ -121,7 +121,9 @@ def _common_prefix(keys: Collection[str]) -> str | None:
 
 def _names_inside_wrapper(bare: Mapping[str, str], ours: Collection[str]) -> dict[str, str]:
     """The names if ours is a network inside another and the file is mostly that of the inner one; else empty."""
-    prefix = _common_prefix(ours) or ""
+    prefix = _common_prefix(ours)
+    if prefix is None:
+        return {}
     names = {theirs: prefix + key for theirs, key in bare.items()}
     return names if 2 * sum(key in ours for key in names.values()) > len(names) else {}
 

@@ -23,7 +23,10 @@ def options(group: str) -> list[str]:
 def composed(group: str, *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config: Any = OmegaConf.to_container(compose("config", overrides=[*overrides]), resolve=True)
-    return dict(config[group])
+    node = dict(config[group])
+    if group == "dataset":  # null: those of the network's pretrained weights
+        node |= {key: [0.5, 0.5, 0.5] for key in ("mean", "std") if node[key] is None}
+    return node
 
 
 def built(node: dict[str, Any]) -> Any:

@@ -61,7 +61,8 @@ def images(count: int, height: int, width: int) -> Tensor:
 
 
 def normalized(pixels: Tensor) -> Tensor:
-    return ((pixels / 255 - 0.5) / 0.2).permute(0, 3, 1, 2).contiguous()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
+    return ((pixels / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 def run_file(file: Path, value: Tensor) -> list[np.ndarray]:

@@ -194,14 +194,20 @@ def test_every_resnet_can_be_built(name: str) -> None:
     assert model.classifier.out_channels == 2
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+PACKAGES = {"segformer": "transformers", "smp": "segmentation_models_pytorch"}  # that options need
+
+
+@pytest.mark.parametrize("file", sorted({*CONF.glob("*.yaml")} - {CONF / "custom.yaml"}), ids=lambda file: file.stem)
 def test_every_option_sets_all_arguments_of_its_target(file: Path) -> None:
     config = OmegaConf.create({"dataset": {"num_classes": 7}, "model": OmegaConf.load(file)})
+    if file.stem in PACKAGES:
+        pytest.importorskip(PACKAGES[file.stem])
     options = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(options, dict)
     module, _, name = options.pop("_target_").rpartition(".")
     target = getattr(import_module(module), name)
-    assert list(inspect.signature(target).parameters) == list(options)
+    parameters = inspect.signature(target).parameters.values()
+    assert [one.name for one in parameters if one.kind is not one.VAR_KEYWORD] == list(options)
     if "backbone_weights" in options:
         options["backbone_weights"] = None  # of no option's file or package
     with torch.device("meta"):
