@@ -1,4 +1,4 @@
-"""Hydra's basic sweeper with the numbers that a sweep's folder has given to its jobs."""
+"""Jobs under the numbers that a sweep's folder has given to them, where Hydra's basic sweeper counts from 0."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,25 +6,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from pspexp.sweep.sweep import BASIC_SWEEPER, Sweep, load_sweep, values_of
-
-
-class NumberedSweeper(BasicSweeper):
-    """Starts the jobs of a command under their numbers in the sweep's folder, where Hydra counts from 0."""
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See Hydra's class."""
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        sweep = load_sweep(Path(config.hydra.sweep.dir))
-        if sweep.jobs is not None and self.launcher is not None:
-            self.launcher = NumberedLauncher(self.launcher, sweep, sweep.jobs)
 
 
 class NumberedLauncher(Launcher):
@@ -54,10 +42,18 @@ class NumberedLauncher(Launcher):
 
 @contextmanager
 def numbered_jobs() -> Iterator[None]:
-    """Let Hydra use `NumberedSweeper` as its basic sweeper, which must be of one of Hydra's own packages."""
-    known: dict[str, Any] = Plugins.instance().class_name_to_class
-    before, known[BASIC_SWEEPER] = known[BASIC_SWEEPER], NumberedSweeper
+    """Let Hydra's basic sweeper start jobs through `NumberedLauncher`; Hydra accepts no sweeper of another package."""
+    sweeper: Any = get_class(BASIC_SWEEPER)
+    setup = sweeper.setup
+
+    def numbered_setup(self: Any, *, config: DictConfig, **arguments: Any) -> None:
+        setup(self, config=config, **arguments)
+        sweep = load_sweep(Path(config.hydra.sweep.dir))
+        if sweep.jobs is not None and self.launcher is not None:
+            self.launcher = NumberedLauncher(self.launcher, sweep, sweep.jobs)
+
+    sweeper.setup = numbered_setup
     try:
         yield
     finally:
-        known[BASIC_SWEEPER] = before
+        sweeper.setup = setup
