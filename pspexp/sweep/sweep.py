@@ -204,7 +204,10 @@ def varied(overrides: Sequence[str], config: DictConfig) -> dict[str, str]:
 def planned_jobs(overrides: Sequence[str], config: DictConfig, varies: Collection[str]) -> list[Plain] | None:
     """The values of each job of a grid, in Hydra's order; None for a search, and if values cannot be told apart."""
     explicit = read(overrides)
-    several = [one for one in [*read(sweeper_overrides(config, explicit)), *explicit] if one.is_sweep_override()]
+    given = [*read(sweeper_overrides(config, explicit)), *explicit]
+    keys = [one.get_key_element() for one in given]
+    several = [one for one in given if one.is_sweep_override()]
+    several.sort(key=lambda one: keys.index(one.get_key_element()))  # Hydra: the place of the first override of a key
     if config.hydra.sweeper._target_ != BASIC_SWEEPER or any(isinstance(one.value(), Glob) for one in several):
         return None
     texts = [[f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()] for one in several]
