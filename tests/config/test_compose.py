@@ -36,6 +36,8 @@ def problems(*overrides: str) -> list[str]:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_fits_its_target(group: str, option: str, root: str, tmp_path: Path) -> None:
+    if option == "albumentations":
+        pytest.importorskip("albumentations")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     roots = [] if option == "shapes" else [root]
     own = [f"{group}._target_=builtins.dict"] if option == "custom" else []
