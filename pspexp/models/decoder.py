@@ -6,7 +6,6 @@ PSPNet upsamples logits of stride 8 or 16, where poles and other thin objects ar
 al., 2022, arXiv 2204.02681) do.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from pspexp.models.backbone import build_backbone
 from pspexp.models.interpolation import upsample
-from pspexp.models.pyramid import FactorisedPyramid, conv_bn_relu
+from pspexp.models.pyramid import FactorisedPyramid, auxiliary_head, conv_bn_relu
 from pspexp.models.segmenter import Segmenter
 from pspexp.models.statistics import timm_statistics, with_image_statistics
 from pspexp.models.weights import start_from
@@ -98,13 +97,7 @@ class PSPNetDecoder(Segmenter):
         self.classifier = nn.Conv2d(channels[len(self.steps)], num_classes, 1)
         self.auxiliary: nn.Sequential | None = None
         if aux_channels:
-            self.auxiliary = nn.Sequential(
-                OrderedDict(
-                    features=conv_bn_relu(channels[1], aux_channels, 3),
-                    dropout=nn.Dropout2d(dropout),
-                    classifier=nn.Conv2d(aux_channels, num_classes, 1),
-                )
-            )
+            self.auxiliary = auxiliary_head(channels[1], aux_channels, num_classes, dropout)
 
     def low_resolution(self, images: Tensor) -> dict[str, Tensor]:
         """See `Segmenter.low_resolution`; the logits have the size of the finest level."""

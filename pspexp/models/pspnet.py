@@ -1,6 +1,5 @@
 """PSPNet (Zhao et al., CVPR 2017, arXiv 1612.01105)."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -8,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from pspexp.models.backbone import Backbone, OutputStride, build_backbone
-from pspexp.models.pyramid import HEADS, Head, conv_bn_relu
+from pspexp.models.pyramid import HEADS, Head, auxiliary_head
 from pspexp.models.segmenter import Segmenter
 from pspexp.models.statistics import timm_statistics, with_image_statistics
 from pspexp.models.weights import start_from
@@ -52,13 +51,7 @@ class PSPNet(Segmenter):
         self.classifier = nn.Conv2d(head_channels, num_classes, 1)
         self.auxiliary: nn.Sequential | None = None
         if aux_channels:
-            self.auxiliary = nn.Sequential(
-                OrderedDict(
-                    features=conv_bn_relu(third_channels, aux_channels, 3),
-                    dropout=nn.Dropout2d(dropout),
-                    classifier=nn.Conv2d(aux_channels, num_classes, 1),
-                )
-            )
+            self.auxiliary = auxiliary_head(third_channels, aux_channels, num_classes, dropout)
 
     def low_resolution(self, images: Tensor) -> dict[str, Tensor]:
         """See `Segmenter.low_resolution`."""

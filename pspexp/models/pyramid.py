@@ -30,6 +30,17 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Se
     )
 
 
+def auxiliary_head(in_channels: int, channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Features by a 3×3 convolution, dropout of channels, a 1×1 classifier: ``[N, in_channels, h, w]`` to logits."""
+    return nn.Sequential(
+        OrderedDict(
+            features=conv_bn_relu(in_channels, channels, 3),
+            dropout=nn.Dropout2d(dropout),
+            classifier=nn.Conv2d(channels, num_classes, 1),
+        )
+    )
+
+
 @constant
 def region_masks(bins: Sequence[int], size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which of ``size`` positions each adaptive-pooling region covers, with the regions of all ``bins`` stacked.
