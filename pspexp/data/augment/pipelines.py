@@ -36,17 +36,26 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 class _Pipeline(ABC):
     """Applies the transforms of a library, and checks their results."""
 
+    library: str
+    method: str = "__call__"  # by which a transform of the library is known
     random_crop: str  # what to end a pipeline with whose results have other sizes
 
+    @checked
     def __init__(
         self,
-        transforms: Sequence[Callable[..., Any]],
-        crop_size: int,
+        transforms: Transforms,
+        crop_size: Side,
         mean: Sequence[float],
         ignore_index: int,
-        mix: Mix | None,
-        mix_probability: float,
+        mix: Mix | None = None,
+        mix_probability: Probability = 0.5,
     ) -> None:
+        if foreign := [
+            f"transforms.{place}: {type(transform).__name__} is not a transform of {self.library}; use one"
+            for place, transform in enumerate(transforms)
+            if not hasattr(transform, self.method)
+        ]:
+            raise ArgumentError(*foreign)
         self.transforms, self.crop_size, self.ignore_index = transforms, crop_size, ignore_index
         self.mixing = Mixing(mix, mix_probability, ignore_index) if mix else None
         self._pad_with_ignore_index()
@@ -133,25 +142,8 @@ class Albumentations(_Pipeline):
         mix_probability: Probability of mixing.
     """
 
+    library, method = "albumentations 2", "set_random_state"
     random_crop = "albumentations.RandomCrop and its pad_if_needed=true"
-
-    @checked
-    def __init__(
-        self,
-        transforms: Transforms,
-        crop_size: Side,
-        mean: Sequence[float],
-        ignore_index: int,
-        mix: Mix | None = None,
-        mix_probability: Probability = 0.5,
-    ) -> None:
-        if foreign := [
-            f"transforms.{place}: {type(transform).__name__} is not a transform of albumentations 2; use one"
-            for place, transform in enumerate(transforms)
-            if not hasattr(transform, "set_random_state")
-        ]:
-            raise ArgumentError(*foreign)
-        super().__init__(transforms, crop_size, mean, ignore_index, mix, mix_probability)
 
     def _apply(self, image: AnyImage, label: Image.Image, rng: np.random.Generator) -> Arrays:
         both = {"image": np.array(image), "mask": np.array(label)}
@@ -183,19 +175,8 @@ class TorchvisionV2(_Pipeline):
         mix_probability: Probability of mixing.
     """
 
+    library = "torchvision.transforms.v2"
     random_crop = "torchvision.transforms.v2.RandomCrop and its pad_if_needed=true"
-
-    @checked
-    def __init__(
-        self,
-        transforms: Transforms,
-        crop_size: Side,
-        mean: Sequence[float],
-        ignore_index: int,
-        mix: Mix | None = None,
-        mix_probability: Probability = 0.5,
-    ) -> None:
-        super().__init__(transforms, crop_size, mean, ignore_index, mix, mix_probability)
 
     def _apply(self, image: AnyImage, label: Image.Image, rng: np.random.Generator) -> Arrays:
         pixels, ids = to_tensors(image, label)
