@@ -5,7 +5,8 @@
 
 Everything after "--" is an override of every training. The epochs of a network follow from its speed, which is
 measured first, twice, in turns with the others. Finished trainings are kept: the same command continues where it was
-stopped, and another one adds to the table. Train on an otherwise idle machine.
+stopped, and other networks, seeds or times add to the table. Another recipe, or other overrides, need another folder.
+Train on an otherwise idle machine.
 """
 
 import argparse
@@ -32,12 +33,13 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "smp DeepLabV3Plus": (*SMP, "model.arch=DeepLabV3Plus"),
 }
 CALIBRATION_STEPS = 40
-RESULTS, SECONDS = "summary.json", "seconds.json"
+RESULTS, SECONDS, RECIPE = "summary.json", "seconds.json", "recipe.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the trainings that are missing, then print the table; returns the exit code."""
     options = parse(arguments)
+    keep_recipe(options.folder / RECIPE, options.overrides)
     networks = {name: NETWORKS[name] for name in options.networks}
     speeds = calibrate(networks, options)
     failed = []
@@ -74,6 +76,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def keep_recipe(file: Path, overrides: list[str]) -> None:
+    """Note the overrides of all trainings in their folder; exits if its trainings had others."""
+    if file.is_file() and (known := json.loads(file.read_text())) != overrides:
+        print(
+            f"--folder {file.parent}: holds trainings with {' '.join(known)}, not {' '.join(overrides)}; "
+            "give another --folder",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(overrides) + "\n")
+
+
 def calibrate(networks: dict[str, tuple[str, ...]], options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds per epoch of each network, and those beside the epochs; measured once and kept in a file."""
     file = options.folder / "speeds.json"
@@ -88,7 +103,6 @@ def calibrate(networks: dict[str, tuple[str, ...]], options: argparse.Namespace)
         name: {key: statistics.mean(one[key] for one in measured) for key in measured[0]}
         for name, measured in found.items()
     }
-    options.folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(known, indent=1) + "\n")
     return known
 
@@ -155,10 +169,11 @@ def num_weights(folder: Path) -> int:
 
 def table(folder: Path) -> str:
     """A Markdown table of the finished runs, one row for each network and time."""
+    names = {name.replace(" ", "_"): name for name in NETWORKS}
     groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for run in sorted(folder.glob("*_minutes/*")):
         if is_finished(run):
-            groups[run.parent.name.replace("_", " "), run.name.rpartition("_seed_")[0]].append(run)
+            groups[run.parent.name.replace("_", " "), names[run.name.rpartition("_seed_")[0]]].append(run)
     rows = []
     for (minutes, name), runs in groups.items():
         scores = [100 * json.loads((run / RESULTS).read_text())["best"]["best/mean_iou"] for run in runs]

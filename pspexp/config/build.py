@@ -1,11 +1,10 @@
 """Builds objects from the configuration: the only caller of Hydra's ``instantiate``. Reports all problems at once."""
 
-import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
@@ -13,12 +12,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from pspexp.config.class_map import compare_start_weights
-from pspexp.config.network import build_network, is_network
-from pspexp.config.targets import takes, try_target, without_start_weights
-from pspexp.config.training_data import image_repeats, training_data, training_split
+from pspexp.config.collector import ErrorCollector
+from pspexp.config.network import build_network, check_inference, is_network, with_sync_batch_norm
+from pspexp.config.signatures import with_promised_types
+from pspexp.config.targets import superseded_weights, takes, try_target, without_start_weights
+from pspexp.config.training_data import image_repeats, training_data, training_split, validation_split
 from pspexp.data.cache import SampleCache
+from pspexp.data.loader import TrainLoader
 from pspexp.data.workers import worker_context
 from pspexp.engine import checkpoint
 from pspexp.engine.components import Components, TrainingComponents
@@ -31,15 +34,12 @@ from pspexp.engine.precision import Precision
 from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.errors import ArgumentError, UserError
 from pspexp.losses.tensor import as_loss
-from pspexp.metrics.base import RESERVED, AnyMetric
+from pspexp.metrics.base import AnyMetric, metric_problems
 from pspexp.models.exported import is_exported
 from pspexp.models.weights import load_weights
+from pspexp.optim.optimizers import refuse_step_arguments
 from pspexp.utils.text import one_line
 from pspexp.utils.tracebacks import line_in_user_code
-
-Built = TypeVar("Built")
-
-log = logging.getLogger(__name__)
 
 WRONG_ARGUMENTS = re.compile(r"unexpected keyword argument|missing \d+ required|multiple values for")
 
@@ -62,7 +62,8 @@ def build(node: DictConfig | dict[str, Any], **arguments: Any) -> Any:
 def made(node: DictConfig | dict[str, Any], **arguments: Any) -> Any:
     """`build`, of any node but that of the network: exactly what its target returns."""
     try:
-        return instantiate(node, _convert_="all", **arguments)
+        typed = with_promised_types(node) if isinstance(node, DictConfig) else node
+        return instantiate(typed, _convert_="all", **arguments)
     except InstantiationException as error:
         key = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
         cause = error.__cause__
@@ -92,27 +93,16 @@ def named(key: str) -> Iterator[None]:
 
 
 def build_partial(node: DictConfig, **arguments: Any) -> Any:
-    """`build` for a node with ``_partial_``, called with the arguments supplied at run time that its target takes."""
+    """An optimizer or schedule: `build`, called with the arguments supplied at run time that its target takes.
+
+    Raises:
+        UserError: It refuses its arguments, or cannot be stepped without any.
+    """
     target = try_target(node._target_)
     with named(node._get_full_key(None)):
-        return build(node)(**{name: value for name, value in arguments.items() if takes(target, name)})
-
-
-class ErrorCollector:
-    """Builds one object after another and collects the problems with all of them, to report them together."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
-    def __call__(self, make: Callable[..., Built], *needed: Any) -> Any:
-        """``make(*needed)``; None if it fails, or if one of ``needed`` is None because it failed."""
-        if any(one is None for one in needed):
-            return None
-        try:
-            return make(*needed)
-        except UserError as error:
-            self.problems += [problem for problem in error.problems if problem not in self.problems]
-            return None
+        updates = build(node)(**{name: value for name, value in arguments.items() if takes(target, name)})
+        refuse_step_arguments(updates)
+        return updates
 
 
 def init_distributed(config: DictConfig, process: ProcessInfo) -> tuple[Device, World]:
@@ -157,43 +147,46 @@ def build_trained(config: DictConfig, device: Device, world: World) -> tuple[Com
 
 
 def build_training(
-    config: DictConfig, device: Device, world: World, *, start_weights: bool
+    config: DictConfig,
+    device: Device,
+    world: World,
+    *,
+    start_weights: bool,
+    repeats: list[float] | None = None,
+    prepare_loss: Callable[[bool], None] = lambda _: None,
 ) -> tuple[TrainingComponents, dict[str, Hook]]:
     """Build what training needs: its components, and its hooks by name.
 
     Args:
         start_weights: Whether to load the weights that the model is configured to start from; False if a saved state
             is loaded later.
+        repeats: How often that state takes each image.
+        prepare_loss: See `collect_components`.
 
     Raises:
         UserError: Lists everything that cannot be built, in any process.
     """
     collector = ErrorCollector()
     # The main process sends its weights to the others.
-    components = collect_components(config, collector, device, world, start_weights and world.is_main_process)
+    load = start_weights and world.is_main_process
+    components = collect_components(config, collector, device, world, load, prepare_loss)
     if start_weights and world.is_main_process:
         collector(lambda dataset: compare_start_weights(config, dataset.info.class_names), components["dataset"])
     training = collector(lambda dataset: training_split(config, dataset), components["dataset"])
-    validation = collector(lambda dataset: dataset.open("val"), components["dataset"])
+    validation = collector(lambda *needed: validation_split(config, *needed), components["dataset"], training)
     cache = collector(SampleCache, config.loader.cache_mib, worker_context())
     training, validation = (collector(SampleCache.wrap, cache, split) for split in (training, validation))
     augment = collector(lambda: build(config.augment))
-    loader = collector(lambda *needed: training_data(config, device, world, *needed), training, augment)
     hooks = collector(lambda: build_hooks(config.hooks))
     # After the model was moved: on some devices that replaces its parameters.
     freezing = collector(lambda model: Freezing(model, FinetuneConfig(**config.finetune)), components["model"])
     optimizer = collector(lambda model, _: build_optimizer(config, model), components["model"], freezing)
-    scheduler = collector(
-        lambda optimizer, loader: build_partial(
-            config.scheduler,
-            optimizer=optimizer,
-            total_steps=TrainerConfig(**config.trainer).total_steps(loader.steps_per_epoch),
-        ),
-        optimizer,
-        loader,
+    repeats = repeats or world.broadcast_from_main(  # late, as it may take minutes
+        lambda: None if collector.problems else image_repeats(config, training, components["dataset"].info)
     )
+    loader = collector(lambda *needed: training_data(config, device, world, repeats, *needed), training, augment)
+    scheduler = collector(lambda *needed: build_scheduler(config, *needed), optimizer, loader)
     world.raise_collectively(collector.problems)
-    loader.repeats = world.broadcast_from_main(lambda: image_repeats(config, training, components["dataset"].info))
     data = {"training": training, "validation": validation, "cache": cache, "loader": loader}
     parts = {"freezing": freezing, "optimizer": optimizer, "scheduler": scheduler}
     return TrainingComponents(**components, **data, **parts), hooks
@@ -212,6 +205,13 @@ def build_optimizer(config: DictConfig, model: nn.Module) -> Optimizer:
     return optimizer
 
 
+def build_scheduler(config: DictConfig, optimizer: Optimizer, loader: TrainLoader) -> LRScheduler:
+    """The learning-rate schedule of an optimizer, for the whole training."""
+    total_steps = TrainerConfig(**config.trainer).total_steps(loader.steps_per_epoch)
+    scheduler: LRScheduler = build_partial(config.scheduler, optimizer=optimizer, total_steps=total_steps)
+    return scheduler
+
+
 def build_hooks(node: DictConfig) -> dict[str, Hook]:
     """The hooks of the node ``hooks`` by name, in its order, except for those set to null.
 
@@ -228,36 +228,51 @@ def build_hooks(node: DictConfig) -> dict[str, Hook]:
     return hooks
 
 
-def build_metrics(node: DictConfig) -> dict[str, AnyMetric]:
+def build_loss(node: DictConfig) -> nn.Module:
+    """The loss, as a module.
+
+    Raises:
+        UserError: It cannot be built, or is no loss.
+    """
+    loss = build(node)
+    with named("loss"):
+        return as_loss(loss)
+
+
+def build_metrics(node: DictConfig, num_processes: int) -> dict[str, AnyMetric]:
     """The metrics of the node ``metrics`` by name, in its order, except for those set to null.
 
     Raises:
-        UserError: A metric cannot be built, lacks a method, or has the name of another result.
+        UserError: A metric cannot be built, or cannot be used, see `metric_problems`.
     """
     metrics = {name: metric for name, metric in build(node).items() if metric is not None}
-    problems = [f"metrics.{name}: is the name of another result; choose another one" for name in {*metrics} & RESERVED]
-    for name, metric in metrics.items():
-        if missing := [one for one in ("reset", "update", "compute") if not callable(getattr(metric, one, None))]:
-            problems.append(
-                f"metrics.{name}: {type(metric).__name__} has no method {missing[0]}; derive it from "
-                "pspexp.metrics.Metric, or use a metric of torchmetrics"
-            )
-    if problems:
-        raise UserError(*problems)
+    if problems := [*metric_problems(metrics, num_processes)]:
+        raise UserError(*(f"metrics.{problem}" for problem in problems))
     return metrics
 
 
 def collect_components(
-    config: DictConfig, collector: ErrorCollector, device: Device, world: World, start_weights: bool
+    config: DictConfig,
+    collector: ErrorCollector,
+    device: Device,
+    world: World,
+    start_weights: bool,
+    prepare_loss: Callable[[bool], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The fields of `Components`, None where something failed."""
+    """The fields of `Components`, None where something failed.
+
+    In every process, ``prepare_loss`` completes ``config.loss``; it is told whether there is a network.
+    """
     # Not loaded: the files may no longer exist.
-    unused = {} if start_weights else without_start_weights(config.model)
+    unused = superseded_weights(config.model) if start_weights else without_start_weights(config.model)
     precision = collector(lambda: build(config.precision))
     resolved = collector(lambda precision: precision.resolve(device), precision)
     collector(Precision.apply, precision)
     torch.manual_seed(config.seed)  # initial weights must not depend on what was built before
-    model, loss = collector(lambda: build(config.model, **unused)), collector(lambda: as_loss(build(config.loss)))
+    model = collector(lambda: build(config.model, **unused))
+    with torch.random.fork_rng(devices=[]):
+        prepare_loss(model is not None)
+    loss = collector(lambda: build_loss(config.loss))
     if resolved is not None and model is not None and loss is not None:
         # Nearly twice as fast with bf16 on CUDA (docs/benchmarks.md), about as fast with fp32.
         channels_last = resolved != "fp32" if config.channels_last is None else config.channels_last
@@ -266,24 +281,18 @@ def collect_components(
         model, loss = model.to(device.torch, memory_format=layout), loss.to(device.torch)
         if world.size > 1 and config.mode == "train" and config.sync_batch_norm:
             model = with_sync_batch_norm(model, device, world)
+        precision.prepare(model, device)
+    evaluates = config.mode in ("train", "check", "test")
+    inference = collector(lambda: build(config.inference))
+    if evaluates:
+        collector(check_inference, model, inference)
     return {
         "world": world,
         "device": device,
         "precision": precision,
         "dataset": collector(lambda: build(config.dataset)),
-        "inference": collector(lambda: build(config.inference)),
+        "inference": inference,
         "model": model,
         "loss": loss,
-        "metrics": collector(lambda: build_metrics(config.metrics)) if config.mode in ("train", "test") else {},
+        "metrics": collector(lambda: build_metrics(config.metrics, world.size)) if evaluates else {},
     }
-
-
-def with_sync_batch_norm(model: nn.Module, device: Device, world: World) -> nn.Module:
-    """``model`` with batch norms over the images of all processes, where the device can do that."""
-    converted = world.convert_sync_batchnorm(model)
-    if converted is None:
-        log.warning(
-            "sync_batch_norm: device=%s has no synchronised batch normalisation: each of the %d processes normalises "
-            "over its own images", device.type, world.size,
-        )  # fmt: skip
-    return model if converted is None else converted

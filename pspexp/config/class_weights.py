@@ -1,9 +1,13 @@
-"""Class weights in a configuration: names of methods, such as ``auto``, until they are counted, then numbers."""
+"""Class weights in a configuration: names of methods, such as ``auto``, until they are counted, then numbers.
 
-from collections.abc import Iterator
+The name of the method remains in ``choices``, under the key of the numbers.
+"""
+
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 CLASS_WEIGHTS = "class_weights"
+CHOICES = "choices."
 
 
 def methods(node: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -20,18 +24,30 @@ def methods(node: Any, key: str) -> Iterator[tuple[str, str]]:
         yield key, node
 
 
-def with_numbers_of(then: Any, now: Any, key: str = "") -> Any:
-    """``now`` with the numbers in ``then`` in the place of the methods that they were counted by.
+def counted(flat: Mapping[str, Any]) -> dict[str, str]:
+    """The method behind each list of numbers in a flat configuration, by key; unknown for those of older versions."""
+    names = {key.removeprefix(CHOICES): value for key, value in flat.items() if key.startswith(CHOICES)}
+    return {key: method for key, method in names.items() if key.rpartition(".")[2] == CLASS_WEIGHTS}
+
+
+def uncounted(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat configuration with methods in place of the numbers counted by them, to compare it with another.
 
     Args:
-        then: The same node in the configuration of an earlier run.
-        now: A node: plain values.
-        key: The node's own key.
+        then: The configuration.
+        now: The other one. Only where it names a method are numbers replaced; if they are from an older version, which
+            did not record how they were counted, by that method.
     """
-    if key.rpartition(".")[2] == CLASS_WEIGHTS and isinstance(now, str) and isinstance(then, list):
-        return then
-    if isinstance(now, dict) and isinstance(then, dict):
-        return {name: with_numbers_of(then.get(name), item, str(name)) for name, item in now.items()}
-    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
-        return [with_numbers_of(*items) for items in zip(then, now, strict=True)]
-    return now
+    names = counted(then)
+    recorded = {f"{CHOICES}{key}" for key in names}
+    return {key: _uncounted(value, now.get(key), names, key) for key, value in then.items() if key not in recorded}
+
+
+def _uncounted(then: Any, now: Any, names: Mapping[str, str], key: str) -> Any:
+    if isinstance(then, list) and isinstance(now, str) and key.rpartition(".")[2] == CLASS_WEIGHTS:
+        return names.get(key, now)
+    if isinstance(then, dict) and isinstance(now, dict):
+        return {name: _uncounted(value, now.get(name), names, f"{key}.{name}") for name, value in then.items()}
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        return [_uncounted(*pair, names, f"{key}.{index}") for index, pair in enumerate(zip(then, now, strict=True))]
+    return then

@@ -14,7 +14,7 @@ from pspexp.config.class_map import adopt_classes
 from pspexp.config.modes import uses_checkpoint
 from pspexp.config.overrides import ADDED_GROUPS, OPTIONAL_GROUPS, has_key
 from pspexp.config.resume import find_state
-from pspexp.config.targets import START_WEIGHTS
+from pspexp.config.targets import without_start_weights
 from pspexp.errors import UserError
 from pspexp.utils.text import one_line
 
@@ -34,6 +34,8 @@ FROM_CHECKPOINT = (
     "crop_size",
     "channels_last",
     "loader.eval_batch_size",
+    "loader.validate_on_train",
+    "loader.max_train_images",  # counts with the key above
     "metrics",  # by mode=test: it reproduces the validation
 )
 # The saved configuration is resolved; these keys follow an explicit override of the key that they may interpolate.
@@ -139,9 +141,10 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     saved = OmegaConf.create(content["config"])
     explicit = explicit_keys(overrides, saved.choices)
     take_keys(config, saved, explicit)
-    for key in (f"model.{name}" for name in START_WEIGHTS):
-        if isinstance(OmegaConf.select(config, key), str):  # the files that it started from may no longer exist
-            OmegaConf.update(config, key, None)
+    model = OmegaConf.select(config, "model")
+    for name, value in without_start_weights(model).items() if OmegaConf.is_dict(model) else ():
+        if name in model:  # the files that it started from may no longer exist
+            model[name] = value
     follow_sources(config, saved, explicit)
     adopt_classes(config, saved.dataset, explicit)
     if is_exported(config.checkpoint.path):
@@ -153,7 +156,7 @@ def take_keys(config: DictConfig, saved: DictConfig, explicit: Collection[str]) 
     for key in FROM_CHECKPOINT:
         if key in explicit or not (has_key(saved, key) and has_key(config, key)):
             continue
-        if key == "metrics" and config.mode != "test":  # not used, and one's own may not be importable there
+        if key == "metrics" and config.mode != "test":  # not used, and custom metrics may not be importable there
             continue
         below = {name: OmegaConf.select(config, name) for name in explicit if name.startswith(f"{key}.")}
         OmegaConf.update(config, key, OmegaConf.select(saved, key), merge=False)

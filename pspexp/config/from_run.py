@@ -1,6 +1,6 @@
 """The configuration of a rerun or a resume: that of the run it repeats or continues, except for explicit overrides."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pspexp.config import schema
 from pspexp.config.class_map import adopt_classes_again
+from pspexp.config.class_weights import counted
 from pspexp.config.from_checkpoint import Plain, explicit_keys, read_config, read_resumed
 from pspexp.config.overrides import ADDED_GROUPS
 from pspexp.config.resume import MLFLOW_RUN
+from pspexp.config.statistics import weights_statistics
+from pspexp.config.targets import START_WEIGHTS
 from pspexp.errors import UserError
+from pspexp.utils.trees import flatten
 
 # What a rerun does not take over: where records go, how it was started, and the sweep that the run was part of.
 NOT_REPEATED = (
@@ -33,6 +37,11 @@ NOT_REPEATED = (
 )
 # What a resume does not take over: it is the same run, so that everything but the command itself is.
 NOT_RESUMED = ("mode", "choices", "checkpoint.resume", "sweep", "compare", "predict", "export", "check", "hydra")
+# Which weights a training starts from depends on these.
+WEIGHTS_DECIDED_BY = {
+    "model",
+    *(f"model.{name}" for name in ("_target_", "backbone", "encoder", *START_WEIGHTS)),
+}
 ABSENT = object()
 
 
@@ -57,7 +66,9 @@ def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
     if problems:
         raise UserError(*problems)
     take_all(config, saved, explicit, NOT_REPEATED)
-    if config.mode == "test":
+    if config.mode != "test":
+        derive_again(config, saved, explicit)
+    else:
         config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", *where))
         adopt_classes_again(config, saved["dataset"], explicit)
 
@@ -93,7 +104,29 @@ def take_all(config: DictConfig, saved: Plain, explicit: set[str], left_out: Seq
         OmegaConf.update(config, key, value, merge=False)
     chosen = {group: option for group, option in today["choices"].items() if group in explicit}
     then = {group: option for group, option in saved["choices"].items() if group not in ADDED_GROUPS}
+    then = {key: value for key, value in then.items() if not is_given(key, explicit)}
     config.choices = {**today["choices"], **then, **chosen}
+
+
+def is_given(key: str, explicit: Collection[str]) -> bool:
+    """Whether a key, or one above it, was overridden."""
+    return any(key == one or key.startswith(f"{one}.") for one in explicit)
+
+
+def derive_again(config: DictConfig, saved: Plain, explicit: Collection[str]) -> None:
+    """Undo what the repeated run derived from weights or images, if this run starts from others or is given others.
+
+    Colour statistics become null, and class weights the name of the method by which they were counted.
+    """
+    if not WEIGHTS_DECIDED_BY.isdisjoint(explicit):
+        for key, value in weights_statistics(OmegaConf.create(saved)).items():
+            if not is_given(key, explicit) and OmegaConf.select(config, key) == value:
+                OmegaConf.update(config, key, None)
+    if any(key.partition(".")[0] == "dataset" or key == "loader.max_train_images" for key in explicit):
+        for key, method in counted(flatten(saved)).items():
+            if not is_given(key, explicit):
+                OmegaConf.update(config, key, method, merge=False)
+                del config.choices[key]
 
 
 @dataclass(frozen=True)
@@ -151,7 +184,7 @@ class Repeated:
 
     def given(self, key: str) -> bool:
         """Whether a key, or one above it, was overridden."""
-        return any(key == one or key.startswith(f"{one}.") for one in self.explicit)
+        return is_given(key, self.explicit)
 
     def in_new_folder(self, key: str, today: Any) -> bool:
         """Whether the class names come from the folder of another data set."""

@@ -8,6 +8,7 @@ from torch import nn
 from pspexp.config.build import build, build_trained, init_distributed
 from pspexp.config.compose import compose
 from pspexp.config.overrides import quoted
+from pspexp.config.targets import without_start_weights
 from pspexp.engine.distributed import ProcessInfo
 from pspexp.engine.predictor import Predictor
 
@@ -44,7 +45,6 @@ def network(
     """
     node = compose(["dataset=shapes", f"model={option}"]).model
     weights = None if weights is None else fspath(weights)
-    if "backbone_weights" in node:  # of the option
-        arguments.setdefault("backbone_weights", None)
-    built: nn.Module = build(node, num_classes=num_classes, weights=weights, **arguments)
+    given = {**without_start_weights(node), **arguments, "num_classes": num_classes, "weights": weights}
+    built: nn.Module = build(node, **given)
     return built

@@ -1,6 +1,7 @@
 """Builds the node ``model``, whose target may be any network."""
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -9,12 +10,15 @@ from torch import nn
 
 from pspexp.config.rules import crop_fits_stride
 from pspexp.config.targets import takes, try_target
+from pspexp.engine.device import Device
+from pspexp.engine.distributed import World
 from pspexp.errors import UserError
+from pspexp.inference import CenterCrop, Inference, Slide, Whole
 from pspexp.models.adapter import AdaptedNetwork, adapt
 from pspexp.models.exported import ExportedNetwork
 from pspexp.models.segmenter import Segmenter
 from pspexp.models.trial import TrialError
-from pspexp.models.weights import load_weights
+from pspexp.models.weights import start_from
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +51,9 @@ def build_network(node: DictConfig, arguments: dict[str, Any], make: Callable[..
         raise UserError(f"model._target_={node._target_}: made a {type(network).__name__}, not a torch.nn.Module")
     if not isinstance(network, ExportedNetwork):
         network = adapted(network, {**{str(key): node[key] for key in node}, **arguments}, root)
-    if weights is not None:
-        load_weights(network, weights, other_classes=True)
-    if root.get("mode") == "train":
+        if weights is not None:
+            start_from(network, network.backbone_name, None, weights)
+    if root.get("mode") in ("train", "check"):
         check_crop(network, root.get("crop_size"))
     return network
 
@@ -62,7 +66,7 @@ def without(node: DictConfig, key: str) -> DictConfig:
     return copy
 
 
-def adapted(network: nn.Module, arguments: dict[str, Any], root: Any) -> nn.Module:
+def adapted(network: nn.Module, arguments: dict[str, Any], root: Any) -> Segmenter:
     """A network with this project's interface, for the classes and bands of the data set.
 
     Raises:
@@ -102,3 +106,37 @@ def note_padding(network: AdaptedNetwork, crop_size: int | None) -> None:
             "crop_size=%d wastes no time on that",
             crop_size, name, stride, padded, max(round(crop_size / stride), 1) * stride,
         )  # fmt: skip
+
+
+def check_inference(network: nn.Module, inference: Inference) -> None:
+    """Refuse an inference mode that gives a network for images of one size larger ones.
+
+    Raises:
+        UserError: Names what helps.
+    """
+    if isinstance(network, AdaptedNetwork) and network.only_side is not None:
+        side = largest_side(inference)
+        if side > network.only_side:
+            what = f"windows of {side}×{side}" if isinstance(inference, Slide) else inference.describe()
+            raise network.wrong_size(what)
+
+
+def largest_side(inference: Inference) -> float:
+    """The largest side of the images that a network is given; 0 for an inference mode of the user's own."""
+    if isinstance(inference, Slide):
+        return inference.window
+    if isinstance(inference, CenterCrop):
+        side = inference.crop_size
+        return max(max(inference.scaled_size(side, side, scale)) for scale in inference.scales)
+    return math.inf if isinstance(inference, Whole) else 0
+
+
+def with_sync_batch_norm(model: nn.Module, device: Device, world: World) -> nn.Module:
+    """``model`` with batch norms over the images of all processes, where the device can do that."""
+    converted = world.convert_sync_batchnorm(model)
+    if converted is None:
+        log.warning(
+            "sync_batch_norm: device=%s has no synchronised batch normalisation: each of the %d processes normalises "
+            "over its own images", device.type, world.size,
+        )  # fmt: skip
+    return model if converted is None else converted

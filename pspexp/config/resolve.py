@@ -15,6 +15,7 @@ from pspexp.config.custom import leave_out_untaken
 from pspexp.config.interpolations import interpolation_problems
 from pspexp.config.modes import uses_checkpoint
 from pspexp.config.statistics import fill_statistics
+from pspexp.config.targets import loads_weights_itself
 from pspexp.errors import UserError
 from pspexp.utils.text import one_line
 from pspexp.utils.trees import flatten
@@ -109,7 +110,10 @@ def find_start_weights(config: DictConfig) -> None:
     Raises:
         UserError: A run has none.
     """
+    model = OmegaConf.select(config, "model")
     if OmegaConf.select(config, "checkpoint.resume") not in (None, "auto"):  # it starts from a saved state
+        return
+    if OmegaConf.is_dict(model) and loads_weights_itself(model):
         return
     keys = ["model.weights", "model.backbone_weights"]  # the first supersedes the second
     for key in keys[: 1 if OmegaConf.select(config, keys[0]) is not None else 2]:
@@ -137,7 +141,9 @@ def make_absolute(config: DictConfig) -> None:
     """Make paths absolute, since a run may be tested, resumed or repeated from another folder."""
     for key in set(PATH_KEYS) - {"output_root"}:  # belongs to the current folder
         path = OmegaConf.select(config, key)
-        is_name = key == "model.pretrained" and not Path(str(path)).exists()  # on a hub
+        # On a hub, or of the package that the network is from.
+        may_be_name = key == "model.pretrained" or (key == "model.weights" and loads_weights_itself(config.model))
+        is_name = may_be_name and not Path(str(path)).exists()
         if (
             isinstance(path, str)
             and path not in NO_PATHS

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pspexp.config.class_weights import with_numbers_of
-from pspexp.errors import as_yaml
+from pspexp.config.class_weights import uncounted
+from pspexp.config.targets import START_WEIGHTS
+from pspexp.errors import UserError, as_yaml
 from pspexp.utils.text import count
 from pspexp.utils.trees import flatten
 
@@ -46,8 +47,7 @@ FREE_KEYS = (
     "dataset.root",
     "dataset.on_error",
     "dataset.max_image_pixels",
-    "model.weights",
-    "model.backbone_weights",
+    *(f"model.{name}" for name in START_WEIGHTS),
     ON_EXTEND,
 )
 OTHERWISE = "resume with that, or start a new run from its weights with model.weights=<checkpoint>"
@@ -82,7 +82,7 @@ def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: 
 
 def differences(then: Plain, now: Plain) -> list[tuple[str, Any, Any]]:
     """Each key that must not change between two flat configurations but differs, and its values there."""
-    now = {key: with_numbers_of(then.get(key), value, key) for key, value in now.items()}
+    then = uncounted(then, now)
     return [
         (key, then.get(key), now.get(key))
         for key in sorted(then.keys() | now.keys())
@@ -241,7 +241,11 @@ def find_state(resume: str, output_root: str, tracking_uri: str | None) -> Path:
     from pspexp.tracking import runs  # slow to import
 
     folder = folder_of_mlflow_run(resume, output_root)
-    return runs.find_checkpoint(str(folder or resume), "last.pt", output_root, tracking_uri)
+    try:
+        return runs.find_checkpoint(str(folder or resume), "last.pt", output_root, tracking_uri)
+    except UserError as error:
+        fix = "give a run that has saved one, or remove checkpoint.resume to start a new run"
+        raise UserError(*(f"checkpoint.resume={problem}; {fix}" for problem in error.problems)) from error
 
 
 def state_folder(resume: str, output_root: str, tracking_uri: str | None) -> Path | None:

@@ -1,10 +1,14 @@
 """The rules of a configuration that concern several of its values: each yields lines about what breaks it."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pspexp.config.modes import uses_checkpoint
 from pspexp.config.signatures import Plain
+from pspexp.config.targets import takes, try_target
 from pspexp.errors import did_you_mean
+
+TRAINING_MODES = ("train", "check")  # the second refuses what the first does
 
 
 def crop_fits_stride(config: Plain) -> Iterator[str]:
@@ -16,7 +20,7 @@ def crop_fits_stride(config: Plain) -> Iterator[str]:
 
 
 def batch_is_normalisable(config: Plain) -> Iterator[str]:
-    normalised = config["mode"] == "train" and config["finetune"]["freeze_batch_norm"] is not True
+    normalised = config["mode"] in TRAINING_MODES and config["finetune"]["freeze_batch_norm"] is not True
     if normalised and config["loader"]["batch_size"] < 2:
         yield (
             "loader.batch_size=1: training needs at least 2, since batch normalisation of the globally "
@@ -62,25 +66,31 @@ def loss_terms_are_known(config: Plain) -> Iterator[str]:
 
 
 def torch_ignores_labels(config: Plain) -> Iterator[str]:
-    loss, ignored = config["loss"], config["dataset"].get("ignore_index")
-    terms = loss["terms"] if isinstance(loss.get("terms"), list) else []
-    nested = {f"loss.terms.{number}.loss": term for number, term in enumerate(terms) if isinstance(term, dict)}
-    nodes = {"loss": loss} | {key: term.get("loss") for key, term in nested.items()}
-    for key, node in nodes.items():
-        of_torch = isinstance(node, dict) and str(node.get("_target_")).startswith("torch.nn.")
-        if of_torch and node.get("ignore_index", -100) != ignored:
+    ignored = config["dataset"].get("ignore_index")
+    for key, node in nodes(config["loss"], "loss"):
+        target = try_target(node["_target_"]) if str(node["_target_"]).startswith("torch.nn.") else None
+        if takes(target, "ignore_index") and node.get("ignore_index", -100) != ignored:
             yield f"{key}.ignore_index={node.get('ignore_index', -100)}: set it to dataset.ignore_index={ignored}"
 
 
 def ignored_labels_agree(config: Plain) -> Iterator[str]:
     ignored = config["dataset"].get("ignore_index")
-    for group in ("loss", "augment"):
-        value = config[group].get("ignore_index", ignored)
+    for key, node in [*nodes(config["loss"], "loss"), *nodes(config["augment"], "augment")]:
+        value = node.get("ignore_index", ignored)
         if ignored is not None and value != ignored:
             yield (
-                f"{group}.ignore_index={value}: must equal dataset.ignore_index={ignored}, its default; remove it, or "
+                f"{key}.ignore_index={value}: must equal dataset.ignore_index={ignored}, its default; remove it, or "
                 f"set dataset.ignore_index={value}"
             )
+
+
+def nodes(value: Any, key: str) -> Iterator[tuple[str, Plain]]:
+    """Each node with ``_target_`` in a value, and its dotted key; ``key`` is that of the value."""
+    if isinstance(value, dict) and "_target_" in value:
+        yield key, value
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from nodes(item, f"{key}.{name}")
 
 
 def bands_agree(config: Plain) -> Iterator[str]:
@@ -156,7 +166,11 @@ def stopping_metrics_exist(config: Plain) -> Iterator[str]:
     further = [name for name, node in config["metrics"].items() if node is not None]
     known = ["loss", *MEANS, *further, *(f"mean_{name}" for name in further)]
     for name, hook in config["hooks"].items():
-        if config["mode"] != "train" or hook is None or hook["_target_"] != "pspexp.engine.hooks.EarlyStopping":
+        if (
+            config["mode"] not in TRAINING_MODES
+            or hook is None
+            or hook["_target_"] != "pspexp.engine.hooks.EarlyStopping"
+        ):
             continue
         metric = hook.get("metric", "val/mean_iou")
         kind = metric.removeprefix("val/").partition("/")[0]

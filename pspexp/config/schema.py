@@ -19,11 +19,12 @@ from pspexp.config.signatures import (
     Plain,
     known_keys,
     nested_problems,
+    removal,
     signature_model,
     target_problems,
     type_problems,
 )
-from pspexp.config.targets import try_target
+from pspexp.config.targets import loads_weights_itself, try_target
 from pspexp.engine.finetune_config import FinetuneConfig
 from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.errors import UserError
@@ -54,6 +55,7 @@ class LoaderConfig:
     cache_mib: Count
     max_train_images: Positive | None
     max_eval_images: Positive | None
+    validate_on_train: StrictBool
     sampling: Literal["uniform", "class_balanced"]
     repeat_threshold: Annotated[StrictFloat | StrictInt, Field(gt=0, le=1)]
 
@@ -199,11 +201,11 @@ def check(
             found |= dict(nested_problems(group, node))
         elif isinstance(node, dict) and group not in PLAIN_NODES:
             found |= dict(target_problems(group, node))
+    found = {key: line + removal(line, key, config, {*explicit}) for key, line in found.items()}
     missing = dict(missing_files(config)) if files else {}
     if not data and config["dataset"].get("class_names") is not None:  # else they would have been read from its folder
         missing.pop("dataset.root", None)
-    unread = {"dataset.class_names": ""} if names_unread else {}
-    found = without_followers(found, missing | unread, sources or {})
+    found = without_followers(found, missing | dict.fromkeys(["dataset.class_names"] * names_unread, ""), sources or {})
     for rule in RULES:
         with suppress(*[Exception] if found else []):  # the rule may fail because of a problem found above
             for line in rule(config):
@@ -266,7 +268,8 @@ def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
     }
     if resume is None and not uses_checkpoint(config.get("mode")):  # else the saved weights are used
         unused = model.get("weights") is not None or backbone in WEIGHTS_BY_NAME
-        paths |= {"model.weights": model.get("weights"), "model.backbone_weights": None if unused else backbone}
+        weights = None if loads_weights_itself(model) else model.get("weights")
+        paths |= {"model.weights": weights, "model.backbone_weights": None if unused else backbone}
     for key, path in paths.items():
         if path == "":
             yield key, f"{key}=: is empty; is an environment variable unset?"

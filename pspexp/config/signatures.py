@@ -4,12 +4,26 @@ import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
+from enum import Enum
+from functools import partial
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic_core import PydanticCustomError
 
-from pspexp.config.targets import TargetError, find_target, import_problem, is_open, name_of, parameters, takes
+from pspexp.config.targets import (
+    TargetError,
+    find_target,
+    import_problem,
+    is_open,
+    name_of,
+    parameters,
+    takes,
+    try_target,
+)
 from pspexp.errors import as_yaml, did_you_mean
 from pspexp.utils.arguments import existing_part, requirement
 
@@ -21,6 +35,7 @@ SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 RUNTIME_ARGS = {"optimizer": {"model", "params"}, "scheduler": {"optimizer", "total_steps"}}
 # Handled by `pspexp.config.network` where the target does not take them.
 OWN_ARGS = {"model": {"weights"}}
+LAX = (tuple, set, frozenset)  # given as lists
 CUSTOM_GROUPS = ("model", "augment", "loss", "optimizer", "scheduler")  # with an option for the user's own target
 
 
@@ -93,6 +108,14 @@ def advice(line: str, key: str, name: str, target: str) -> str:
     return f"; {target} takes no argument of this name: remove it with ~{name}{option}"
 
 
+def removal(line: str, key: str, config: Plain, explicit: Collection[str]) -> str:
+    """How to remove a key that an experiment sets for an option that was replaced, or an empty string."""
+    experiment, group = (config.get("choices") or {}).get("experiment"), key.partition(".")[0]
+    if experiment is None or group not in explicit or key in explicit or not line.startswith(f"{key}: unknown key"):
+        return ""
+    return "" if f"~{key}" in line else f"; if experiment={experiment} sets it for another option, add ~{key}"
+
+
 def holds_nodes(value: Any) -> bool:
     """Whether a value is a node with ``_target_``, or has some in it."""
     if isinstance(value, list):
@@ -123,10 +146,7 @@ def signature_model(
         built: Parameters whose values are still to be built, which may be anything.
         positional: Number of arguments given by position (``_args_``).
     """
-    function = target.__init__ if inspect.isclass(target) else target
-    hints: dict[str, Any] = {}
-    with suppress(Exception):  # types imported for type checking only, or none at all: not checked here
-        hints = get_type_hints(function, include_extras=True)
+    hints = type_hints(target)
     fields: dict[str, Any] = {}
     supplied = {*supplied, *list(parameters(target))[:positional]}
     for name, parameter in parameters(target).items():
@@ -141,11 +161,75 @@ def signature_model(
         return create_model(name_of(target), __config__=config, **fields)
 
 
+def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a target's parameters; none if they cannot be read, as those imported for type checking only."""
+    with suppress(Exception):
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    return {}
+
+
 def in_yaml(annotation: Any) -> Any:
-    """A type, with lists instead of tuples and sets: YAML has no others."""
+    """A type for values from YAML: lists for tuples and sets, text for paths, names or values for enumerations."""
     origin, inner = get_origin(annotation), get_args(annotation)
-    if {annotation, origin} & {tuple, set, frozenset}:
-        return Annotated[annotation, Field(strict=False)]
+    if origin is None and inspect.isclass(annotation) and issubclass(annotation, Enum):
+        return Annotated[annotation, BeforeValidator(partial(member, annotation))]
+    if annotation is Path:
+        return Annotated[annotation, BeforeValidator(path)]
+    if origin is Annotated:
+        annotated: Any = Annotated
+        arguments = (in_yaml(inner[0]), *annotation.__metadata__)
+        return annotated[arguments]
     if origin in (Union, UnionType):
         return Union[tuple(NoneType if one is None else in_yaml(one) for one in inner)]  # noqa: UP007
-    return annotation
+    if inner and origin not in (Literal, Callable, type):
+        with suppress(TypeError):  # of a class of the user's own
+            annotation = origin[tuple(one if one is Ellipsis else in_yaml(one) for one in inner)]
+    lax = annotation in LAX or origin in LAX
+    return Annotated[annotation, Field(strict=False)] if lax else annotation
+
+
+def path(value: Any) -> Path:
+    """A path given as text."""
+    if not isinstance(value, str | Path):
+        raise PydanticCustomError("path", "must be the path of a file or folder")
+    return Path(value)
+
+
+def member(kind: type[Enum], value: Any) -> Enum:
+    """The member of an enumeration with this name or value."""
+    if isinstance(value, str) and value in kind.__members__:
+        return kind[value]
+    try:
+        return kind(value)
+    except ValueError:
+        names = ", ".join(kind.__members__)
+        raise PydanticCustomError("enum", "must be one of {names}", {"names": names}) from None
+
+
+def with_promised_types(node: DictConfig) -> DictConfig:
+    """A copy of a node in which targets get the paths and members of enumerations that their signatures promise."""
+    copy = node.copy()
+    OmegaConf.set_struct(copy, False)
+    convert(copy)
+    return copy
+
+
+def convert(node: Any) -> None:
+    """`with_promised_types` in place, of a node or a list."""
+    is_node = OmegaConf.is_dict(node)
+    for _, value in node.items_ex(resolve=False) if is_node else enumerate(node._iter_ex(resolve=False)):
+        if isinstance(value, DictConfig | ListConfig) and not value._is_none() and not value._is_interpolation():
+            convert(value)
+    target = try_target(node.get("_target_")) if is_node else None
+    for name, hint in type_hints(target).items() if target is not None else ():
+        if name in node and is_converted(hint):
+            value = OmegaConf.to_container(node)[name]  # type: ignore[call-overload,index]
+            with suppress(ValidationError):  # the target itself refuses it
+                node[name] = TypeAdapter(in_yaml(hint)).validate_python(value)
+
+
+def is_converted(annotation: Any) -> bool:
+    """Whether values of a type, or parts of them, are paths or members of enumerations."""
+    if get_origin(annotation) is None and inspect.isclass(annotation):
+        return annotation is Path or issubclass(annotation, Enum)
+    return any(is_converted(one) for one in get_args(annotation))

@@ -14,21 +14,27 @@ KEYS = ("mean", "std")
 
 
 def fill_statistics(config: DictConfig) -> None:
-    """Replace ``dataset.mean`` and ``dataset.std``, where they are null, by those of the weights.
+    """Replace ``dataset.mean`` and ``dataset.std``, where they are null, by those of the weights."""
+    dataset = OmegaConf.select(config, "dataset")
+    missing = [key for key in KEYS if OmegaConf.is_dict(dataset) and key in dataset and dataset[key] is None]
+    if missing:
+        found = weights_statistics(config)
+        for key in missing:
+            dataset[key] = found.get(f"dataset.{key}")
+
+
+def weights_statistics(config: DictConfig) -> dict[str, list[float]]:
+    """The statistics that belong to the weights which a network starts from, by key; empty without a network.
 
     These are the statistics that a checkpoint of this project, from which a training starts, was trained with, and else
     those of the network, see `pspexp.models.statistics`.
     """
-    dataset, model = (OmegaConf.select(config, group) for group in ("dataset", "model"))
-    if not OmegaConf.is_dict(dataset) or not OmegaConf.is_dict(model):
-        return
-    missing = [key for key in KEYS if key in dataset and dataset[key] is None]
-    if not missing:
-        return
+    model = OmegaConf.select(config, "model")
+    if not OmegaConf.is_dict(model):
+        return {}
     arguments: Any = OmegaConf.to_container(model, resolve=True)
-    found = dict(zip(KEYS, (_of_start_weights(config) or _of_network(arguments)), strict=True))
-    for key in missing:
-        dataset[key] = found[key]
+    found = _of_start_weights(config) or _of_network(arguments)
+    return {f"dataset.{key}": values for key, values in zip(KEYS, found, strict=True)}
 
 
 def _of_network(node: Mapping[str, Any]) -> tuple[list[float], list[float]]:

@@ -2,16 +2,17 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from pspexp.errors import as_yaml, did_you_mean
 from pspexp.utils.text import one_line
 from pspexp.utils.tracebacks import line_in_user_code
 
-# Arguments of networks that name what they start from.
-START_WEIGHTS = ("weights", "backbone_weights", "pretrained")
+# Arguments by which networks, those of other packages included, load what they start from.
+START_WEIGHTS = ("weights", "backbone_weights", "pretrained", "encoder_weights", "weights_backbone")
 MISSING = "???"  # a value that an option requires
 
 
@@ -128,9 +129,39 @@ def bases_parameters(target: type) -> Iterator[dict[str, inspect.Parameter]]:
                 return
 
 
-def without_start_weights(node: Mapping[Any, Any]) -> dict[str, None]:
-    """Arguments with which a network starts from random weights; ``node`` is its node in the configuration."""
-    return {key: None for key in START_WEIGHTS if isinstance(node.get(key), str)}
+def without_start_weights(node: Mapping[Any, Any]) -> dict[str, Literal[False] | None]:
+    """Arguments with which a network starts from random weights, whatever its node and its target's defaults say.
+
+    Args:
+        node: Its node in the configuration.
+    """
+    given = {name: default for name, default in defaults(try_target(node.get("_target_"))) if name in START_WEIGHTS}
+    given |= {name: node.get(name) for name in START_WEIGHTS if name in node}
+    # An argument of the same name with a value of another kind is none of these.
+    named = {name: value for name, value in given.items() if isinstance(value, str | bool | Enum)}
+    return {name: False if isinstance(value, bool) else None for name, value in named.items()}
+
+
+def superseded_weights(node: Mapping[Any, Any]) -> dict[str, Literal[False] | None]:
+    """Those of `without_start_weights` that are not needed, since ``weights``, a whole checkpoint, is loaded here."""
+    if node.get("weights") is None or loads_weights_itself(node):
+        return {}
+    return {name: value for name, value in without_start_weights(node).items() if name != "weights"}
+
+
+def defaults(target: Any) -> Iterator[tuple[str, Any]]:
+    """Each argument with a default that a target takes by name, those that its base classes take included."""
+    if target is None:
+        return
+    bases = bases_parameters(target) if inspect.isclass(target) and is_open(target) else ()
+    for taken in reversed([parameters(target), *bases]):
+        yield from ((name, one.default) for name, one in taken.items() if one.default is not one.empty)
+
+
+def loads_weights_itself(node: Mapping[Any, Any]) -> bool:
+    """Whether a network of another package takes an argument ``weights``, which need not be a file then."""
+    target = try_target(node.get("_target_"))
+    return takes(target, "weights") and not str(getattr(target, "__module__", "")).startswith("pspexp.")
 
 
 def name_of(target: Any) -> str:

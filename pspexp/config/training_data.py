@@ -1,6 +1,7 @@
 """The training images, their loader, and how often it takes each of them."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -21,8 +22,20 @@ def training_split(config: DictConfig, dataset: SegmentationDataset) -> Split:
     return first_images(dataset.open("train"), config.loader.max_train_images)
 
 
-def training_data(config: DictConfig, device: Device, world: World, split: Split, augment: Any) -> TrainLoader:
-    """The loader of augmented training images."""
+def validation_split(config: DictConfig, dataset: SegmentationDataset, training: Split) -> Split:
+    """The images to validate on; with ``loader.validate_on_train`` those of ``training``."""
+    return training if config.loader.validate_on_train else dataset.open("val")
+
+
+def test_split(config: DictConfig, dataset: SegmentationDataset) -> Split:
+    """The images to test on; with ``loader.validate_on_train`` those that are validated on, to reproduce that."""
+    return training_split(config, dataset) if config.loader.validate_on_train else dataset.open("test")
+
+
+def training_data(
+    config: DictConfig, device: Device, world: World, repeats: Sequence[float] | None, split: Split, augment: Any
+) -> TrainLoader:
+    """The loader of augmented training images; ``repeats`` are those of `image_repeats`."""
     return TrainLoader(
         split,
         augment,
@@ -34,6 +47,7 @@ def training_data(config: DictConfig, device: Device, world: World, split: Split
         skip_errors=config.dataset.get("on_error") == "skip",
         rank=world.rank,
         world_size=world.size,
+        repeats=repeats,
     )
 
 

@@ -100,6 +100,11 @@ class SampleCache:
         return self._memory.create_memoryview() if isinstance(self._memory, BufferWrapper) else memoryview(self._memory)
 
 
+def uncached(split: Split) -> Split:
+    """The split itself, without the cache around it."""
+    return split.source if isinstance(split, _CachedSplit) else split
+
+
 class _CachedSplit:
     def __init__(self, split: Split, cache: SampleCache, table: int) -> None:
         self.source, self._cache, self._table, self.names = split, cache, table, split.names

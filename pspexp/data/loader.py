@@ -31,11 +31,12 @@ class TrainLoader:
         skip_errors: Whether to take the next sample instead of one that cannot be read.
         rank: Rank of this process among those that share the data.
         world_size: Number of these processes.
+        repeats: How often each image is taken, as a factor of at least 1; see `pspexp.data.sampling.epoch_order`. None:
+            once per epoch.
 
     Attributes:
         skipped: Samples of this process that could not be read, so far.
-        repeats: How often each image is taken, as a factor of at least 1; see `pspexp.data.sampling.epoch_order`. None:
-            once per epoch.
+        repeats: The argument.
 
     Raises:
         UserError: The split is too small for one step.
@@ -54,9 +55,10 @@ class TrainLoader:
         skip_errors: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        repeats: Sequence[float] | None = None,
     ) -> None:
         self._split, self._augment = split, augment
-        self.repeats: Sequence[float] | None = None
+        self.repeats = repeats
         self.skip_errors, self.skipped = skip_errors, SkippedSamples()
         self._rank, self._world_size = rank, world_size
         self._batch_size, self._accumulate, self._seed = batch_size, accumulate, seed

@@ -80,7 +80,8 @@ def blend(image: Pixels, ids: Pixels, info: DatasetInfo, opacity: float = 0.7) -
 def overlay(image: AnyImage, ids: Pixels, info: DatasetInfo) -> Image.Image:
     """Class colours over an image, and below it a legend: the classes in it with their shares, largest first."""
     picture = Image.fromarray(blend(visible(np.asarray(image)), ids, info, opacity=0.5))
-    return with_legend(picture, legend_entries(ids, info))
+    entries = legend_entries([ids], info, ignored="not predicted")
+    return with_legend(picture, [(f"{name} {share:.1%}", colour) for name, share, colour in entries])
 
 
 def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Image.Image:
@@ -108,19 +109,24 @@ def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour]]) -> 
     return canvas
 
 
-def legend_entries(ids: Pixels, info: DatasetInfo) -> list[tuple[str, Colour]]:
-    """Text and colour of each class in ``ids``, largest first, and of ignored pixels."""
-    pixels = np.array(Image.fromarray(ids).histogram())
-    shares = pixels / max(ids.size, 1)
-    names = dict(enumerate(info.class_names)) | {info.ignore_index: "not predicted"}
+def legend_entries(ids: Sequence[Pixels], info: DatasetInfo, ignored: str) -> list[tuple[str, float, Colour]]:
+    """Name, share of the pixels and colour of each class in maps of ids, largest first.
+
+    Args:
+        ids: The maps.
+        info: Names and colours of the classes.
+        ignored: Name of ignored pixels.
+    """
+    pixels = np.sum([np.bincount(one.ravel(), minlength=256) for one in ids], axis=0)
+    shares = pixels / max(sum(one.size for one in ids), 1)
+    names = dict(enumerate(info.class_names)) | {info.ignore_index: ignored}
     seen = sorted((index for index in names if pixels[index]), key=lambda index: -pixels[index])
     colours = colour_table(info)
-    entries = []
-    for index in seen[:MAX_LEGEND]:
-        red, green, blue = colours[index].tolist()
-        name = printable(shorten(names[index], MAX_CHARACTERS))
-        entries.append((f"{name} {shares[index]:.1%}", (red, green, blue)))
-    return entries
+    return [
+        (printable(shorten(names[index], MAX_CHARACTERS)), float(shares[index]), (red, green, blue))
+        for index in seen[:MAX_LEGEND]
+        for red, green, blue in [colours[index].tolist()]
+    ]
 
 
 def _runs(text: str) -> list[tuple[Font, str]]:

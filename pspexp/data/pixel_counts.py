@@ -3,13 +3,14 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset
 
+from pspexp.data.cache import uncached
 from pspexp.data.dataset import Split
 from pspexp.data.file_split import FileSplit
 from pspexp.data.inspection.cache import FactsCache
@@ -37,8 +38,8 @@ def pixel_counts(split: Split, num_classes: int) -> Counts:
         split: The split; images are counted as stored, before augmentation.
         num_classes: Number of classes, C.
     """
-    source: Any = getattr(split, "source", split)  # without the cache around it
-    rows = _file_rows if isinstance(source, FileSplit) else _sample_rows
+    source = uncached(split)
+    rows: Callable[[Any, int], Iterator[Counts]] = _file_rows if isinstance(source, FileSplit) else _sample_rows
     counts = np.zeros((len(source), num_classes), np.int64)
     logged_s = time.monotonic()
     for done, row in enumerate(rows(source, num_classes), 1):

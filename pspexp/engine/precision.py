@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from types import MethodType
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from pspexp.engine.device import Device
 from pspexp.errors import UserError, setting
@@ -58,9 +60,27 @@ class Precision:
         # Not a disabled autocast: older torch refuses to create one for devices without autocast.
         return nullcontext() if dtype is None else device.autocast(dtype)
 
+    def prepare(self, model: nn.Module, device: Device) -> None:
+        """Let ``model`` avoid what is slow in this format on ``device``.
+
+        In bf16 on CPUs, depthwise convolutions compute in float32: oneDNN's kernels for their gradients are two to
+        seven times slower in bf16 (docs/benchmarks.md).
+        """
+        if device.type == "cpu" and self.resolve(device) == "bf16":
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                    # Bound to the module, so that copies of the model call their own.
+                    module.forward = MethodType(float32_forward, module)  # type: ignore[method-assign]
+
     def grad_scaler(self, device: Device) -> torch.amp.GradScaler | None:
         """The scaler that keeps fp16 gradients from underflowing; None for other formats."""
         return device.grad_scaler() if self.resolve(device) == "fp16" else None
+
+
+def float32_forward(module: nn.Module, features: Tensor) -> Tensor:
+    """The module's own forward pass in float32, regardless of autocast; the result has the dtype of ``features``."""
+    with torch.autocast(features.device.type, enabled=False):
+        return type(module).forward(module, features.float()).to(features.dtype)  # type: ignore[no-any-return]
 
 
 def preferred_dtypes(device: Device) -> Sequence[str]:

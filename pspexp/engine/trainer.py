@@ -5,7 +5,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
+from copy import deepcopy
 from typing import Any, NoReturn
 
 import torch
@@ -20,6 +21,7 @@ from pspexp.engine.evaluator import Evaluation
 from pspexp.engine.hooks import Hook
 from pspexp.engine.state import StepTimer, TrainState
 from pspexp.engine.trainer_config import TrainerConfig
+from pspexp.engine.unused import freeze_unused
 from pspexp.errors import ArgumentError, Interrupted, UserError, setting
 from pspexp.losses import LossSum, can_chunk, loss_sum
 from pspexp.models.segmenter import can_defer_upsampling
@@ -28,6 +30,7 @@ from pspexp.optim.schedules import Schedule
 from pspexp.tracking.console import Progress
 from pspexp.tracking.run_folder import finite
 from pspexp.tracking.tracker import Tracker
+from pspexp.utils.text import count, first_names
 
 MAX_QUEUED_STEPS = 2  # how far the host runs ahead of the device: enough to keep it busy, and to time the steps
 RANK_SEED_STRIDE = 2**32  # between the random streams of two processes: configured seeds are smaller
@@ -82,6 +85,7 @@ class Trainer:
         self.hooks, self.stop_signal = hooks, stop_signal
         self.evaluated_model = self.model  # the model that is validated, and whose results decide about best.pt
         self.network = self.world.wrap_ddp(self.model)
+        self.unused_parameters: list[str] | None = None  # None: not looked for yet
         self.total_steps = config.total_steps(self.loader.steps_per_epoch)
         self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
         self.autocast = components.precision.autocast(self.device)
@@ -166,8 +170,9 @@ class Trainer:
         loaded = time.perf_counter()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.components.freezing.update(self.state.step // self.loader.steps_per_epoch + 1):
-            self.network = self.world.wrap_ddp(self.model)  # DDP averages gradients of what was trained when it began
+        changed = self.components.freezing.update(self.state.step // self.loader.steps_per_epoch + 1)
+        if self.world.size > 1 and (changed or self.unused_parameters is None):
+            self._wrap_anew(group[0], changed)
         # For dropout: its random numbers depend on the step and process only, not on those drawn before.
         torch.manual_seed(self.seed + self.state.step + RANK_SEED_STRIDE * self.world.rank)
         # The total weight is not known before the last batch. Until then, a power of two of similar size replaces it:
@@ -198,6 +203,26 @@ class Trainer:
             self.queued.popleft()()
         self.timer.add_step(loaded - start, time.perf_counter() - loaded, self.loader.images_per_step)
 
+    def _wrap_anew(self, batch: Batch, changed: bool) -> None:
+        """Let DDP average the gradients of what is trained now, and wait for no others.
+
+        Args:
+            batch: Images to find out on what the loss depends.
+            changed: Whether other parameters are trained than when DDP began.
+        """
+        images, labels, loss = self.device.move(batch.images), self.device.move(batch.labels), self.components.loss
+        with suppress(Exception):  # not every loss can be copied
+            loss = deepcopy(loss)  # it may count its calls
+        unused = freeze_unused(
+            self.model, lambda part: self._loss_of(self.model, loss, images[part], labels[part]).loss, self.world
+        )
+        if unused and unused != self.unused_parameters and self.world.is_main_process:
+            number = count(len(unused), "weight")
+            log.warning("%s not trained, since the loss does not depend on them: %s", number, first_names(unused))
+        self.unused_parameters = unused
+        if changed or unused:
+            self.network = self.world.wrap_ddp(self.model)
+
     def _load(self, batches: Iterator[Batch]) -> list[Batch]:
         """The batches of a step; raises UserError if images cannot be read, in a single process after saving."""
         try:
@@ -209,10 +234,14 @@ class Trainer:
 
     def _loss_sum(self, images: Tensor, labels: Tensor) -> LossSum:
         """The loss of uint8 ``images`` and ``labels``, before division."""
-        info, loss = self.components.dataset.info, self.components.loss
+        return self._loss_of(self.network, self.components.loss, images, labels)
+
+    def _loss_of(self, network: nn.Module, loss: nn.Module, images: Tensor, labels: Tensor) -> LossSum:
+        """`_loss_sum` of a network, which may be wrapped, and any loss."""
+        info = self.components.dataset.info
         images, labels = normalize(images, info.mean, info.std, torch.float32), labels.long()
         with self.autocast:  # not around the loss: it takes gradients, and logits need their precision
-            outputs = self.network(images, upsampled=False) if self.chunked_loss else self.network(images)
+            outputs = network(images, upsampled=False) if self.chunked_loss else network(images)
         if self.chunked_loss:
             return loss.chunked(outputs, labels, self.model.upsample)  # type: ignore[operator, no-any-return]
         return loss_sum(loss, outputs, labels)

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pspexp.config.build import build
-from pspexp.config.class_weights import methods, with_numbers_of
+from pspexp.config.class_weights import methods
 from pspexp.config.training_data import training_split
 from pspexp.data.pixel_counts import pixel_counts
 from pspexp.engine.distributed import World
@@ -18,26 +18,35 @@ from pspexp.utils.text import first_names
 log = logging.getLogger(__name__)
 
 
-def resolve_class_weights(config: DictConfig, world: World, saved: Mapping[str, Any] | None = None) -> None:
+def resolve_class_weights(
+    config: DictConfig, world: World, saved: Mapping[str, Any] | None = None, has_network: bool = True
+) -> None:
     """Replace the names of methods in the loss by numbers, so that these are what is built, recorded and saved.
 
     Args:
         config: The configuration, which is changed. In a training whose data set cannot be opened, which building it
             will report, it stays as it is.
         world: The processes; the main process counts.
-        saved: The training state to resume from. Its numbers are used then, and nothing is counted.
+        saved: The training state to resume from, which has the same methods. Its numbers are used, and nothing is
+            counted.
+        has_network: Whether there is a network to train; without one, in the main process, nothing is counted either.
 
     Raises:
         UserError: A test needs class weights, but there is no training split to count.
     """
     loss = OmegaConf.to_container(config.loss)
-    if saved is not None:
-        config.loss = with_numbers_of(saved["config"]["loss"], loss)
-        return
     named = {key: method for key, method in methods(loss, "loss") if method in METHODS}
-    if named:
-        for key, weights in world.broadcast_from_main(lambda: count_weights(config, named)).items():
-            OmegaConf.update(config, key, weights, merge=False)
+    if not named:
+        return
+    if saved is None:
+        weights = world.broadcast_from_main(lambda: count_weights(config, named) if has_network else {})
+    else:
+        then = OmegaConf.create({"loss": saved["config"]["loss"]})
+        weights = {key: OmegaConf.select(then, key) for key in named}
+    with open_dict(config):
+        for key, numbers in weights.items():
+            OmegaConf.update(config, key, numbers, merge=False)
+            config.choices[key] = named[key]
 
 
 def count_weights(config: DictConfig, named: Mapping[str, str]) -> dict[str, list[float]]:

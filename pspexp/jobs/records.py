@@ -75,13 +75,14 @@ def start_tracker(job: Request, components: Components, splits: dict[str, Split]
         )
     if not world.is_main_process:
         return SilentTracker(job.folder)
+    backbone = str(getattr(components.model, "backbone_name", ""))
     record = provenance.record(
         command=job.command,
         device=components.device.describe(),
         plugin=job.config.device.get("plugin"),
         processes=world.size,
         data={name: {"images": len(split), "fingerprint": split.fingerprint()} for name, split in splits.items()},
-        weights={} if resume or job.config.mode == "test" else provenance.weights_hashes(job.config.model),
+        weights={} if resume or job.config.mode == "test" else provenance.weights_hashes(job.config.model, backbone),
     )
     log_differences(job, record)
     tracker = open_tracker(job, components.device.type, resume=resume or job.is_restart, record=record)

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 from pspexp.config.build import build_trained
+from pspexp.config.training_data import test_split
 from pspexp.engine import checkpoint
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
@@ -23,7 +24,7 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
     config = job.config
     resolve_class_weights(config, world)
     parts, saved = build_trained(config, device, world)
-    split = world.broadcast_from_main(lambda: parts.dataset.open("test"))
+    split = world.broadcast_from_main(lambda: test_split(config, parts.dataset))
     if not len(split):
         name = setting("dataset.test_split", config.dataset.get("test_split"))
         raise UserError(f"{name}: contains no images; name another split", shared=True)

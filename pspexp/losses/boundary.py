@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from pspexp.losses.class_weights import ClassWeights, Weight
+from pspexp.losses.class_weights import ClassWeights
 from pspexp.losses.pixel import CrossEntropy
-from pspexp.utils.arguments import checked
+from pspexp.utils.arguments import NonNegativeNumber, checked
 
 
 class Boundary(CrossEntropy):
@@ -36,11 +36,11 @@ class Boundary(CrossEntropy):
         *,
         ignore_index: int = 255,
         class_weights: ClassWeights = None,
-        boundary_weight: Weight = 10.0,
+        boundary_weight: NonNegativeNumber = 10.0,
         sigma: Annotated[float, Field(gt=0, le=100)] = 5.0,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
+        main_weight: NonNegativeNumber = 0.6,
+        aux_weight: NonNegativeNumber = 0.4,
     ) -> None:
         super().__init__(
             num_classes,

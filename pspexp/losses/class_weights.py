@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, WrapValidator
+from pydantic import WrapValidator
 from pydantic_core import PydanticCustomError
 
 from pspexp.errors import did_you_mean
+from pspexp.utils.arguments import NonNegativeNumber
 
 Floats = npt.NDArray[np.float64]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def median_frequency(counts: npt.NDArray[np.int64]) -> Floats:
@@ -69,4 +69,4 @@ def _numbers_or_method(value: Any, check_numbers: Callable[[Any], Any]) -> Any:
 if TYPE_CHECKING:
     ClassWeights = Sequence[float] | str | None
 else:
-    ClassWeights = Annotated[Sequence[Weight] | None, WrapValidator(_numbers_or_method)]
+    ClassWeights = Annotated[Sequence[NonNegativeNumber] | None, WrapValidator(_numbers_or_method)]

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pspexp.losses.base import SegmentationLoss
-from pspexp.losses.class_weights import ClassWeights, Weight
-from pspexp.utils.arguments import checked
+from pspexp.losses.class_weights import ClassWeights
+from pspexp.utils.arguments import NonNegativeNumber, checked
 
 
 class CrossEntropy(SegmentationLoss):
@@ -31,8 +31,8 @@ class CrossEntropy(SegmentationLoss):
         ignore_index: int = 255,
         class_weights: ClassWeights = None,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
+        main_weight: NonNegativeNumber = 0.6,
+        aux_weight: NonNegativeNumber = 0.4,
     ) -> None:
         super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
         self.label_smoothing = label_smoothing
@@ -71,8 +71,8 @@ class Focal(SegmentationLoss):
         ignore_index: int = 255,
         class_weights: ClassWeights = None,
         gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
+        main_weight: NonNegativeNumber = 0.6,
+        aux_weight: NonNegativeNumber = 0.4,
     ) -> None:
         super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
         self.gamma = gamma
@@ -109,8 +109,8 @@ class OHEM(SegmentationLoss):
         class_weights: ClassWeights = None,
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.7,
         min_kept: Annotated[int, Field(ge=0)] = 100_000,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
+        main_weight: NonNegativeNumber = 0.6,
+        aux_weight: NonNegativeNumber = 0.4,
     ) -> None:
         super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
         self.threshold = threshold

@@ -7,14 +7,12 @@ their losses, not the loss of all their pixels together.
 The loss is the mean over the classes that have labelled pixels in the batch, weighted by the class weights.
 """
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor
 
 from pspexp.losses.base import LossSum, SegmentationLoss
-from pspexp.losses.class_weights import ClassWeights, Weight
-from pspexp.utils.arguments import checked
+from pspexp.losses.class_weights import ClassWeights
+from pspexp.utils.arguments import NonNegativeNumber, checked
 
 
 class RegionLoss(SegmentationLoss):
@@ -49,7 +47,6 @@ class RegionLoss(SegmentationLoss):
         rows = identity.index_select(0, target.masked_fill(ignored, 0).flatten())  # unlike [], it takes no negative ids
         return rows.view(*target.shape, -1).movedim(-1, 1) & ~ignored[:, None]
 
-    @abstractmethod
     def class_losses(self, probabilities: Tensor, masks: Tensor, labelled: Tensor) -> Tensor:
         """The loss of each class, ``[C]``; finite for classes that are not in the batch.
 
@@ -58,6 +55,7 @@ class RegionLoss(SegmentationLoss):
             masks: Where each class is, bool ``[N, C, H, W]``.
             labelled: Which pixels count, bool ``[N, H, W]``.
         """
+        raise NotImplementedError(type(self).__name__)
 
 
 def overlaps(probabilities: Tensor, masks: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,8 +74,8 @@ class Tversky(RegionLoss):
 
     Args:
         num_classes: See `RegionLoss`, also for the arguments that are not listed here.
-        alpha: Weight of false positives.
-        beta: Weight of false negatives.
+        alpha: NonNegativeNumber of false positives.
+        beta: NonNegativeNumber of false negatives.
         smooth: Number of pixels s that is added to numerator and denominator.
     """
 
@@ -88,11 +86,11 @@ class Tversky(RegionLoss):
         *,
         ignore_index: int = 255,
         class_weights: ClassWeights = None,
-        alpha: Weight = 0.3,
-        beta: Weight = 0.7,
-        smooth: Weight = 1.0,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
+        alpha: NonNegativeNumber = 0.3,
+        beta: NonNegativeNumber = 0.7,
+        smooth: NonNegativeNumber = 1.0,
+        main_weight: NonNegativeNumber = 0.6,
+        aux_weight: NonNegativeNumber = 0.4,
     ) -> None:
         super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
         self.alpha, self.beta, self.smooth = alpha, beta, smooth
@@ -123,9 +121,9 @@ class Dice(Tversky):
         *,
         ignore_index: int = 255,
         class_weights: ClassWeights = None,
-        smooth: Weight = 1.0,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
+        smooth: NonNegativeNumber = 1.0,
+        main_weight: NonNegativeNumber = 0.6,
+        aux_weight: NonNegativeNumber = 0.4,
     ) -> None:
         super().__init__(
             num_classes,
@@ -158,8 +156,8 @@ class Lovasz(RegionLoss):
         ignore_index: int = 255,
         class_weights: ClassWeights = None,
         per_image: bool = False,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
+        main_weight: NonNegativeNumber = 0.6,
+        aux_weight: NonNegativeNumber = 0.4,
     ) -> None:
         super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
         self.per_image = per_image

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from pspexp.errors import ArgumentError, as_yaml, did_you_mean
 from pspexp.losses.base import LossSum, SegmentationLoss, mean_loss
 from pspexp.losses.boundary import Boundary
-from pspexp.losses.class_weights import ClassWeights, Weight
+from pspexp.losses.class_weights import ClassWeights
 from pspexp.losses.pixel import OHEM, CrossEntropy, Focal
 from pspexp.losses.region import Dice, Lovasz, Tversky
-from pspexp.losses.tensor import as_loss
-from pspexp.utils.arguments import checked
+from pspexp.losses.tensor import as_loss, reduction_problems
+from pspexp.utils.arguments import NonNegativeNumber, checked
 
 LOSSES: dict[str, type[SegmentationLoss]] = {
     "boundary": Boundary,
@@ -48,8 +48,8 @@ class Sum(SegmentationLoss):
         terms: list[Any],
         ignore_index: int = 255,
         class_weights: ClassWeights = None,
-        main_weight: Weight = 0.6,
-        aux_weight: Weight = 0.4,
+        main_weight: NonNegativeNumber = 0.6,
+        aux_weight: NonNegativeNumber = 0.4,
     ) -> None:
         super().__init__(num_classes, ignore_index, class_weights, main_weight, aux_weight)
         if problems := [*term_problems(terms, num_classes)]:
@@ -67,14 +67,6 @@ class Sum(SegmentationLoss):
         return LossSum(total * labelled, labelled)
 
 
-class _Function(nn.Module):
-    """A loss that is a function, so that it can be in a ModuleList."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.forward = function
-
-
 def as_mapping(term: Any) -> Mapping[str, Any]:
     """A term that is a name as ``{name}``."""
     return {"name": term} if isinstance(term, str) else term
@@ -83,8 +75,7 @@ def as_mapping(term: Any) -> Mapping[str, Any]:
 def as_module(term: Mapping[str, Any], num_classes: int, shared: Mapping[str, Any]) -> nn.Module:
     """The loss of a term without `term_problems`."""
     if "loss" in term:
-        loss = as_loss(term["loss"])
-        return loss if isinstance(loss, nn.Module) else _Function(loss)
+        return as_loss(term["loss"])
     arguments = {key: value for key, value in term.items() if key not in ("name", "weight")}
     return LOSSES[term["name"]](num_classes, **{**shared, **arguments})
 
@@ -104,15 +95,24 @@ def term_problems(terms: Sequence[Any], num_classes: int) -> Iterator[str]:
             yield f"{key}.weight={as_yaml(weight)}: must be a number that is at least 0"
         if "loss" in term:
             yield from (f"{key}.{name}: unknown key beside loss" for name in term if name not in ("loss", "weight"))
-            if isinstance(term["loss"], str):
-                yield f"{key}.loss={term['loss']}: must be a node with _target_; to use a loss by name, write name"
+            yield from (f"{key}.{line}" for line in loss_problems(term["loss"]))
         elif "name" not in term:
             yield f"{key}: neither name nor loss; give it one of them"
-        elif term["name"] not in LOSSES:
+        elif not isinstance(term["name"], str) or term["name"] not in LOSSES:
             known, similar = ", ".join(LOSSES), did_you_mean(str(term["name"]), LOSSES)
             yield f"{key}.name={as_yaml(term['name'])}: must be one of {known}{similar}"
         else:
             yield from (f"{key}.{line}" for line in argument_problems(term, num_classes))
+
+
+def loss_problems(loss: Any) -> Iterator[str]:
+    """A line about the value of ``loss`` in a term: a node that makes one, or the loss that it has made."""
+    if isinstance(loss, str):
+        yield f"loss={loss}: must be a node with _target_; to use a loss by name, write name"
+    elif not callable(loss) and not (isinstance(loss, Mapping) and "_target_" in loss):
+        yield f"loss={as_yaml(loss)}: must be a node whose _target_ makes a loss"
+    elif isinstance(loss, nn.Module) and type(loss).__module__.startswith("torch.nn."):
+        yield from (f"loss.{line}" for line in reduction_problems(loss))
 
 
 def argument_problems(term: Mapping[str, Any], num_classes: int) -> Iterator[str]:

@@ -1,14 +1,14 @@
-"""Losses of tensors, such as those of torch, as losses of a network's outputs."""
+"""Losses of other kinds as modules that take a network's outputs: functions, and losses of tensors as in torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pspexp.errors import ArgumentError, as_yaml
 from pspexp.losses.base import LossSum, combine
-from pspexp.losses.class_weights import Weight
-from pspexp.utils.arguments import checked
+from pspexp.utils.arguments import NonNegativeNumber, checked
 
 
 class TensorLoss(nn.Module):
@@ -17,17 +17,27 @@ class TensorLoss(nn.Module):
     A batch counts as often as it has labelled pixels.
 
     Args:
-        loss: The loss, which has to know of ``ignore_index`` itself.
+        loss: The loss, a module or function, which has to know of ``ignore_index`` itself.
         ignore_index: Label of ignored pixels.
         main_weight: Factor of the loss on ``outputs["out"]``.
         aux_weight: Factor of the loss on ``outputs["aux"]``.
+
+    Raises:
+        ArgumentError: The loss is one that returns no mean.
     """
 
     @checked
     def __init__(
-        self, loss: nn.Module, *, ignore_index: int = 255, main_weight: Weight = 0.6, aux_weight: Weight = 0.4
+        self,
+        loss: Callable[..., Any],
+        *,
+        ignore_index: int = 255,
+        main_weight: NonNegativeNumber = 0.6,
+        aux_weight: NonNegativeNumber = 0.4,
     ) -> None:
         super().__init__()
+        if problems := [*reduction_problems(loss)]:
+            raise ArgumentError(*(f"loss.{problem}" for problem in problems))
         self.loss, self.ignore_index = loss, ignore_index
         self.main_weight, self.aux_weight = main_weight, aux_weight
 
@@ -45,8 +55,39 @@ class TensorLoss(nn.Module):
         return combine(outputs, output_sum, self.main_weight, self.aux_weight)
 
 
-def as_loss(loss: Any) -> Any:
-    """A loss of ``torch.nn`` as a `TensorLoss`; any other loss unchanged."""
-    if not (isinstance(loss, nn.Module) and type(loss).__module__.startswith("torch.nn.")):
+class _Function(nn.Module):
+    """A loss that is no module, so that it can be moved to a device, and be in a ModuleList."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.forward = function
+
+
+def as_loss(loss: Any) -> nn.Module:
+    """A loss of any kind as a module that takes outputs and labels.
+
+    Args:
+        loss: A loss of ``torch.nn``, which becomes a `TensorLoss`, or any function of outputs and labels.
+
+    Raises:
+        ArgumentError: It cannot be called, or is one of ``torch.nn`` that returns no mean.
+    """
+    if not callable(loss):
+        raise ArgumentError(
+            f"_target_: made a {type(loss).__name__}, not a loss; name a class whose objects map outputs and labels to "
+            "their mean loss, or such a function with _partial_: true"
+        )
+    if not isinstance(loss, nn.Module):
+        return _Function(loss)
+    if not type(loss).__module__.startswith("torch.nn."):
         return loss
-    return TensorLoss(loss, ignore_index=getattr(loss, "ignore_index", -100))
+    if problems := [*reduction_problems(loss)]:
+        raise ArgumentError(*problems)
+    return TensorLoss(loss, ignore_index=int(getattr(loss, "ignore_index", -100)))
+
+
+def reduction_problems(loss: Any) -> Iterator[str]:
+    """A line about a loss of tensors whose ``reduction``, an argument of those of torch, is no mean."""
+    reduction = getattr(loss, "reduction", "mean")
+    if reduction != "mean":
+        yield f"reduction={as_yaml(reduction)}: must be mean, the default; remove it"

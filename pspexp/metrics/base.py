@@ -3,11 +3,11 @@
 Any object with ``reset()``, ``update(prediction, target)`` and ``compute()`` will do, such as those of torchmetrics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pspexp.errors import UserError, setting
 from pspexp.metrics.report import MEANS, mean
@@ -67,6 +67,29 @@ class Metric:
     def add(self, values: Tensor) -> None:
         """Add to ``state``, on the device of ``values``."""
         self.state = self.state.to(values.device) + values
+
+
+def metric_problems(metrics: Mapping[str, object], num_processes: int) -> Iterator[str]:
+    """A line about each metric that cannot be used, beginning with its name.
+
+    Args:
+        metrics: By name.
+        num_processes: Number of processes, over which a metric must add up its images.
+    """
+    for name, metric in metrics.items():
+        if name in RESERVED:
+            yield f"{name}: is the name of another result; choose another one"
+        kind, fix = type(metric).__name__, "derive it from pspexp.metrics.Metric, or use a metric of torchmetrics"
+        if missing := [one for one in ("reset", "update", "compute") if not callable(getattr(metric, one, None))]:
+            yield f"{name}: {kind} has no method {missing[0]}; {fix}"
+        elif num_processes > 1 and not is_synchronised(metric):
+            yield f"{name}: {kind} would see only the images of one of the {num_processes} processes; {fix}"
+
+
+def is_synchronised(metric: object) -> bool:
+    """Whether a metric adds up the images of all processes; those of torchmetrics have a method ``sync``."""
+    parts = metric.modules() if isinstance(metric, nn.Module) else [metric]  # a collection has metrics in it
+    return isinstance(metric, Metric) or any(callable(getattr(part, "sync", None)) for part in parts)
 
 
 class Results(NamedTuple):

@@ -77,12 +77,16 @@ class AdaptedNetwork(Segmenter):
             return height, width
         stride = self.output_stride
         if self.only_side is not None and max(height, width) > self.only_side:
-            name = type(self.network).__name__
-            raise UserError(
-                f"{name} takes images of {stride}×{stride} pixels only, not of {height}×{width}; "
-                f"use {setting('inference', 'slide')} with {setting('crop_size', stride)}"
-            )
+            raise self.wrong_size(f"of {height}×{width}")
         return height + -height % stride, width + -width % stride
+
+    def wrong_size(self, given: str) -> UserError:
+        """The error for images larger than the only ones that the network takes; ``given`` says which."""
+        side = self.only_side
+        return UserError(
+            f"{type(self.network).__name__} takes images of {side}×{side} pixels only, not {given}; "
+            f"use {setting('inference', 'slide')} with {setting('inference.window', side)}"
+        )
 
 
 def adapt(

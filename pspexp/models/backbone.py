@@ -47,7 +47,23 @@ def _known(name: str) -> str:
         if not timm.is_model(name):
             hint = did_you_mean(name, timm.list_models())
             raise PydanticCustomError("backbone", "is no network of timm{hint}", {"hint": hint})
+        if problem := unknown_tag(name):
+            raise PydanticCustomError("backbone", "{problem}", {"problem": problem})
     return name
+
+
+def unknown_tag(name: str) -> str | None:
+    """Why timm's network ``name`` cannot have its tag, as in ``resnet18.a1_in1k``; None if it can."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError:
+        network, _, tag = name.partition(".")
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{network}.*")]
+        return f"timm's {network} has no tag {tag}{did_you_mean(tag, tags)}; it has {', '.join(tags)}"
+    return None
 
 
 Backbone = Annotated[str, AfterValidator(_known)]

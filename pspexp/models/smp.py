@@ -9,6 +9,7 @@ from torch import nn
 
 from pspexp.errors import ArgumentError, did_you_mean
 from pspexp.models.adapter import adapt
+from pspexp.models.backbone import unknown_tag
 from pspexp.models.segmenter import Segmenter
 from pspexp.models.statistics import Statistics, timm_statistics, with_image_statistics
 from pspexp.models.weights import start_from
@@ -103,7 +104,8 @@ def encoder_problem(encoder: str) -> str | None:
     if encoder.startswith("tu-"):
         name = encoder.removeprefix("tu-")
         hint = did_you_mean(encoder, [f"tu-{one}" for one in timm.list_models()])
-        return None if timm.is_model(name) else f"encoder={encoder}: timm has no network {name}{hint}"
+        problem = unknown_tag(name) if timm.is_model(name) else f"timm has no network {name}{hint}"
+        return problem and f"encoder={encoder}: {problem}"
     names = get_encoder_names()
     if encoder in names:
         return None

@@ -46,11 +46,14 @@ def imagenet_statistics() -> Statistics:
 
 
 def timm_statistics(arguments: Mapping[str, Any]) -> Statistics:
-    """Those of timm's network ``arguments["backbone"]``; ImageNet's for a name that timm does not know."""
+    """Those of timm's network ``arguments["backbone"]``; ImageNet's for a name or tag that timm does not know."""
     name = arguments.get("backbone")
     if not isinstance(name, str) or name in RESNETS:
         return imagenet_statistics()
     from timm.models import get_pretrained_cfg  # takes seconds
 
-    config = get_pretrained_cfg(name)
+    try:
+        config = get_pretrained_cfg(name)
+    except RuntimeError:  # a wrong tag, which is reported when the network is built
+        config = None
     return imagenet_statistics() if config is None else ([*config.mean], [*config.std])

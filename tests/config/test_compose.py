@@ -414,6 +414,18 @@ def test_consequences_of_a_problem_are_not_reported(overrides: list[str], messag
     assert [problem.startswith(message) for problem, message in zip(found, messages, strict=True)] == [True], found
 
 
+def test_key_that_an_experiment_sets_for_another_option_can_be_removed() -> None:
+    chosen = ["experiment=quickstart", "augment=none"]
+    with pytest.raises(UserError) as refused:
+        pspexp.compose([*chosen, "+augment.own=3"])
+    assert refused.value.problems == (
+        "augment.scale_min: unknown key; if experiment=quickstart sets it for another option, add ~augment.scale_min",
+        "augment.scale_max: unknown key; if experiment=quickstart sets it for another option, add ~augment.scale_max",
+        "augment.own: unknown key",
+    )
+    assert "scale_min" not in pspexp.compose([*chosen, "~augment.scale_min", "~augment.scale_max"]).augment
+
+
 @pytest.mark.parametrize(
     ("file", "override"), [("experiment/mine.yaml", "experiment=mine"), ("sweep/mine.yaml", "+sweep=mine")]
 )

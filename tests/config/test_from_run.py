@@ -108,6 +108,28 @@ def test_another_data_set_has_its_own_classes(saved: Saved, voc: Path) -> None:
     assert (config["model"]["num_classes"], config["model"]["dropout"]) == (3, 0.3)
 
 
+LITE = ("model=pspnet_lite0", "model.backbone_weights=null")
+HALF, IMAGENET = [0.5] * 3, [0.485, 0.456, 0.406]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "mean"),
+    [
+        ((), LITE, HALF),
+        ((), ("model.backbone=tf_efficientnet_lite0",), HALF),
+        ((), ("model.dropout=0.3",), IMAGENET),
+        (("dataset.mean=[0.1,0.2,0.3]",), LITE, [0.1, 0.2, 0.3]),
+        ((), (*LITE, "dataset.mean=[0.1,0.2,0.3]"), [0.1, 0.2, 0.3]),
+    ],
+)
+def test_other_weights_have_their_own_statistics(
+    saved: Saved, before: tuple[str, ...], now: tuple[str, ...], mean: list[float]
+) -> None:
+    small = ("dataset=shapes", "model=pspnet18", "inference=whole", "crop_size=33")
+    config = rerun(saved(*before, tiny=small), *now)
+    assert config["dataset"]["mean"] == config["augment"]["mean"] == mean
+
+
 def test_new_keys_get_defaults_and_old_ones_are_ignored(saved: Saved) -> None:
     def age(config: dict[str, Any]) -> None:
         del config["rerun"], config["trainer"]["compile"], config["optimizer"]["weight_decay"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pspexp.config.class_weights import uncounted
 from pspexp.config.resume import data_conflicts, resume_conflicts
 
 
@@ -53,10 +54,30 @@ def test_counted_class_weights_are_those_of_the_method_that_is_named() -> None:
         }
     }
     assert resume_conflicts({"config": then}, now, 1) == []
+    then["choices"] = {"loss.class_weights": "auto", "loss.terms.0.class_weights": "auto"}
+    (line,) = resume_conflicts({"config": then}, now, 1)
+    assert line.startswith("loss.terms=[{'name': 'dice', 'class_weights': 'inverse'}, lovasz]: the saved run has ")
+    del then["choices"]  # as in files of older versions, which did not record the methods
     now["loss"] |= {"class_weights": [1.0, 2.5], "terms": terms[:1]}  # type: ignore[operator]
     lines = resume_conflicts({"config": then}, now, 1)
     assert [line.partition("=")[0] for line in lines] == ["loss.class_weights", "loss.terms"]
     assert lines[0].startswith("loss.class_weights=[1.0, 2.5]: the saved run has [1.0, 2.0]; ")
+
+
+def test_job_of_a_sweep_is_compared_as_it_was_before_counting() -> None:
+    composed = {"loss.class_weights": "auto", "choices.loss": "focal"}
+    recorded = {**composed, "loss.class_weights": [1.0, 2.0], "choices.loss.class_weights": "auto"}
+    assert uncounted(recorded, composed) == uncounted(composed, composed) == composed
+    other = {**composed, "loss.class_weights": "inverse"}
+    assert uncounted(recorded, other)["loss.class_weights"] == "auto"
+
+
+def test_weights_that_a_training_started_from_may_have_moved() -> None:
+    names = ("weights", "backbone_weights", "pretrained")
+    then, now = (
+        {"model": dict.fromkeys(names, value), "checkpoint": {"allow_world_size_change": False}} for value in "ab"
+    )
+    assert resume_conflicts({"config": then}, now, 1) == []
 
 
 POLY = {"_target_": "pspexp.optim.poly", "warmup_steps": 3, "on_extend": None}

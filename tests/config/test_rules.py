@@ -57,8 +57,29 @@ def test_loss_of_torch_has_to_ignore_the_labels_that_the_data_ignores() -> None:
     assert problems(*THREE, "loss=sum", "loss.terms=[{loss:{_target_:torch.nn.CrossEntropyLoss}}]") == [
         "loss.terms.0.loss.ignore_index=-100: set it to dataset.ignore_index=255"
     ]
+    wrapped = "loss.terms=[{loss:{_target_:pspexp.losses.TensorLoss,loss:{_target_:torch.nn.NLLLoss,ignore_index:0}}}]"
+    assert problems(*THREE, "loss=sum", wrapped) == [
+        "loss.terms.0.loss.loss.ignore_index=0: set it to dataset.ignore_index=255"
+    ]
+    inner = "loss.terms=[{loss:{_target_:pspexp.losses.Dice,num_classes:3,ignore_index:250}}]"
+    assert [line.partition(":")[0] for line in problems(*THREE, "loss=sum", inner)] == [
+        "loss.terms.0.loss.ignore_index=250"
+    ]
     built = pspexp.build(pspexp.compose([*THREE, *loss, "dataset.ignore_index=254"]).loss)
     assert built.ignore_index == 254
+
+
+def test_loss_of_torch_without_ignored_labels_is_accepted() -> None:
+    assert pspexp.compose([*THREE, "loss=sum", "loss.terms=[{loss:{_target_:torch.nn.BCEWithLogitsLoss}}]"])
+
+
+@pytest.mark.parametrize("mode", ["train", "check"])
+def test_check_refuses_what_training_refuses(mode: str) -> None:
+    stop = "+hooks.stop={_target_:pspexp.engine.hooks.EarlyStopping,metric:val/mean_dise}"
+    assert [line.partition(":")[0] for line in problems(*THREE, f"mode={mode}", "loader.batch_size=1", stop)] == [
+        "loader.batch_size=1",
+        "hooks.stop.metric=val/mean_dise",
+    ]
 
 
 @pytest.mark.parametrize("augment", ["none", "scale_crop_flip", "semseg", "mmseg", "torchvision_v2"])

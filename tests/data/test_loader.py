@@ -275,9 +275,7 @@ def test_error_of_an_augmentation_is_no_reason_to_skip_the_image() -> None:
 
 def test_repeated_images_are_augmented_anew_and_the_length_of_an_epoch_stays() -> None:
     def loader(**changes: Any) -> TrainLoader:
-        found = make_loader(**changes)
-        found.repeats = [1.0] * 15 + [4.0] * 5
-        return found
+        return make_loader(**changes, repeats=[1.0] * 15 + [4.0] * 5)
 
     assert loader().steps_per_epoch == make_loader().steps_per_epoch
     whole = content(loader().batches(0, 6))

@@ -46,7 +46,8 @@ def test_palette_image_holds_ids_and_shows_colours(info: DatasetInfo) -> None:
 
 def test_overlay_has_a_legend_of_its_classes(info: DatasetInfo) -> None:
     ids = np.array([[0, 0, 0, 1], [0, 0, 1, 255]], np.uint8)
-    assert [text for text, _ in masks.legend_entries(ids, info)] == ["road 62.5%", "Bäume 25.0%", "not predicted 12.5%"]
+    entries = masks.legend_entries([ids], info, ignored="not predicted")
+    assert [(name, share) for name, share, _ in entries] == [("road", 0.625), ("Bäume", 0.25), ("not predicted", 0.125)]
     for size in ((4, 2), (400, 200)):
         picture = masks.overlay(Image.new("RGB", size, (128, 128, 128)), np.resize(ids, size[::-1]), info)
         assert picture.width >= size[0]

@@ -8,13 +8,16 @@ import pytest
 from PIL import Image
 
 from pspexp.data import pixel_counts as module
+from pspexp.data.cache import SampleCache
 from pspexp.data.file_split import FileSplit
 from pspexp.data.inspection import cache, collect
+from pspexp.data.inspection.quick import file_splits
 from pspexp.data.label_decoder import LabelDecoder
 from pspexp.data.label_values import parse_label_values
 from pspexp.data.pixel_counts import pixel_counts
 from pspexp.data.shapes import ShapesSplit
 from pspexp.data.splits import SampleFiles
+from pspexp.data.workers import worker_context
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +69,21 @@ def test_samples_without_files_are_counted(number: int) -> None:
         [(np.asarray(label) == index).sum() for index in range(5)] for _, label in map(split.__getitem__, range(number))
     ]
     np.testing.assert_array_equal(pixel_counts(split, 5), expected)
+
+
+class Own(ShapesSplit):
+    """A split of the user's own with an attribute that happens to have the name of the cache's."""
+
+    source = "/data/x"
+
+
+def test_splits_of_ones_own_may_have_any_attributes() -> None:
+    split = Own("train", 3, 32, seed=0, ignore_index=255)
+    expected = pixel_counts(ShapesSplit("train", 3, 32, seed=0, ignore_index=255), 5)
+    cached = SampleCache(1, worker_context()).wrap(split)
+    for one in (split, cached):
+        np.testing.assert_array_equal(pixel_counts(one, 5), expected)
+    assert file_splits({"train": split, "val": cached}) == {}
 
 
 def test_long_count_is_reported(

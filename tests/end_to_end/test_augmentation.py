@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 import pspexp
+from pspexp.config import training_data
+from pspexp.config.build import build_training, init_distributed
+from pspexp.engine.distributed import ProcessInfo
 from pspexp.errors import UserError
+from pspexp.jobs.check.data import check_data
+from pspexp.jobs.check.report_images import first_batch
 from tests.conftest import TINY, Cli, last, losses
 
 MIXED = (
@@ -20,12 +25,14 @@ MIXED = (
 
 
 def test_resuming_with_mixing_and_class_balanced_sampling_is_bit_exact(
-    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli(*TINY, *MIXED, "hydra.run.dir=whole") == 0
     assert cli(*TINY, *MIXED, "hydra.run.dir=parts", "trainer.max_steps=3") == 0
     resumed = ("hydra.run.dir=parts", "checkpoint.resume=parts", "trainer.max_steps=null", "loader.num_workers=1")
-    assert cli(*TINY, *MIXED, *resumed) == 0
+    with monkeypatch.context() as patch:  # masks may have been edited since
+        patch.setattr(training_data, "pixel_counts", lambda *_: pytest.fail("counted again"))
+        assert cli(*TINY, *MIXED, *resumed) == 0
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert [last(run)["training"]["state"]["step"] for run in (whole, parts)] == [8, 8]
     assert losses(whole)[-1] == losses(parts)[-1]
@@ -73,5 +80,11 @@ def test_refusal_by_a_transform_is_one_line(cli: Cli, capsys: pytest.CaptureFixt
 
 
 def test_check_shows_what_mixing_and_sampling_give(cli: Cli, tmp_path: Path) -> None:
-    assert cli(*TINY, *MIXED, "mode=check", "hydra.run.dir=run") == 0
+    few = "loader.max_train_images=4"
+    assert cli(*TINY, *MIXED, few, "mode=check", "hydra.run.dir=run") == 0
     assert (tmp_path / "run" / "check" / "report.html").is_file()
+    config = pspexp.compose([*TINY, *MIXED, few, "mode=check", "device=cpu"])
+    batch = first_batch(config, check_data(pspexp.build(config.dataset), config))
+    components, _ = build_training(config, *init_distributed(config, ProcessInfo()), start_weights=True)
+    indices = next(components.loader.batches(0, 1)).indices
+    assert [image.name for image in batch] == [f"train_{index:05d}" for index in indices]  # type: ignore[union-attr]

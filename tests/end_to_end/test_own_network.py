@@ -31,6 +31,12 @@ class Net(nn.Module):
         return self.decode_head(self.conv3(self.layer1(self.layer0(images))).relu())
 
 
+class OneSize(Net):
+    def forward(self, images):
+        assert images.shape[-2:] == (33, 33)
+        return super().forward(images.repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
 class Keyed(Net):
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
@@ -82,6 +88,7 @@ def test_training_starts_from_the_weights_of_another_class_set(
     model = build(pspexp.compose([*start, "dataset=voc2012"]).model)
     saved = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)["model"]
     assert torch.equal(model.state_dict()["network.layer0.weight"], saved["network.layer0.weight"])
+    assert "run/checkpoints/best.pt, in the layout of pspexp: 9 of the network's 11 tensors" in model.initial_weights
     assert model.state_dict()["network.decode_head.weight"].shape[0] == 21
     assert (
         "network.decode_head.weight is initialised randomly: the file has 5 classes, not 21" in capsys.readouterr().out
@@ -105,6 +112,10 @@ def test_training_starts_from_the_weights_of_another_class_set(
             "the folder that holds absent_networks.py, or add that folder to PYTHONPATH",
         ),
         (["+model.widht=6"], "model.widht: unknown key; did you mean 'width'?"),
+        (
+            ["model._target_=own_networks.OneSize", "inference=whole"],
+            "OneSize takes images of 33×33 pixels only, not whole images; use inference=slide with inference.window=33",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_said_before_training(

@@ -56,6 +56,16 @@ def test_run_without_a_best_checkpoint_is_named(cli: Cli, tmp_path: Path, capsys
     )
 
 
+def test_run_without_a_training_state_is_named(cli: Cli, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last_pt = run / "checkpoints" / "last.pt"
+    last_pt.unlink()
+    assert cli("checkpoint.resume=run") == 2
+    assert capsys.readouterr().err == (
+        f"checkpoint.resume=run: no checkpoint there (looked for {last_pt}); give a run that has saved one, or remove "
+        "checkpoint.resume to start a new run\n"
+    )
+
+
 def test_finished_run_is_complete(cli: Cli, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = steps(run)
     assert cli(*CONSTANT, f"checkpoint.resume={run}") == 0

@@ -155,8 +155,11 @@ def test_random_weights_on_few_images_are_warned_of_once(cli: Cli, tmp_path: Pat
     short = (*NETWORK, "trainer.max_steps=1", *VOC)
     assert cli(*short, "model=pspnet18", "hydra.run.dir=random") == 0
     log = (tmp_path / "random" / "run.log").read_text()
-    assert log.count(f"4 {WARNING}: expect a low mean IoU. On CamVid, random weights reach 57.7 %") == 1
-    assert "model.backbone_weights=timm, pip or a file" in log
+    assert log.count(f"4 {WARNING}: expect a much lower mean IoU than from ImageNet weights; ") == 1
+    assert "start from them with model.backbone_weights=timm or a file\n" in log
+    lite = ("model=pspnet18", "model.backbone=tf_efficientnet_lite0", "hydra.run.dir=lite")
+    assert cli(*short, *lite) == 0
+    assert "with model.backbone_weights=timm, pip or a file\n" in (tmp_path / "lite" / "run.log").read_text()
     assert cli(*short, "model=pspnet18", "model.weights=run", "hydra.run.dir=given") == 0
     assert WARNING not in (tmp_path / "given" / "run.log").read_text()
     assert cli(*short[:-4], *VOC, "model=pspnet18", "checkpoint.resume=random") == 0

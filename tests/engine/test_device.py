@@ -1,10 +1,13 @@
 """Devices and precisions: availability, capabilities and plugins."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from pspexp.engine.device import Device, unavailable_reason
 from pspexp.engine.precision import Precision, unsupported_reason
@@ -39,6 +42,21 @@ def test_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
     assert unsupported_reason("bf16", device) is None
     with Precision(name).autocast(device):  # type: ignore[arg-type]
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_depthwise_convolutions_compute_in_float32_in_bf16_on_cpus() -> None:
+    device, precision = Device("cpu"), Precision("bf16")
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 5, groups=8, padding=2), nn.Conv2d(8, 4, 3, groups=2))
+    precision.prepare(model, device)
+    images = torch.rand(2, 3, 9, 9)
+    for network in (model, deepcopy(model)):
+        nn.init.uniform_(network[1].weight)  # another one for the copy
+        with precision.autocast(device):
+            pointwise = network[0](images)
+            depthwise = network[1](pointwise)
+            assert network[2](depthwise).dtype == depthwise.dtype == torch.bfloat16
+        exact = F.conv2d(pointwise.float(), network[1].weight, network[1].bias, padding=2, groups=8)
+        assert torch.equal(depthwise, exact.bfloat16())
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassCohenKappa
 from pspexp.data.sampling import SampleKey
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World, create_store, process_info_from_torchrun
+from pspexp.engine.finetune_config import FinetuneConfig
 from pspexp.engine.trainer import Trainer
 from pspexp.errors import Interrupted, UserError
 from pspexp.launchers.elastic import exit_without_teardown
@@ -85,6 +86,25 @@ class Frozen(Net):
         return self
 
 
+class Unused(Frozen):
+    """Also has an auxiliary output, and a layer that no output depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers[1].requires_grad_(False)
+        self.auxiliary, self.spare = nn.Conv2d(3, NUM_CLASSES, 1), nn.Conv2d(3, 1, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {**super().forward(images), "aux": self.auxiliary(images)}
+
+
+class MainOutput(CrossEntropy):
+    """A loss of the main output alone."""
+
+    def forward(self, outputs: Any, target: Tensor) -> LossSum:
+        return super().forward({"out": outputs["out"]}, target)
+
+
 def trained(world: World, batch_size: int, loss: SegmentationLoss, accumulate: int = 1, **changes: Any) -> Trainer:
     """Return a trainer after its run; the records are not kept."""
     with TemporaryDirectory() as run:
@@ -103,6 +123,7 @@ def make(
 ) -> Trainer:
     components = make_components(
         model=changes.pop("model", Net),
+        finetune=changes.pop("finetune", None),
         loss=loss,
         world=world,
         num_train=12,
@@ -122,6 +143,16 @@ def one_step(
     hooks = {"capture": capture}
     trained(world, batch_size, loss(NUM_CLASSES, **options), accumulate, hooks=hooks, max_steps=1, **changes)
     return capture.losses[0], [gradient.tolist() for gradient in capture.gradients[0]]
+
+
+def unused_parts(world: World, batch_size: int, **finetune: Any) -> Any:
+    """Return the losses, what is trained in the end, and the weights after training a network with unused parts."""
+    capture = Capture()
+    finetuning = FinetuneConfig(**finetune)
+    options = {"model": Unused, "finetune": finetuning, "hooks": {"capture": capture}, "log_every": 1}
+    trainer = trained(world, batch_size, MainOutput(NUM_CLASSES), **options)
+    names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    return capture.losses, names, [value.tolist() for value in trainer.model.state_dict().values()]
 
 
 def sample_order(world: World, batch_size: int, accumulate: int = 1) -> list[list[SampleKey]]:
@@ -227,6 +258,10 @@ TWO: dict[str, Task] = {
     "step": partial(one_step, batch_size=2),
     "accumulated step": partial(one_step, batch_size=1, accumulate=2),
     "step with frozen norms": partial(one_step, batch_size=2, model=Frozen),
+    "unused parts": partial(unused_parts, batch_size=2),
+    "unused parts, some unfrozen later": partial(
+        unused_parts, batch_size=2, freeze=["auxiliary", "layers.0"], unfreeze_at=2
+    ),
     "step of ohem": partial(one_step, batch_size=2, loss=OHEM),
     "order": partial(sample_order, batch_size=2),
     "accumulated order": partial(sample_order, batch_size=1, accumulate=2),
@@ -258,6 +293,24 @@ def test_step_of_two_processes_equals_a_step_of_one(
         assert found_loss == pytest.approx(expected_loss, rel=1e-6)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "finetune"),
+    [
+        ("unused parts", {}),
+        ("unused parts, some unfrozen later", {"freeze": ["auxiliary", "layers.0"], "unfreeze_at": 2}),
+    ],
+)
+def test_parts_on_which_the_loss_does_not_depend_are_frozen(
+    two: dict[str, list[Any]], name: str, finetune: dict[str, Any]
+) -> None:
+    expected_losses, _, expected = in_one_process(partial(unused_parts, batch_size=4, **finetune))
+    for losses, names, found in two[name]:
+        assert names == ["layers.0.weight", "layers.0.bias", "layers.3.weight", "layers.3.bias"]
+        assert losses == pytest.approx(expected_losses, rel=1e-5)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4, atol=1e-6)
 
 
 def test_processes_agree_on_the_ohem_loss(two: dict[str, list[Any]]) -> None:

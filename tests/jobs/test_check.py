@@ -18,7 +18,7 @@ from rich.console import Console
 from pspexp.data.inspection import cache, facts
 from pspexp.jobs.check import machine, terminal
 from pspexp.models import pretrained, weights
-from tests.conftest import TINY, Cli
+from tests.conftest import PSPNET18, TINY, Cli
 from tests.small_network import Backbone
 
 NETWORK = tuple(word for word in TINY if not word.startswith("dataset"))
@@ -283,6 +283,14 @@ def test_data_is_inspected_although_the_network_cannot_be_built(
     assert {"configuration", "undeclared values"} <= {row["kind"] for row in rows}
     error = capsys.readouterr().err
     assert "scheduler.warmup_steps" in error
+
+
+def test_metrics_and_true_stride_are_checked_as_by_training(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*PSPNET18, "model.backbone=pvt_v2_b0", "model.align_corners=true", "crop_size=41")
+    assert cli("mode=check", *words, "+metrics.own={_target_: builtins.dict}", "hydra.run.dir=out") == 2
+    error = capsys.readouterr().err
+    assert "crop_size=41: (crop_size - 1) must be divisible by 32" in error
+    assert "metrics.own: dict has no method reset" in error
 
 
 def test_full_disk_is_foreseen(sound: Folder, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

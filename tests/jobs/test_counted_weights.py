@@ -9,6 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import pspexp
+from pspexp.config import training_data
 from pspexp.data.shapes import ShapesSplit
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
@@ -46,7 +48,10 @@ def weights_in(loss: Any) -> list[list[float] | None]:
 
 def test_numbers_are_logged_recorded_and_saved(home: Path) -> None:
     numbers = [expected("auto"), expected("inverse"), None]
-    assert weights_in(OmegaConf.load(home / "run" / "config.yaml").loss) == numbers
+    recorded = OmegaConf.load(home / "run" / "config.yaml")
+    assert weights_in(recorded.loss) == numbers
+    methods = {key: method for key, method in recorded.choices.items() if key.startswith("loss.")}
+    assert methods == {"loss.class_weights": "auto", "loss.terms.0.class_weights": "inverse"}
     for name in ("last.pt", "best.pt"):
         saved = torch.load(home / "run" / "checkpoints" / name, weights_only=True)
         assert weights_in(saved["config"]["loss"]) == numbers
@@ -77,6 +82,31 @@ def test_other_numbers_are_refused_on_resume(
     assert "loss.class_weights=[1, 1, 1, 1, 2]: the saved run has [" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [(*AUTO, "loss.class_weights=inverse"), ("loss.class_weights=inverse",)])
+def test_another_method_is_refused_on_resume(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(home)
+    assert cli(*words, "checkpoint.resume=run") == 2
+    assert capsys.readouterr().err.startswith("loss.class_weights=inverse: the saved run has auto; resume with that")
+
+
+def test_rerun_on_other_images_counts_again(home: Path) -> None:
+    def loss(*overrides: str) -> Any:
+        return pspexp.compose([f"rerun={home / 'run'}", *overrides]).loss
+
+    methods, numbers = ["auto", "inverse", None], weights_in(loss())
+    assert numbers == [expected("auto"), expected("inverse"), None]
+    assert weights_in(loss("dataset.num_train=4")) == weights_in(loss("loader.max_train_images=3")) == methods
+    assert weights_in(loss("dataset.num_train=4", "loss.class_weights=null")) == [None, "inverse", None]
+    assert weights_in(loss("loss.class_weights=median_frequency")) == ["median_frequency", *numbers[1:]]
+
+
+def test_rerun_records_only_the_methods_it_still_uses(home: Path) -> None:
+    config = pspexp.compose([f"rerun={home / 'run'}", "loss.class_weights=null"])
+    assert [key for key in config.choices if key.startswith("loss.")] == ["loss.terms.0.class_weights"]
+
+
 def test_only_the_main_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         """Another process, which receives what the main process has counted."""
@@ -85,9 +115,21 @@ def test_only_the_main_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
             return {"loss.class_weights": [1.0, 2.0]}
 
     monkeypatch.setattr(class_weights, "pixel_counts", lambda *_: pytest.fail("counted in the other process"))
-    config = OmegaConf.create({"loss": {"class_weights": "auto", "gamma": 2.0}})
+    config = OmegaConf.create({"loss": {"class_weights": "auto", "gamma": 2.0}, "choices": {"loss": "focal"}})
     class_weights.resolve_class_weights(config, Other())  # type: ignore[arg-type]
     assert config.loss == {"class_weights": [1.0, 2.0], "gamma": 2.0}
+    assert config.choices == {"loss": "focal", "loss.class_weights": "auto"}
+
+
+def test_nothing_is_counted_for_a_training_that_cannot_start(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (class_weights, training_data):
+        monkeypatch.setattr(module, "pixel_counts", lambda *_: pytest.fail("counted in vain"))
+    wanted = (*AUTO, "loader.sampling=class_balanced")
+    Path("broken.pt").write_bytes(b"nothing")
+    assert cli(*wanted, "model.weights=broken.pt") == 2
+    assert "broken.pt" in capsys.readouterr().err
 
 
 class Missing:
@@ -100,7 +142,8 @@ class Missing:
 @pytest.mark.parametrize("mode", ["train", "test"])
 def test_only_a_test_reports_training_images_that_cannot_be_opened(mode: str) -> None:
     target = f"{__name__}.Missing"
-    config = OmegaConf.create({"mode": mode, "dataset": {"_target_": target}, "loss": {"class_weights": "auto"}})
+    nodes = {"dataset": {"_target_": target}, "loss": {"class_weights": "auto"}, "choices": {}}
+    config = OmegaConf.create({"mode": mode, **nodes})
     if mode == "train":  # building the components will report it, with everything else
         class_weights.resolve_class_weights(config, World(ProcessInfo(), Device("cpu")))
         assert config.loss.class_weights == "auto"

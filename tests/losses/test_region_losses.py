@@ -150,3 +150,11 @@ def test_invalid_argument_is_refused(build: Callable[[], object], message: str) 
     with pytest.raises(ArgumentError) as caught:
         build()
     assert [problem.startswith(message) for problem in caught.value.problems] == [True]
+
+
+def test_loss_without_a_formula_says_so() -> None:
+    class Unfinished(RegionLoss):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Unfinished"):
+        mean(Unfinished(CLASSES, 255, None, 0.6, 0.4), *batch(0))

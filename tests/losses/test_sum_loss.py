@@ -1,13 +1,16 @@
 """Sums of losses, and losses of tensors in them."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from pspexp.errors import ArgumentError
 from pspexp.losses import Boundary, CrossEntropy, Dice, Lovasz, Sum, TensorLoss, mean_loss
+from pspexp.losses.sum import term_problems
 from pspexp.losses.tensor import as_loss
 from tests.losses.examples import CLASSES, WEIGHTS, batch, mean
 
@@ -59,6 +62,11 @@ def test_every_problem_with_the_terms_is_reported() -> None:
         3,
         {"loss": "dice", "smooth": 1.0},
         {"name": "cross_entropy", "class_weights": "atuo"},
+        {"name": ["dice"]},
+        {"loss": {"gamma": 2}},
+        {"loss": 3},
+        {"loss": None},
+        {"loss": nn.CrossEntropyLoss(reduction="sum")},
     ]
     with pytest.raises(ArgumentError) as caught:
         Sum(CLASSES, terms=terms)
@@ -73,11 +81,20 @@ def test_every_problem_with_the_terms_is_reported() -> None:
         "terms.5.smooth: unknown key beside loss",
         "terms.5.loss=dice: must be a node with _target_; to use a loss by name, write name",
         "terms.6.class_weights=atuo: must be null, a list with one weight for each class, auto,",
+        "terms.7.name=[dice]: must be one of boundary, cross_entropy, dice,",
+        "terms.8.loss={'gamma': 2}: must be a node whose _target_ makes a loss",
+        "terms.9.loss=3: must be a node whose _target_ makes a loss",
+        "terms.10.loss=null: must be a node whose _target_ makes a loss",
+        "terms.11.loss.reduction=sum: must be mean, the default; remove it",
     ]
     problems = caught.value.problems
     assert [one.startswith(start) for one, start in zip(problems, expected, strict=True)] == [True] * len(expected)
     with pytest.raises(ArgumentError, match=r"terms=\[\]: must not be empty"):
         Sum(CLASSES, terms=[])
+
+
+def test_node_of_a_term_need_not_have_been_built() -> None:
+    assert [*term_problems([{"loss": {"_target_": "my_module.MyLoss"}}], CLASSES)] == []
 
 
 def test_loss_of_torch_takes_both_outputs() -> None:
@@ -100,9 +117,30 @@ def test_only_losses_of_torch_are_wrapped() -> None:
     class Own(nn.CrossEntropyLoss):
         pass
 
-    own, function = Own(), lambda outputs, target: outputs["out"].mean()
+    own = Own()
     assert as_loss(own) is own
-    assert as_loss(function) is function
     logits, target = batch(0)
-    explicit = TensorLoss(Own(ignore_index=255), main_weight=1.0)
-    torch.testing.assert_close(mean(explicit, logits, target), mean(CrossEntropy(CLASSES), logits, target))
+    for explicit in (Own(ignore_index=255), partial(cross_entropy, ignore_index=255)):
+        loss = TensorLoss(explicit, main_weight=1.0)
+        torch.testing.assert_close(mean(loss, logits, target), mean(CrossEntropy(CLASSES), logits, target))
+
+
+def test_function_and_object_that_can_be_called_become_modules() -> None:
+    class Own:
+        def __call__(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+            return outputs["out"].square().mean()
+
+    logits, target = batch(0)
+    for loss in (Own(), partial(Own.__call__, None)):
+        torch.testing.assert_close(mean(as_loss(loss).to(torch.float64), logits, target), logits.square().mean())
+
+
+def test_what_is_no_mean_loss_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"^_target_: made a dict, not a loss; name a class whose objects map"):
+        as_loss({"gamma": 2})
+    for reduction in ("sum", "none"):
+        summed = nn.CrossEntropyLoss(reduction=reduction)
+        with pytest.raises(ArgumentError, match=f"^reduction={reduction}: must be mean, the default; remove it$"):
+            as_loss(summed)
+        with pytest.raises(ArgumentError, match=f"^loss.reduction={reduction}: must be mean"):
+            TensorLoss(summed)

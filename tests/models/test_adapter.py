@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pspexp.config.network import check_inference
 from pspexp.errors import UserError
-from pspexp.inference import CenterCrop, Slide, Whole
+from pspexp.inference import CenterCrop, Inference, Slide, Whole
 from pspexp.losses import CrossEntropy, loss_sum
 from pspexp.models.adapter import AdaptedNetwork, adapt
 from pspexp.models.folding import fold_batch_norms
@@ -139,6 +140,31 @@ def test_network_for_one_size_is_tried_with_the_crop_size() -> None:
     assert Slide(40).logits(model, images(60, 50)).shape == (2, CLASSES, 60, 50)
     with pytest.raises(UserError, match="OneSize takes images of 40×40 pixels only, not of 80×80; use inference=slide"):
         Whole().logits(model, images(60, 50))
+
+
+@pytest.mark.parametrize(
+    ("inference", "given"),
+    [
+        (Whole(), "whole images"),
+        (Slide(41), "windows of 41×41"),
+        (CenterCrop(40, scales=(1.0, 1.5)), "centre crops of 40×40, after resizing the shorter side"),
+        (Slide(40), None),
+        (Slide(24), None),
+        (CenterCrop(40), None),
+        (CenterCrop(20, scales=(2.0,)), None),
+        (Inference(), None),
+    ],
+)
+def test_inference_that_gives_larger_images_than_a_network_takes_is_refused(
+    inference: Inference, given: str | None
+) -> None:
+    model = adapted(OneSize(), crop_size=40)
+    if given is None:
+        check_inference(model, inference)
+        return
+    fix = r"use inference=slide with inference\.window=40"
+    with pytest.raises(UserError, match=f"^OneSize takes images of 40×40 pixels only, not {given}; {fix}$"):
+        check_inference(model, inference)
 
 
 def test_backbone_and_class_layers_are_found() -> None:

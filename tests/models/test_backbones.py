@@ -110,6 +110,11 @@ def test_crop_must_fit_the_true_stride() -> None:
     ("name", "options", "problem"),
     [
         ("convnext_tinny", {}, r"^backbone=convnext_tinny: is no network of timm; did you mean 'convnext_tiny'\?$"),
+        (
+            "convnext_tiny.fb_in1",
+            {},
+            r"^backbone=convnext_tiny\.fb_in1: timm's convnext_tiny has no tag fb_in1; did you mean 'fb_in1k'\?",
+        ),
         ("levit_128s", {}, r"^backbone=levit_128s: its feature maps do not follow the size of the image \("),
         ("resmlp_12_224", {}, r"^backbone=resmlp_12_224: "),
         (
@@ -122,6 +127,11 @@ def test_crop_must_fit_the_true_stride() -> None:
 def test_what_cannot_be_used_is_refused(name: str, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ArgumentError, match=problem):
         small(name, **options)
+
+
+def test_unknown_tag_is_refused_when_the_configuration_is_composed() -> None:
+    with pytest.raises(UserError, match=r"^model\.backbone=resnet18\.bogus: timm's resnet18 has no tag bogus; it has "):
+        pspexp.compose(["dataset=shapes", "dataset.mean=null", "model=pspnet18", "model.backbone=resnet18.bogus"])
 
 
 def test_network_without_feature_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

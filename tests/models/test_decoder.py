@@ -1,9 +1,12 @@
 """PSPNet with a decoder."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from pspexp.errors import ArgumentError
 from pspexp.models.decoder import PSPNetDecoder, pspnet_decoder
 
 SMALL = {"pyramid_channels": 4, "context_channels": 8, "lateral_channels": [8, 6, 4, 2], "aux_channels": 8}
@@ -62,6 +65,26 @@ def test_coarser_decoder_and_other_bands() -> None:
     outputs = model.low_resolution(torch.randn(2, 4, 64, 64))
     assert outputs.keys() == {"out"}
     assert outputs["out"].shape == (2, 5, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (
+            {"lateral_channels": [8, 6]},
+            r"^lateral_channels=\[8, 6\]: has 2 values, decoder_channels=\[12, 10, 8, 6\] has 4; give one of each for",
+        ),
+        ({"backbone": "convnext_tinny"}, r"^backbone=convnext_tinny: is no network of timm; did you mean 'convnext_ti"),
+        (
+            {"backbone": "vit_tiny_patch16_224"},
+            r"^backbone=vit_tiny_patch16_224: all its feature maps have a stride of 16, which leaves nothing to "
+            r"decode; use it with model=pspnet50, or choose another network$",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused(arguments: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ArgumentError, match=problem):
+        network(**arguments)
 
 
 def test_half_precision_is_close_and_deterministic() -> None:

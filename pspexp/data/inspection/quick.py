@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
+from pspexp.data.cache import uncached
 from pspexp.data.dataset import DatasetInfo, Split
 from pspexp.data.file_split import FileSplit
 from pspexp.data.inspection import file_rules, label_rules
@@ -69,7 +70,7 @@ def file_splits(splits: Mapping[str, Split]) -> dict[str, FileSplit]:
     """The splits that consist of files, without the caches around them."""
     found: dict[str, FileSplit] = {}
     for role, split in splits.items():
-        inner: Any = getattr(split, "source", split)
+        inner = uncached(split)
         if isinstance(inner, FileSplit) and len(inner):
             found[role] = inner
     return found

@@ -10,11 +10,13 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from pspexp.config.build import build
-from pspexp.config.training_data import image_repeats
+from pspexp.config.training_data import image_repeats, training_data
 from pspexp.data.bands import AnyImage, visible
 from pspexp.data.dataset import DatasetInfo
-from pspexp.data.loader import TrainLoader
 from pspexp.data.masks import blend
+from pspexp.data.subset import first_images
+from pspexp.engine.device import Device
+from pspexp.engine.distributed import ProcessInfo, World
 from pspexp.errors import UserError
 from pspexp.jobs.check.data import CheckedData, SplitSummary
 
@@ -62,18 +64,12 @@ def first_batch(config: DictConfig, data: CheckedData) -> list[ReportImage] | st
     train = data.split("train")
     if train is None or data.info is None:
         return "the data set cannot be opened"
+    config = config.copy()
+    config.loader.num_workers = 0  # the same samples with any number
+    split, host = first_images(train.split, config.loader.max_train_images), Device("cpu")
     try:
-        loader = TrainLoader(
-            train.split,
-            build(config.augment),
-            batch_size=config.loader.batch_size,
-            accumulate=config.trainer.accumulate,
-            num_workers=0,  # the same samples with any number
-            seed=config.seed,
-            pin_memory=False,
-            skip_errors=config.dataset.get("on_error") == "skip",
-        )
-        loader.repeats = image_repeats(config, train.split, data.info)
+        repeats = image_repeats(config, split, data.info)
+        loader = training_data(config, host, World(ProcessInfo(), host), repeats, split, build(config.augment))
         batch = next(loader.batches(0, 1))
     except UserError as error:
         return str(error)

@@ -42,7 +42,7 @@ def describe(
         return ask_hub(missing)
     if components is None:
         return "unknown, since not everything can be built", []
-    return getattr(components.model, "initial_weights", "") or "those that the network's class gives it", []
+    return getattr(components.model, "initial_weights", "") or "set by the network's own class", []
 
 
 def ask_hub(name: str) -> tuple[str, list[Finding]]:

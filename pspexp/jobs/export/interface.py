@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pspexp.models.adapter import cropped
 from pspexp.models.folding import fold_batch_norms
 
 Kind = Literal["image", "tensor"]
@@ -60,13 +61,7 @@ class ImageInterface(nn.Module):
         bottom, right = (-(side - self._remainder) % self._stride for side in (height, width))
         logits: Tensor = self.network(F.pad(normalized, (0, right, 0, bottom)))["out"]
         confidence, ids = logits.softmax(1).max(1)
-        return _crop(ids.to(torch.uint8), height, width), _crop(confidence, height, width)
-
-
-def _crop(values: Tensor, height: int, width: int) -> Tensor:
-    """The first rows and columns. For a slice, torch.export would note whether anything is cut off as a condition."""
-    rows, columns = (torch.arange(side, device=values.device) for side in (height, width))
-    return values.index_select(1, rows).index_select(2, columns)
+        return cropped(ids.to(torch.uint8), height, width), cropped(confidence, height, width)
 
 
 def exportable(network: nn.Module, num_bands: int = 3) -> nn.Module:
