@@ -20,6 +20,7 @@ from pspexp.launchers.base import Launcher, StopSignal
 from pspexp.tracking import runs
 from pspexp.tracking.logger import Status
 from pspexp.tracking.provenance import command_line
+from pspexp.utils.memory import keep_freed_memory
 from pspexp.utils.trees import flatten
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ class Job(Request):
             Interrupted: ``stop_signal`` requested to stop.
         """
         device, world = init_distributed(self.config, process)
+        if device.type == "cpu":
+            keep_freed_memory()
         same_configuration(self.config, device, world)
         folder = world.broadcast_from_main(lambda: self.folder)
         job = replace(self, folder=folder, is_restart=self.is_restart or process.restart_count > 0)
