@@ -46,8 +46,8 @@ def repeat_factors(pixel_counts: npt.NDArray[np.int64], threshold: float) -> npt
 def epoch_order(length: int, seed: int, epoch: int, repeats: Sequence[float] | None = None) -> list[SampleKey]:
     """The samples of an epoch in order, ``length`` of them: a permutation, or a draw in proportion to ``repeats``.
 
-    Each image is put in as often as its factor says, rounded up or down at random, and all are shuffled; what comes
-    after the first ``length`` is left out.
+    Each image is put in as often as its factor says, rounded up or down at random, and all are shuffled; only the
+    first ``length`` are kept.
 
     Args:
         length: Number of images in the split.

@@ -74,8 +74,8 @@ class Tversky(RegionLoss):
 
     Args:
         num_classes: See `RegionLoss`, also for the arguments that are not listed here.
-        alpha: NonNegativeNumber of false positives.
-        beta: NonNegativeNumber of false negatives.
+        alpha: Weight of false positives.
+        beta: Weight of false negatives.
         smooth: Number of pixels s that is added to numerator and denominator.
     """
 

@@ -13,7 +13,7 @@ from pspexp.losses.boundary import Boundary
 from pspexp.losses.class_weights import ClassWeights
 from pspexp.losses.pixel import OHEM, CrossEntropy, Focal
 from pspexp.losses.region import Dice, Lovasz, Tversky
-from pspexp.losses.tensor import as_loss, reduction_problems
+from pspexp.losses.tensor import as_loss, is_torch_loss, reduction_problems
 from pspexp.utils.arguments import NonNegativeNumber, checked
 
 LOSSES: dict[str, type[SegmentationLoss]] = {
@@ -111,7 +111,7 @@ def loss_problems(loss: Any) -> Iterator[str]:
         yield f"loss={loss}: must be a node with _target_; to use a loss by name, write name"
     elif not callable(loss) and not (isinstance(loss, Mapping) and "_target_" in loss):
         yield f"loss={as_yaml(loss)}: must be a node whose _target_ makes a loss"
-    elif isinstance(loss, nn.Module) and type(loss).__module__.startswith("torch.nn."):
+    elif is_torch_loss(loss):
         yield from (f"loss.{line}" for line in reduction_problems(loss))
 
 

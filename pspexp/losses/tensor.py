@@ -79,11 +79,16 @@ def as_loss(loss: Any) -> nn.Module:
         )
     if not isinstance(loss, nn.Module):
         return _Function(loss)
-    if not type(loss).__module__.startswith("torch.nn."):
+    if not is_torch_loss(loss):
         return loss
     if problems := [*reduction_problems(loss)]:
         raise ArgumentError(*problems)
     return TensorLoss(loss, ignore_index=int(getattr(loss, "ignore_index", -100)))
+
+
+def is_torch_loss(loss: Any) -> bool:
+    """Whether a loss is a module of ``torch.nn``, which takes logits instead of outputs."""
+    return isinstance(loss, nn.Module) and type(loss).__module__.startswith("torch.nn.")
 
 
 def reduction_problems(loss: Any) -> Iterator[str]:

@@ -26,7 +26,7 @@ def side_by_side(sample: EvaluatedSample, dataset: DatasetInfo) -> Image.Image:
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
-    """A file name for the picture of each image; different ones, although folders are left out."""
+    """File names for the pictures of images, unique even where only the folders of the images differ."""
     found: list[str] = []
     for name in names:
         stem = name.replace("/", "_").replace("\\", "_")
