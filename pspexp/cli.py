@@ -26,11 +26,12 @@ from pspexp import __version__
 from pspexp.config import compose as composition
 from pspexp.config.help import help_text
 from pspexp.config.modes import MODES, uses_checkpoint
-from pspexp.config.overrides import quoted, readable_overrides
+from pspexp.config.overrides import readable_overrides
 from pspexp.config.resolve import expand_home, resolve
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
 from pspexp.launchers.base import Launcher
 from pspexp.utils.console_handler import escape_unencodable
+from pspexp.utils.text import quoted
 
 # Modules that import torch are imported inside functions: that takes seconds, and --help does not need them.
 

@@ -12,6 +12,7 @@ from pspexp.config import schema
 from pspexp.config.class_map import adopt_classes_again
 from pspexp.config.class_weights import counted
 from pspexp.config.from_checkpoint import Plain, explicit_keys, read_config, read_resumed
+from pspexp.config.modes import COMMAND_NODES
 from pspexp.config.overrides import ADDED_GROUPS
 from pspexp.config.resume import MLFLOW_RUN
 from pspexp.config.statistics import weights_statistics
@@ -28,15 +29,11 @@ NOT_REPEATED = (
     "choices",
     "checkpoint.resume",
     "tracking.tracking_uri",
-    "sweep",
-    "compare",
-    "predict",
-    "export",
-    "check",
+    *COMMAND_NODES,
     "hydra",
 )
 # What a resume does not take over: it is the same run, so that everything but the command itself is.
-NOT_RESUMED = ("mode", "choices", "checkpoint.resume", "sweep", "compare", "predict", "export", "check", "hydra")
+NOT_RESUMED = ("mode", "choices", "checkpoint.resume", *COMMAND_NODES, "hydra")
 # Which weights a training starts from depends on these.
 WEIGHTS_DECIDED_BY = {
     "model",

@@ -7,10 +7,10 @@ from torch import nn
 
 from pspexp.config.build import build, build_trained, init_distributed
 from pspexp.config.compose import compose
-from pspexp.config.overrides import quoted
 from pspexp.config.targets import without_start_weights
 from pspexp.engine.distributed import ProcessInfo
 from pspexp.engine.predictor import Predictor
+from pspexp.utils.text import quoted
 
 
 def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Predictor:

@@ -35,8 +35,12 @@ MODES = {
         "pspexp.jobs.export.export.export", is_run=False, keeps_records=False, uses_checkpoint=True, output="export"
     ),
     "check": Mode("pspexp.jobs.check.check.check", is_run=False),
+    "sync": Mode("pspexp.jobs.sync.sync", is_run=False, needs_folder=False, keeps_records=False),
     "compare": Mode("pspexp.jobs.compare.compare.compare", is_run=False),
 }
+
+
+COMMAND_NODES = ("sweep", "compare", "sync", "predict", "export", "check")  # of one command, and no part of a run
 
 
 def uses_checkpoint(mode: object) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import lru_cache
-from os import PathLike
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -16,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.errors import as_yaml, did_you_mean
-from pspexp.utils.text import one_line
+from pspexp.utils.text import one_line, quoted
 from pspexp.utils.trees import flatten
 
 OPTIONAL_GROUPS = ("experiment",)
@@ -246,14 +245,6 @@ def read(overrides: Sequence[str]) -> list[Override]:
 def value_text(override: Override) -> str:
     """The value of an override as it was written."""
     return str(override.input_line).partition("=")[2]
-
-
-def quoted(path: str | PathLike[str]) -> str:
-    """A path as a value that Hydra reads."""
-    if re.fullmatch(r"[\w./:-]+", str(path), re.ASCII):
-        return str(path)
-    escaped = str(path).replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 from pspexp.config.modes import uses_checkpoint
 from pspexp.config.signatures import Plain
 from pspexp.config.targets import takes, try_target
-from pspexp.errors import did_you_mean
+from pspexp.errors import as_yaml, did_you_mean
 
 TRAINING_MODES = ("train", "check")  # the second refuses what the first does
 
@@ -154,6 +154,11 @@ def comparison_is_clear(config: Plain) -> Iterator[str]:
             yield f"compare.{key}={value}: selects runs from MLflow, but compare.runs names runs; remove one of them"
 
 
+def syncing_is_meant(config: Plain) -> Iterator[str]:
+    if config["mode"] != "sync" and (given := config["sync"]["runs"]) not in (None, []):
+        yield f"sync.runs={as_yaml(given)}: has no effect on mode={config['mode']}; add mode=sync"
+
+
 def unfreezing_has_effect(config: Plain) -> Iterator[str]:
     epoch = config["finetune"]["unfreeze_at"]
     if epoch is not None and not config["finetune"]["freeze"]:
@@ -201,6 +206,7 @@ RULES: list[Callable[[Plain], Iterator[str]]] = [
     input_is_given,
     model_can_be_registered,
     comparison_is_clear,
+    syncing_is_meant,
     unfreezing_has_effect,
     stopping_metrics_exist,
     graphs_hold_gradients,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from pspexp.config.modes import MODES, uses_checkpoint
+from pspexp.config.modes import COMMAND_NODES, MODES, uses_checkpoint
 from pspexp.config.rules import RULES
 from pspexp.config.signatures import (
     NAMED_NODES,
@@ -39,9 +39,7 @@ Positive = Annotated[StrictInt, Field(gt=0)]
 Name = StrictStr | StrictInt | StrictFloat  # Hydra reads 3, the folder of a job, as a number
 WEIGHTS_BY_NAME = ("timm", "pip")  # values of model.backbone_weights that are not paths
 PLAIN_NODE = ConfigDict(extra="forbid")  # the fields are strict one by one: a strict dataclass takes no dict
-PLAIN_NODES = (
-    "loader", "trainer", "finetune", "checkpoint", "sweep", "compare", "predict", "export", "check", "choices",
-)  # fmt: skip
+PLAIN_NODES = ("loader", "trainer", "finetune", "checkpoint", *COMMAND_NODES, "choices")
 
 
 @dataclass
@@ -92,6 +90,14 @@ class CompareConfig:
     sweep: Name | None
     filter: StrictStr | None
     baseline: Name | None
+
+
+@dataclass
+class SyncConfig:
+    """The runs whose records ``mode=sync`` sends."""
+
+    __pydantic_config__ = PLAIN_NODE
+    runs: Name | list[Name]
 
 
 @dataclass
@@ -149,6 +155,7 @@ class Config:
     checkpoint: CheckpointConfig
     sweep: SweepConfig
     compare: CompareConfig
+    sync: SyncConfig
     predict: PredictConfig
     export: ExportConfig
     check: CheckConfig
@@ -256,7 +263,7 @@ def is_known(config: Plain, key: str) -> bool:
 
 def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
     """Each key that names a file or folder that does not exist, and a line about it."""
-    if config.get("mode") == "compare":  # builds nothing
+    if config.get("mode") in ("compare", "sync"):  # they build nothing of it
         return
     nodes = (config.get(group) for group in ("checkpoint", "model", "dataset"))
     checkpoint, model, dataset = (node if isinstance(node, dict) else {} for node in nodes)

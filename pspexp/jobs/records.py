@@ -17,10 +17,11 @@ from pspexp.engine.components import Components
 from pspexp.errors import Interrupted, UserError, setting
 from pspexp.tracking import provenance, provenance_diff, runs
 from pspexp.tracking.local import LocalTracker
-from pspexp.tracking.logger import Logger, Status, warn_disabled
+from pspexp.tracking.logger import Logger, Status
 from pspexp.tracking.run_folder import read_summary
-from pspexp.tracking.secrets import mask_overrides, mask_secrets
+from pspexp.tracking.secrets import mask_logins, mask_overrides, mask_secrets
 from pspexp.tracking.tracker import SilentTracker, Tracker
+from pspexp.utils.text import one_line
 from pspexp.utils.trees import flatten
 
 log = logging.getLogger(__name__)
@@ -103,12 +104,19 @@ def build_loggers(tracking: DictConfig, folder: Path) -> dict[str, Logger]:
         try:
             return build(node)
         except Exception as error:
-            return warn_disabled(name, error, folder)
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+            log.warning("%s", mask_logins(f"logger {name} disabled; local records continue in {folder}: {reason}"))
+            return None
 
     builtin = build_or_warn("mlflow", {**tracking, "loggers": {}}) or {}
     nodes = tracking.get("loggers") or {}
     others = {name: build_or_warn(name, node) for name, node in nodes.items() if node is not None}
     return builtin | {name: logger for name, logger in others.items() if logger is not None}
+
+
+def wait_s(tracking: DictConfig | None) -> float:
+    """How long the end of a run waits for a logger that is out of reach."""
+    return float(tracking.get("wait_s", 0.0)) if tracking else 0.0
 
 
 def log_differences(job: Request, record: dict[str, Any]) -> None:
@@ -147,7 +155,7 @@ def open_tracker(job: Request, device_type: str, *, resume: bool, record: dict[s
     """
     config, shown = job.config, public(job.config)
     loggers = build_loggers(config.tracking, job.folder) if "tracking" in config else {}
-    tracker = Tracker(LocalTracker(job.folder), loggers)
+    tracker = Tracker(LocalTracker(job.folder), loggers, wait_s=wait_s(config.get("tracking")))
     tracker.start(
         name=config.run_name or job.folder.name,
         # As a parameter, the name would differ in every comparison.
@@ -216,5 +224,7 @@ def public(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values without secrets, for files, checkpoints and MLflow."""
     shown: dict[str, Any] = mask_secrets(OmegaConf.to_container(config, resolve=True))
     return {
-        key: value for key, value in shown.items() if key not in ("check", "compare", "export", "predict", "sweep")
+        key: value
+        for key, value in shown.items()
+        if key not in ("check", "compare", "export", "predict", "sweep", "sync")
     }  # no part of a run

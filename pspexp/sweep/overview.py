@@ -1,12 +1,10 @@
 """The results of a sweep: a table on the terminal, ``sweep.csv``, figures, and an overview run in MLflow."""
 
-import json
 import logging
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,28 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from pspexp.config.overrides import quoted, short_names
+from pspexp.config.overrides import short_names
 from pspexp.errors import UserError
-from pspexp.jobs.records import Request, build_loggers, close_abandoned
+from pspexp.jobs.records import Request, build_loggers, close_abandoned, wait_s
 from pspexp.metrics import percent
 from pspexp.sweep.job_record import JobRecord, load, name_of, shown, summary_of
 from pspexp.sweep.sweep import JOB_FILE, Sweep
 from pspexp.tracking import figures
 from pspexp.tracking.local import drawing
-from pspexp.tracking.logger import LoggerGroup, Status
+from pspexp.tracking.logger import Status
+from pspexp.tracking.manifest import Manifest
 from pspexp.tracking.mlflow_client import sweep_filter
 from pspexp.tracking.provenance import git_commit
+from pspexp.tracking.secrets import mask_secrets
+from pspexp.tracking.senders import Senders, warn_missing
 from pspexp.tracking.sweep_figures import heat_map, parallel_coordinates
 from pspexp.utils.files import write_text_atomic
 from pspexp.utils.tables import PIPED_WIDTH, csv_table, escape_markdown, markdown_table
+from pspexp.utils.text import duration, quoted
 
 log = logging.getLogger(__name__)
 
 Row = tuple[JobRecord, Path]
-LOGGERS_FILE = "loggers.json"  # id of the overview run in each logger
 CSV, NOTE, PLOTS = "sweep.csv", "sweep.md", ("plots/parallel_coordinates.png", "plots/heat_map.png")
 
 
@@ -203,19 +204,14 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
 
 def log_overview(sweep: Sweep, config: DictConfig, status: Status) -> bool:
     """Record the overview with the configured loggers; returns whether MLflow has it."""
-    ids_file = sweep.folder / LOGGERS_FILE
-    ids = json.loads(ids_file.read_text()) if ids_file.is_file() else {}
-    group = LoggerGroup(build_loggers(config.tracking, sweep.folder), sweep.folder, ids)
     tags = {"kind": "sweep", "git_commit": git_commit() or "unknown"}
-    group.open(f"sweep {sweep.id}", sweep.varies, tags)
-    write_text_atomic(ids_file, json.dumps(group.ids))
-    group.files(CSV, NOTE, *PLOTS)
-    note = (sweep.folder / NOTE).read_text(encoding="utf-8")
-    group.each(lambda logger: logger.note(note))
-    group.each(lambda logger: logger.close(status))
-    return "mlflow" in group.active
-
-
-def duration(seconds: float) -> str:
-    """``1:02:03``."""
-    return str(timedelta(seconds=round(seconds)))
+    tracking = mask_secrets(OmegaConf.to_container(config.tracking, resolve=True))
+    name, files = f"sweep {sweep.id}", (CSV, NOTE, *PLOTS)
+    manifest = Manifest(name, sweep.varies, tags, NOTE, files, status=status, tracking=tracking)
+    manifest.save(sweep.folder)
+    senders = Senders(build_loggers(config.tracking, sweep.folder), sweep.folder)
+    senders.start(manifest)
+    missing = senders.finish(manifest, wait_s(config.tracking))
+    for delivery in missing:
+        warn_missing(delivery)
+    return "mlflow" in senders.names - {delivery.name for delivery in missing}

@@ -28,7 +28,7 @@ Plain = dict[str, Any]
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 SWEEP_FILE, JOB_FILE = "sweep.json", "job.json"
 # What may change when a sweep is resumed: how and where jobs run, not what they compute.
-FREE_NODES = ("launcher", "sweep", "tracking", "compare", "choices.launcher", "choices.tracking")
+FREE_NODES = ("launcher", "sweep", "tracking", "compare", "sync", "choices.launcher", "choices.tracking")
 FREE_KEYS = (
     "output_root",
     "run_name",

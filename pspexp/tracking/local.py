@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report
 from pspexp.metrics.images import ImageScores
 from pspexp.metrics.report import defined
+from pspexp.tracking.manifest import forget_delivered
 from pspexp.tracking.pictures import picture_names, side_by_side
 from pspexp.tracking.provenance import Uncommitted, git_commit, versions
 from pspexp.tracking.run_folder import finite, read_provenance, read_records, read_summary
@@ -24,6 +26,8 @@ from pspexp.utils.tables import csv_table
 # The figures are imported in functions: matplotlib is slow to import, and most processes draw nothing.
 
 log = logging.getLogger(__name__)
+
+_SUMMARY = Lock()  # loggers are opened in threads
 
 
 class LocalTracker:
@@ -39,23 +43,20 @@ class LocalTracker:
         self._records = self.folder / "metrics.jsonl"
         self._drawn_records = 0
 
-    def begin(self, resume: bool) -> dict[str, str]:
+    def begin(self, resume: bool) -> None:
         """Prepare to append records.
 
         Args:
             resume: Continue this folder's records; otherwise they are moved to ``metrics.previous.jsonl``.
-
-        Returns:
-            The ids of the run to resume in each logger, by the logger's name.
         """
         if resume:
             self.rewind(None, keep_evaluation=True)  # the next line must not be appended to an unfinished one
-            return dict(read_summary(self.folder).get("loggers", {}))
+            return
+        forget_delivered(self.folder)
         if self._records.exists():
             kept = self._records.with_name("metrics.previous.jsonl")
             self._records.replace(kept)
             log.warning("%s held records of an earlier run: moved to %s", self.folder, kept.name)
-        return {}
 
     def config(self, text: str, overrides: Sequence[str]) -> None:
         """Write ``config.yaml`` and ``overrides.txt`` (one override per line)."""
@@ -94,23 +95,27 @@ class LocalTracker:
         with self._records.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def rewind(self, step: int | None, keep_evaluation: bool) -> None:
+    def rewind(self, step: int | None, keep_evaluation: bool) -> tuple[int, int] | None:
         """Remove records that are newer than a checkpoint.
 
         Args:
             step: Step of the checkpoint; later records are removed. None removes only an unfinished last line.
             keep_evaluation: False also removes the validation at ``step``, for a checkpoint that was saved before it.
+
+        Returns:
+            The number of records that are left, and the step of the last one; None if there is no file of records.
         """
         if not self._records.exists():
-            return
+            return None
 
         def stays(record: dict[str, Any]) -> bool:
             if step is None or record["step"] < step:
                 return True
             return record["step"] == step and (keep_evaluation or not _is_evaluation(record))
 
-        kept = [json.dumps(record) + "\n" for record in read_records(self.folder) if stays(record)]
-        write_text_atomic(self._records, "".join(kept))
+        kept = [record for record in read_records(self.folder) if stays(record)]
+        write_text_atomic(self._records, "".join(json.dumps(record) + "\n" for record in kept))
+        return len(kept), int(kept[-1]["step"]) if kept else 0
 
     def report(self, split: str, report: Report) -> None:
         """Write ``tables/{split}_iou.csv`` and ``plots/confusion_matrix.png``."""
@@ -187,6 +192,16 @@ class LocalTracker:
             "versions": versions(),
         }
         write_text_atomic(self.folder / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def set_ids(folder: Path, loggers: Mapping[str, str]) -> None:
+    """Add the ids of a run in loggers to its ``summary.json``, if it has one."""
+    with _SUMMARY:
+        content = read_summary(folder)
+        known = content.get("loggers", {})
+        if content and (found := known | loggers) != known:
+            content |= {"loggers": found, "mlflow_run_id": found.get("mlflow")}
+            write_text_atomic(folder / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, int, float]]:

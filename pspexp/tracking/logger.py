@@ -1,16 +1,9 @@
 """Loggers: where a run is recorded besides its folder. MLflow's is built in; a user adds others by configuration."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
-
-from pspexp.errors import UserError
-from pspexp.tracking.secrets import mask_logins
-from pspexp.utils.text import one_line
-
-log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -19,16 +12,20 @@ class Logger(Protocol):
     """Records runs in another place than the run folder: a tracking server, a table, a chat room.
 
     Any class with these methods can be added on the command line, ``+tracking.loggers.NAME._target_=module.Class``;
-    its constructor's arguments follow as ``+tracking.loggers.NAME.argument=value``. Only the main process builds and
-    calls it. Any method may raise: the logger is then disabled with one warning, and neither the run nor other loggers
-    are affected. Calls are synchronous, so a slow method slows down training.
+    its constructor's arguments follow as ``+tracking.loggers.NAME.argument=value``. Only the main process builds it,
+    and calls it in a thread of its own, so a slow method does not slow down training.
+
+    Each method receives what the run folder records, in order. If it raises an ``OSError``, such as
+    ``ConnectionError`` or ``TimeoutError``, the place counts as out of reach: the call is repeated later, by the run
+    itself and, once the run has ended, by ``mode=sync``. What it refuses with any other exception is skipped with a
+    warning. Neither affects the run or other loggers. After a crash, the last call may be repeated.
     """
 
     def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
-        """Begin to record a run. Called once, before anything else.
+        """Begin to record a run. Called before anything else; repeated later if it raises.
 
         Args:
-            run_id: What this method returned earlier if the run is resumed; None for a new run.
+            run_id: What this method returned earlier if the run is resumed or sent later; None for a new run.
             name: The run's name.
             params: The configuration, flattened (``optimizer.lr``), without secrets.
             tags: Model, data set, device, commit and so on.
@@ -49,7 +46,7 @@ class Logger(Protocol):
         ...
 
     def files(self, folder: Path, paths: Sequence[str]) -> None:
-        """Record files. Called again for files that have changed, and with files that have not.
+        """Record files that are new or have changed.
 
         Args:
             folder: The run folder.
@@ -66,48 +63,18 @@ class Logger(Protocol):
         ...
 
 
-class LoggerGroup:
-    """Named loggers, called one after another. One that raises is disabled with a warning.
+@dataclass(frozen=True)
+class Record:
+    """A record of metrics.
 
-    Args:
-        loggers: By name.
-        folder: Where the local records are, for the warning.
-        ids: The ids of the run in these loggers if it is resumed.
+    A logger that takes many of them in one call has a method ``records(list[Record])`` beside `Logger.metrics`.
+
+    Attributes:
+        values: Finite values by name.
+        step: Optimizer steps done.
+        time_s: Time of the measurement, in seconds since 1970.
     """
 
-    def __init__(self, loggers: Mapping[str, Logger], folder: Path, ids: Mapping[str, str] | None = None) -> None:
-        self.active = dict(loggers)
-        self.ids = dict(ids or {})
-        self._folder = folder
-
-    def open(self, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Open the run in each logger; `ids` holds what they return."""
-        for key in list(self.active):
-            with self._isolated(key) as logger:
-                self.ids[key] = str(logger.open(run_id=self.ids.get(key), name=name, params=params, tags=tags))
-
-    def files(self, *patterns: str) -> None:
-        """Record the files of the run folder that match any of the glob patterns."""
-        found = sorted(path for pattern in patterns for path in self._folder.glob(pattern))
-        if paths := [path.relative_to(self._folder).as_posix() for path in found]:
-            self.each(lambda logger: logger.files(self._folder, paths))
-
-    def each(self, call: Callable[[Logger], None]) -> None:
-        """Call each logger."""
-        for key in list(self.active):
-            with self._isolated(key) as logger:
-                call(logger)
-
-    @contextmanager
-    def _isolated(self, key: str) -> Iterator[Logger]:
-        try:
-            yield self.active[key]
-        except Exception as error:
-            del self.active[key]
-            warn_disabled(key, error, self._folder)
-
-
-def warn_disabled(name: str, error: Exception, folder: Path) -> None:
-    """Warn that a logger is disabled."""
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
-    log.warning("%s", mask_logins(f"logger {name} disabled; local records continue in {folder}: {reason}"))
+    values: Mapping[str, float]
+    step: int
+    time_s: float

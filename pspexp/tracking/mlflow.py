@@ -1,4 +1,4 @@
-"""Records a run in MLflow: one batched, synchronous call per record (asynchronous logging loses data at exit)."""
+"""Records a run in MLflow, by batched, synchronous calls (MLflow's asynchronous ones lose data at exit)."""
 
 import getpass
 import json
@@ -14,12 +14,14 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from pspexp.errors import UserError, setting
-from pspexp.tracking.logger import Status
+from pspexp.tracking.logger import Record, Status
+from pspexp.tracking.manifest import ID_TAG
 from pspexp.tracking.mlflow_client import (
     CALL_LIMITS,
     TRANSFER_LIMITS,
     URI_VARIABLE,
     limits,
+    local_folder,
     quiet,
     remove_misnamed_folders,
     resolve_uri,
@@ -32,6 +34,13 @@ from pspexp.utils.text import shorten
 log = logging.getLogger(__name__)
 
 MAX_PARAM, MAX_TAG, MAX_NAME, MAX_DIGEST = 6000, 5000, 250, 36  # characters; MLflow truncates or refuses longer ones
+MAX_METRICS = 1000  # values in one call
+# Errors of MLflow that another attempt would not cure, and HTTP statuses that it might.
+REFUSALS = {
+    "BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}  # fmt: skip
+OUTAGES = (401, 403, 404, 408, 429)
 STOP_S = 5.0  # for system metrics to stop at the end of a run; a call to a server that is down takes longer
 
 
@@ -51,7 +60,7 @@ class MLflowLogger:
         experiment: str,
         output_root: str,
         tracking_uri: str | None = None,
-        log_checkpoints: Literal["best", "last", "all", "none"] = "all",
+        log_checkpoints: Literal["best", "last", "all", "none"] = "best",
         system_metrics: bool = False,
     ) -> None:
         self._experiment = experiment
@@ -65,6 +74,7 @@ class MLflowLogger:
         self._sent: dict[str, tuple[int, int]] = {}
         self._client: Any = None
         self._run_id, self._dataset = "", ""
+        self._artifacts: Path | None = None  # the folder of a local store
 
     def __str__(self) -> str:
         return mask_logins(f"MLflow at {self._uri}")
@@ -77,48 +87,81 @@ class MLflowLogger:
             experiment_id = self._connect()
             self._dataset = tags.get("dataset", "data")
             tags = {**tags, **_source_tags(tags)}
+            run_id = run_id or self._find(experiment_id, tags.get(ID_TAG))
             known = self._reopen(run_id) if run_id else None
             if known is None:
-                self._run_id = self._client.create_run(experiment_id, run_name=name).info.run_id
+                id_tag = {ID_TAG: tags[ID_TAG]} if ID_TAG in tags else {}
+                self._run_id = self._client.create_run(experiment_id, run_name=name, tags=id_tag).info.run_id
             # A param's value cannot be replaced; what has changed in a resumed run is in its config.yaml.
             new = {
                 self._names(key): shorten(value, MAX_PARAM, " … (complete in config.yaml)")
                 for key, value in params.items()
             }
+            self._artifacts = local_folder(self._client.get_run(self._run_id).info.artifact_uri)
             self._client.log_batch(
                 self._run_id,
                 params=[Param(key, value) for key, value in new.items() if key not in (known or {})],
                 tags=[RunTag(key, shorten(value, MAX_TAG)) for key, value in tags.items()],
             )
-            if self._system_metrics:
+            if self._system_metrics and self._monitor is None:
                 self._monitor = start_system_metrics(self._run_id, self._uri)
         return self._run_id
 
     def metrics(self, values: Mapping[str, float], *, step: int, time_s: float) -> None:
         """Record values in one call."""
+        self.records([Record(values, step, time_s)])
+
+    def records(self, records: Sequence[Record]) -> None:
+        """Record values in as few calls as possible. The same value is stored once, however often it is sent."""
         from mlflow.entities import Metric
 
-        time_ms = int(1000 * time_s)
-        with self._call(CALL_LIMITS):
-            self._client.log_batch(
-                self._run_id,
-                metrics=[Metric(self._names(name), value, time_ms, step) for name, value in values.items()],
-            )
+        found = [
+            Metric(self._names(name), value, int(1000 * record.time_s), record.step)
+            for record in records
+            for name, value in record.values.items()
+        ]
+        for first in range(0, len(found), MAX_METRICS):
+            self._log_metrics(found[first : first + MAX_METRICS])
+
+    def _log_metrics(self, metrics: Sequence[Any]) -> None:
+        try:
+            with self._call(CALL_LIMITS):
+                self._client.log_batch(self._run_id, metrics=metrics)
+        except ValueError as error:
+            if len(metrics) == 1:
+                raise ValueError(f"{metrics[0].key} of step {metrics[0].step}: {error}") from error
+            refused = []
+            for metric in metrics:  # the others are fine
+                try:
+                    self._log_metrics([metric])
+                except ValueError as single:
+                    refused.append(single)
+            if refused:
+                raise refused[0] from error
 
     def files(self, folder: Path, paths: Sequence[str]) -> None:
         """Upload files that are new or changed; checkpoints as ``log_checkpoints`` says."""
         with self._call(TRANSFER_LIMITS):
             for path in paths:
                 parent, name = PurePosixPath(path).parent.as_posix(), PurePosixPath(path).name
+                unwanted = parent == "checkpoints" and name not in self._checkpoints
+                if unwanted or not (folder / path).exists():  # pictures of an earlier evaluation are removed
+                    continue
                 state = (folder / path).stat()
                 version = (state.st_mtime_ns, state.st_size)
-                unwanted = parent == "checkpoints" and name not in self._checkpoints
-                if unwanted or self._sent.get(path) == version:
+                if self._sent.get(path) == version:
                     continue
-                self._client.log_artifact(self._run_id, str(folder / path), None if parent == "." else parent)
+                self._upload(folder, path, parent)
                 self._sent[path] = version
                 if path == "provenance.json":
                     self._log_data(read_provenance(folder)["attempts"][-1]["data"])
+
+    def _upload(self, folder: Path, path: str, parent: str) -> None:
+        """Upload a file; a local store gets a hard link to a checkpoint, which takes no space."""
+        root = self._artifacts and (self._artifacts / path)
+        if root is not None and parent == "checkpoints" and link(folder / path, root):
+            return
+        self._client.log_artifact(self._run_id, str(folder / path), None if parent == "." else parent)
 
     def _log_data(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """List the data on the run's page: a data set for each role, with its fingerprint."""
@@ -154,14 +197,15 @@ class MLflowLogger:
 
     @contextmanager
     def _call(self, variables: Mapping[str, str]) -> Iterator[None]:
+        """Turn MLflow's errors into two: `ConnectionError` if another attempt may succeed, else `ValueError`."""
         try:
             with limits(variables):
                 yield
         except UserError:
             raise
         except Exception as error:
-            self._stop_system_metrics(0)  # nobody closes a logger that has failed
-            raise RuntimeError(f"MLflow at {self._uri}: {type(error).__name__}: {error}") from error
+            kind = ValueError if is_refusal(error) else ConnectionError
+            raise kind(f"{type(error).__name__}: {error}") from error
 
     def _stop_system_metrics(self, wait_s: float) -> None:
         if self._monitor is not None:
@@ -206,6 +250,13 @@ class MLflowLogger:
             )
         return str(found.experiment_id)
 
+    def _find(self, experiment_id: str, own_id: str | None) -> str | None:
+        """The run with an ``ID_TAG``: a process was killed, or lost the connection, before it knew the run's id."""
+        if own_id is None:
+            return None
+        found = self._client.search_runs([experiment_id], f"tags.`{ID_TAG}` = '{own_id}'", max_results=1)
+        return str(found[0].info.run_id) if found else None
+
     def _reopen(self, run_id: str) -> Mapping[str, str] | None:
         """The params of a run that is set back to RUNNING; None if there is no such run."""
         from mlflow.exceptions import MlflowException
@@ -218,8 +269,29 @@ class MLflowLogger:
             log.warning("%s has no run %s to resume: starting a new one", self, run_id)
             return None
         self._client.update_run(run_id, status="RUNNING")
-        self._run_id = run_id
+        self._run_id = str(run_id)
         return dict(known.data.params)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error that a call to MLflow has raised means that it will not take what it was given."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return 400 <= status < 500 and status not in OUTAGES
+    return getattr(error, "error_code", None) in REFUSALS
+
+
+def link(file: Path, target: Path) -> bool:
+    """Replace ``target`` by a hard link to a file that is never changed in place; returns whether that was possible."""
+    part = target.with_name(f"{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        part.hardlink_to(file)
+        part.replace(target)
+    except OSError:  # another disk, or one without links
+        return False
+    return True
 
 
 class Names:

@@ -21,7 +21,7 @@ from pspexp.utils.text import one_line
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
 # MLflow's defaults are 120 s per request, and retries for four minutes.
-CALL_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+CALL_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 TRANSFER_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
 
 
@@ -106,14 +106,19 @@ def download_file(run_id: str, file: str, tracking_uri: str | None, output_root:
     uri = resolve_uri(tracking_uri, output_root)
     with reader(uri, f"runs:/{run_id}") as client:
         try:
-            root = urlsplit(client.get_run(run_id).info.artifact_uri)
-            if root.scheme in ("", "file") and root.path.startswith("/"):  # MLflow would copy it and keep the copy
-                return Path(url2pathname(root.path), file).resolve(strict=True)
+            if root := local_folder(client.get_run(run_id).info.artifact_uri):  # MLflow would keep a copy
+                return (root / file).resolve(strict=True)
             copies = _temporary_folder() / run_id
             copies.mkdir(exist_ok=True)
             return Path(client.download_artifacts(run_id, file, str(copies)))
         except Exception as error:  # see `reader`
             raise UserError(mask_logins(f"runs:/{run_id}: no {file} from {uri}: {one_line(error)}")) from error
+
+
+def local_folder(artifact_uri: str) -> Path | None:
+    """The folder of a run's artifacts; None if they are on a server."""
+    root = urlsplit(artifact_uri)
+    return Path(url2pathname(root.path)) if root.scheme in ("", "file") and root.path.startswith("/") else None
 
 
 def download_model(model: str, tracking_uri: str | None, output_root: str) -> Path:

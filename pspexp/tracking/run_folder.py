@@ -16,13 +16,14 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()  # after a disk failure, any bytes
-    found = [_parse(line) for line in lines]
+    found = [parse_record(line) for line in lines]
     if None in found:
         log.warning("%s: skipped %d unfinished line(s)", file, found.count(None))
     return [record for record in found if record is not None]
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def parse_record(line: str) -> dict[str, Any] | None:
+    """A line of ``metrics.jsonl``; None if it was left unfinished."""
     try:
         found = json.loads(line)
     except ValueError:

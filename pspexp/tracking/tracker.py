@@ -2,31 +2,48 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report, percent
 from pspexp.metrics.images import ImageScores
 from pspexp.tracking.local import LocalTracker
-from pspexp.tracking.logger import Logger, LoggerGroup, Status
+from pspexp.tracking.logger import Logger, Status
+from pspexp.tracking.manifest import ID_TAG, Manifest, read_manifest
 from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
 from pspexp.tracking.run_folder import finite
+from pspexp.tracking.senders import HANGS_S, Senders, warn_missing
+from pspexp.utils.files import write_text_atomic
 from pspexp.utils.tables import escape_markdown, markdown_table
 from pspexp.utils.trees import flatten
 
+FILES = (
+    "config.yaml", "overrides.txt", "provenance.json", "uncommitted*", "tables/*.csv", "plots/*.png",
+    "plots/samples/*.png",
+)  # fmt: skip
+LAST_FILES = ("summary.json", "run.log", "plots/worst/*/*.png")
+CHECKPOINTS = ("checkpoints/best.pt", "checkpoints/last.pt")
+KILLED_S = 5.0  # a killed run has only seconds left
+
 
 class Tracker:
-    """Records a run: in its folder first, then in each logger.
+    """Records a run in its folder; threads bring the records to each logger.
 
     Args:
         local: Writes the run folder.
-        loggers: By name; none for local files only. One that fails does not affect the run, see `LoggerGroup`.
+        loggers: By name; none for local files only. None of them can fail the run or hold it up.
+        wait_s: How long the end of the run waits for a logger that is out of reach, since the outage began.
     """
 
-    def __init__(self, local: LocalTracker, loggers: Mapping[str, Logger] | None = None) -> None:
-        self._local = local
-        self._loggers = LoggerGroup(loggers or {}, local.folder)
+    def __init__(
+        self, local: LocalTracker, loggers: Mapping[str, Logger] | None = None, *, wait_s: float = 0.0
+    ) -> None:
+        self._local, self._wait_s = local, wait_s
+        self._senders = Senders(loggers or {}, local.folder)
+        self._manifest = Manifest(local.folder.name, {}, {})
 
     @property
     def folder(self) -> Path:
@@ -35,8 +52,8 @@ class Tracker:
 
     @property
     def ids(self) -> Mapping[str, str]:
-        """The run's id in each logger, by the logger's name."""
-        return self._loggers.ids
+        """The run's id in each logger that has opened it, by the logger's name."""
+        return self._senders.ids
 
     def start(
         self,
@@ -63,7 +80,7 @@ class Tracker:
             provenance: From `pspexp.tracking.provenance.record`; None if nothing is run.
             rerun_of: The run that this one repeats.
         """
-        self._loggers.ids |= self._local.begin(resume)
+        self._local.begin(resume)
         self._local.config(config_text, overrides)
         params = {key: str(value) for key, value in flatten(config).items()}
         tags = {**tags, "git_commit": git_commit() or "unknown"}
@@ -72,31 +89,35 @@ class Tracker:
             tags |= {"host": provenance["host"]["name"], "data": short_fingerprint(provenance["data"])}
         if rerun_of is not None:
             tags["rerun_of"] = rerun_of
-        self._loggers.open(name, params, tags)
-        # Not only at the end: a run that is killed can be found, and resumed in the same runs of its loggers.
-        self._local.summary("RUNNING", loggers=self.ids)
-        self._loggers.files("config.yaml", "overrides.txt", "provenance.json", "uncommitted*")
+        before = read_manifest(self.folder)
+        tags[ID_TAG] = before.tags.get(ID_TAG, uuid4().hex) if before else uuid4().hex
+        tracking = config.get("tracking")
+        self._manifest = Manifest(
+            name, params, tags, files=FILES, tracking=tracking if isinstance(tracking, Mapping) else {}
+        )
+        self._manifest.save(self.folder)
+        self._senders.start(self._manifest)
+        self._local.summary("RUNNING", loggers=self.ids)  # not only at the end: a run that is killed can be found
 
     def rewind(self, step: int, *, keep_evaluation: bool) -> None:
         """Remove local records that are newer than the checkpoint at ``step``, see `LocalTracker.rewind`.
 
-        Loggers keep theirs (MLflow cannot delete a metric): repeated steps appear there twice.
+        Loggers keep what they have received (MLflow cannot delete a metric); the description names the steps that
+        appear twice.
         """
-        self._local.rewind(step, keep_evaluation)
+        if (kept := self._local.rewind(step, keep_evaluation)) is not None:
+            self._senders.rewind(*kept)
 
     def metrics(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
-        """Record values, in one line and one call to each logger. Non-finite values are skipped.
+        """Record values, in one line. Non-finite values are skipped.
 
         Args:
             values: By metric name, such as ``train/loss``.
             step: Optimizer steps done, from 1.
             epoch: From 1.
         """
-        now_s = time.time()
-        values = finite(values)
-        self._local.metrics(values, step=step, epoch=epoch, time_s=now_s)
-        if values:
-            self._loggers.each(lambda logger: logger.metrics(values, step=step, time_s=now_s))
+        self._local.metrics(finite(values), step=step, epoch=epoch, time_s=time.time())
+        self._senders.wake()
 
     def report(
         self, split: str, report: Report, *, step: int, epoch: int, extra: Mapping[str, float] | None = None
@@ -114,8 +135,8 @@ class Tracker:
         self._local.report(split, report)
         self._local.curves()
         text = description(split, report, step=step, epoch=epoch, extra=extra)
-        self._loggers.each(lambda logger: logger.note(text))
-        self._loggers.files("tables/*.csv", "plots/*.png")
+        write_text_atomic(self.folder / self._manifest.note, text + "\n", durable=False)
+        self._senders.wake()
 
     def samples(self, split: str, samples: Sequence[EvaluatedSample], dataset: DatasetInfo) -> None:
         """Draw image, ground truth and prediction side by side in ``plots/samples/<name>.png``.
@@ -126,14 +147,13 @@ class Tracker:
             dataset: Names and colours of the classes.
         """
         self._local.samples(split, samples, dataset)
-        self._loggers.files("plots/samples/*.png")
 
     def images(
         self, split: str, images: Sequence[ImageScores], worst: Sequence[EvaluatedSample], dataset: DatasetInfo
     ) -> None:
         """Record the metrics of single images, and draw the worst: image, ground truth and prediction.
 
-        The loggers get the table with the next `report`, the pictures at the end: each evaluation has others.
+        The loggers get the pictures at the end: each evaluation has others.
 
         Args:
             split: ``val`` or ``test``.
@@ -151,7 +171,7 @@ class Tracker:
         last: Mapping[str, float] | None = None,
         images_per_second: float | None = None,
     ) -> None:
-        """Draw the curves, write ``summary.json``, pass all files to the loggers and close them.
+        """Draw the curves, write ``summary.json`` and let the loggers have the rest.
 
         Args:
             status: How the run ended.
@@ -161,16 +181,18 @@ class Tracker:
         """
         self._local.curves()
         self._local.summary(status, best=best, last=last, images_per_second=images_per_second, loggers=self.ids)
-        plots = ("plots/*.png", "plots/samples/*.png", "plots/worst/*/*.png")
-        self._loggers.files("summary.json", "run.log", "tables/*.csv", *plots)
-        checkpoints = ("checkpoints/best.pt", "checkpoints/last.pt")
-        if status == "FINISHED":
-            self._loggers.files(*checkpoints)
-        self._loggers.each(lambda logger: logger.close(status))
-        # Afterwards, since this process may be ended at any time because another one has failed. A killed run has only
-        # seconds left; its checkpoints follow when it is resumed.
-        if status == "FAILED":
-            self._loggers.files(*checkpoints)
+        ended = replace(
+            self._manifest,
+            status=status,
+            files=(*FILES, *LAST_FILES, *(CHECKPOINTS if status == "FINISHED" else ())),
+            # After a failure, this process may be ended at any time because another one has failed. The checkpoints of
+            # a killed run follow when it is resumed.
+            late_files=CHECKPOINTS if status == "FAILED" else (),
+        )
+        ended.save(self.folder)
+        missing = self._senders.finish(ended, self._wait_s, KILLED_S if status == "KILLED" else HANGS_S)
+        for delivery in missing:
+            warn_missing(delivery)
 
 
 class SilentTracker(Tracker):

@@ -1,7 +1,10 @@
 """Short forms of text, for messages and tables."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
+from datetime import timedelta
+from os import PathLike
 
 
 def printable(text: str) -> str:
@@ -41,3 +44,16 @@ def count(number: int, noun: str) -> str:
     """``1 image``, ``2 images``, ``2 processes``."""
     plural = "es" if noun.endswith("s") else "s"
     return f"{number} {noun}{'' if number == 1 else plural}"
+
+
+def quoted(path: str | PathLike[str]) -> str:
+    """A path as a value that Hydra reads."""
+    if re.fullmatch(r"[\w./:-]+", str(path), re.ASCII):
+        return str(path)
+    escaped = str(path).replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03``."""
+    return str(timedelta(seconds=round(seconds)))

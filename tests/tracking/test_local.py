@@ -10,7 +10,7 @@ from PIL import Image
 from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report
 from pspexp.metrics.images import image_scores
-from pspexp.tracking.local import LocalTracker
+from pspexp.tracking.local import LocalTracker, set_ids
 from pspexp.tracking.run_folder import read_records, read_summary
 
 
@@ -69,7 +69,10 @@ def test_resume_drops_an_unfinished_line(tracker: LocalTracker, caplog: pytest.L
 def test_fresh_start_moves_old_records_aside(tracker: LocalTracker) -> None:
     log(tracker, 5, train_loss=1.0)
     old = lines(tracker)
-    assert tracker.begin(resume=False) == {}
+    (tracker.folder / "tracking").mkdir()
+    (tracker.folder / "tracking" / "note.md").write_text("of the earlier run")
+    tracker.begin(resume=False)
+    assert not (tracker.folder / "tracking" / "note.md").exists()
     assert read_records(tracker.folder) == []
     assert (tracker.folder / "metrics.previous.jsonl").read_text().splitlines() == old
 
@@ -184,7 +187,8 @@ def test_summary(tracker: LocalTracker) -> None:
     }
     assert {"python", "pspexp", "torch"} <= set(found["versions"])
     assert "git_commit" in found
-    assert tracker.begin(resume=True) == {"mlflow": "abc"}
+    set_ids(tracker.folder, {"mine": "x"})
+    assert read_summary(tracker.folder) == {**found, "loggers": {"mlflow": "abc", "mine": "x"}}
 
 
 def test_no_temporary_files_remain(tracker: LocalTracker, report: Report) -> None:

@@ -15,6 +15,8 @@ from pspexp.errors import UserError
 from pspexp.metrics import Report
 from pspexp.tracking import MLflowLogger, mlflow_loggers
 from pspexp.tracking.local import LocalTracker
+from pspexp.tracking.logger import Record
+from pspexp.tracking.manifest import Delivered
 from pspexp.tracking.mlflow import Names
 from pspexp.tracking.mlflow_client import download_file, resolve_uri, sqlite_file
 from pspexp.tracking.run_folder import read_records, read_summary
@@ -93,11 +95,10 @@ def test_mlflow_run_holds_what_was_recorded(tmp_path: Path, output_root: Path, r
         "plots/train_loss.png",
         "plots/val_loss.png",
         "checkpoints/best.pt",
-        "checkpoints/last.pt",
     }
     assert (output_root / "mlartifacts").is_dir()
     best = download_file(run_id(tracker), "checkpoints/best.pt", None, str(output_root))
-    assert best.read_bytes() == b"best.pt"
+    assert best.samefile(tmp_path / "checkpoints" / "best.pt")  # stored once
 
 
 def test_resume_continues_the_same_mlflow_run(tmp_path: Path, output_root: Path) -> None:
@@ -121,7 +122,7 @@ def test_resume_continues_the_same_mlflow_run(tmp_path: Path, output_root: Path)
 def test_resume_of_a_missing_mlflow_run_starts_a_new_one(
     tmp_path: Path, output_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    LocalTracker(tmp_path).summary("KILLED", loggers={"mlflow": "0" * 32})
+    Delivered(run_id="0" * 32, records=7, note="old").save(tmp_path, "mlflow")
     tracker = begin(tmp_path, output_root, resume=True)
     assert run_id(tracker) != "0" * 32
     assert read_summary(tmp_path)["mlflow_run_id"] == run_id(tracker)
@@ -129,7 +130,8 @@ def test_resume_of_a_missing_mlflow_run_starts_a_new_one(
 
 
 def test_each_record_is_one_call(tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker = begin(tmp_path, output_root)
+    logger = MLflowLogger("trials", str(output_root))
+    run = logger.open(run_id=None, name="x", params={}, tags={})
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     calls: list[str] = []
@@ -140,15 +142,39 @@ def test_each_record_is_one_call(tmp_path: Path, output_root: Path, monkeypatch:
         return real(self, run_id, *args, **kwargs)
 
     monkeypatch.setattr(SqlAlchemyStore, "log_batch", log_batch)
-    tracker.metrics({f"train/{i}": float(i) for i in range(50)}, step=5, epoch=1)
-    assert calls == [run_id(tracker)]
-    assert len(client(output_root).get_run(run_id(tracker)).data.metrics) == 50
+    logger.metrics({f"train/{i}": float(i) for i in range(50)}, step=5, time_s=1.0)
+    assert calls == [run]
+    logger.records([Record({f"train/{i}": float(i) for i in range(10)}, step, 1.0) for step in range(100)])
+    assert calls == [run] * 2
+    assert len(client(output_root).get_run(run).data.metrics) == 50
+
+
+def test_repeated_records_are_stored_once(tmp_path: Path, output_root: Path) -> None:
+    logger = MLflowLogger("trials", str(output_root))
+    run = logger.open(run_id=None, name="x", params={}, tags={"pspexp.id": "abc"})
+    records = [Record({"train/loss": 1 / step}, step, 1000.0 + step) for step in (1, 2, 3)]
+    logger.records(records[:2])
+    again = MLflowLogger("trials", str(output_root))
+    assert again.open(run_id=None, name="x", params={}, tags={"pspexp.id": "abc"}) == run  # its id got lost
+    again.records(records)
+    history = client(output_root).get_metric_history(run, "train/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_refused_value_does_not_take_others_with_it(output_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = MLflowLogger("trials", str(output_root))
+    run = logger.open(run_id=None, name="x", params={}, tags={})
+    monkeypatch.setattr(logger, "_names", lambda name: name)
+    with pytest.raises(ValueError, match=r"^a\*b of step 2: MlflowException"):
+        logger.records([Record({"a": 1.0, "a*b": 2.0, "c": 3.0}, step, 1.0) for step in (2, 3)])
+    assert client(output_root).get_run(run).data.metrics == {"a": 1.0, "c": 3.0}
 
 
 def test_names_that_mlflow_refuses_are_replaced(tmp_path: Path, output_root: Path) -> None:
     tracker = begin(tmp_path, output_root, **{"a[0]": 1})
     awkward = ["val/iou/a+b", "val/iou/a#b", "val/iou/..", "val/iou//x", "val/iou/[é]: 100 %", "val/iou/" + "n" * 300]
     tracker.metrics({name: float(i) for i, name in enumerate(awkward)}, step=1, epoch=1)
+    tracker.finish("FINISHED")
     run = client(output_root).get_run(run_id(tracker))
     assert sorted(run.data.metrics.values()) == [0, 1, 2, 3, 4, 5]
     assert {"val/iou/a_b", "val/iou/a_b_2", "val/iou/_"} < set(run.data.metrics)
@@ -211,7 +237,10 @@ def test_unreachable_server_delays_a_run_only_by_seconds(
             tracker.report("val", report, step=10, epoch=2)
             tracker.finish("FINISHED")
         assert time.monotonic() - began < 20
-    assert [r.name for r in caplog.records if "logger mlflow disabled" in r.getMessage()] == ["pspexp.tracking.logger"]
+    away, missing = [r.getMessage() for r in caplog.records if r.name == "pspexp.tracking.senders"]
+    assert away.startswith("logger mlflow (MLflow at http://***@127.0.0.1:")
+    assert "is out of reach; records stay in" in away
+    assert f"\npython -m pspexp mode=sync sync.runs={tmp_path}" in missing
     assert "secret" not in caplog.text.replace(uri, "")
     assert read_summary(tmp_path)["status"] == "FINISHED"
     assert len(read_records(tmp_path)) == 2
@@ -262,18 +291,6 @@ def test_system_metrics_stop_at_close_even_if_the_server_hangs(
     assert monitor.calls == ["start", "finish"]
     monitor.server_answers.set()
     assert client(output_root).get_run(run).info.status == "FINISHED"
-
-
-@pytest.mark.usefixtures("monitor_module")
-def test_system_metrics_stop_when_the_logger_fails(tmp_path: Path, output_root: Path) -> None:
-    logger = MLflowLogger("trials", str(output_root), system_metrics=True)
-    logger.open(run_id=None, name="x", params={}, tags={})
-    with pytest.raises(RuntimeError, match=r"MLflow at sqlite:.*FileNotFoundError"):
-        logger.files(tmp_path, ["missing.txt"])
-    monitors[0].server_answers.set()
-    assert monitors[0].calls == ["start", "finish"]
-    logger.close("FAILED")
-    assert monitors[0].calls == ["start", "finish"]
 
 
 def test_system_metrics_without_psutil_are_skipped_with_advice(

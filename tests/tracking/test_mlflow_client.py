@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pspexp.tracking import MLflowLogger
-from pspexp.tracking.logger import LoggerGroup
+from pspexp.tracking.manifest import Manifest
 from pspexp.tracking.mlflow_client import download_file, reader, resolve_uri, sqlite_file
+from pspexp.tracking.senders import Senders
 
 SIGNS = ["plain", "a?b", "a%20b", "50%", "a#b", "a b&c=d", "猫é", "q'x;y", "a+b", "%3F?", "file:x"]
 
@@ -40,14 +41,13 @@ def test_records_and_artifacts_are_in_the_output_root(tmp_path: Path, caplog: py
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "best.pt").write_text("weights")
     logger = MLflowLogger("trials", str(root))
-    group = LoggerGroup({"mlflow": logger}, run)
-    group.open("name", {"seed": "1"}, {})
-    group.files("checkpoints/*")
-    group.each(lambda one: one.close("FINISHED"))
+    run_id = logger.open(run_id=None, name="name", params={"seed": "1"}, tags={})
+    logger.files(run, ["checkpoints/best.pt"])
+    logger.close("FINISHED")
     assert caplog.text == ""
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted([root.name, "run"])
     assert (root / "mlflow.db").is_file()
-    found = download_file(group.ids["mlflow"], "checkpoints/best.pt", None, str(root))
+    found = download_file(run_id, "checkpoints/best.pt", None, str(root))
     assert found.is_relative_to(root / "mlartifacts")
     assert found.read_text() == "weights"
 
@@ -57,11 +57,16 @@ def test_records_and_artifacts_are_in_the_output_root(tmp_path: Path, caplog: py
         assert [one.info.run_name for one in client.search_runs([experiment.experiment_id])] == ["name"]
         client.delete_experiment(experiment.experiment_id)
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted([root.name, "run"])
+    senders = Senders({"mlflow": MLflowLogger("trials", str(root))}, run)
     with caplog.at_level(logging.WARNING):
-        LoggerGroup({"mlflow": MLflowLogger("trials", str(root))}, run).open("other", {}, {})
+        senders.start(Manifest("other", {}, {}))
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"logger mlflow disabled; local records continue in {run}: tracking.experiment=trials: was deleted in MLflow; "
-        f"restore it with mlflow experiments restore -x {experiment.experiment_id} (MLFLOW_TRACKING_URI={uri}), or "
-        "choose another tracking.experiment"
+        f"logger mlflow (MLflow at {uri}) is out of reach; records stay in {run} and are sent when it is back: "
+        f"tracking.experiment=trials: was deleted in MLflow; restore it with mlflow experiments restore -x "
+        f"{experiment.experiment_id} (MLFLOW_TRACKING_URI={uri}), or choose another tracking.experiment"
     )
+    client.restore_experiment(experiment.experiment_id)
+    assert senders.finish(Manifest("other", {}, {}, status="FINISHED"), 30.0) == []
+    names = {one.info.run_name: one.info.status for one in client.search_runs([experiment.experiment_id])}
+    assert names == {"name": "FINISHED", "other": "FINISHED"}

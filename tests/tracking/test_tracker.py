@@ -1,5 +1,6 @@
 import logging
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,23 +11,33 @@ from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report
 from pspexp.metrics.images import image_scores
 from pspexp.tracking import other_loggers
+from pspexp.tracking.delivery import Delivery
 from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.logger import Status
+from pspexp.tracking.manifest import read_manifest
 from pspexp.tracking.run_folder import read_records, read_summary
 from pspexp.tracking.tracker import Tracker, description
 
 
 class Recorder:
-    """A logger that records its calls, and raises in one of them."""
+    """A logger that records its calls, and raises in the first ``attempts`` calls of one method."""
 
-    def __init__(self, fails_at: str = "", new_id: str = "new-id") -> None:
+    def __init__(
+        self, fails_at: str = "", new_id: str = "new-id", error: type[Exception] = ConnectionError, attempts: int = 99
+    ) -> None:
         self.calls: list[tuple[str, object]] = []
-        self._fails_at, self._new_id = fails_at, new_id
+        self._fails_at, self._new_id, self._error, self._attempts = fails_at, new_id, error, attempts
 
     def _record(self, name: str, content: object) -> None:
         self.calls.append((name, content))
-        if name == self._fails_at:
-            raise ConnectionError("no answer from http://me:secret@host")
+        if name == self._fails_at and self._attempts:
+            self._attempts -= 1
+            raise self._error("no answer from http://me:secret@host")
+
+    def received(self, name: str) -> list[object]:
+        """What calls of a method have brought, without what was repeated."""
+        found = self.contents(name)
+        return [one for number, one in enumerate(found) if one not in found[:number]]
 
     def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
         self._record("open", (run_id, name, dict(params), dict(tags)))
@@ -75,7 +86,7 @@ def test_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: Re
 
     ((run_id, name, params, tags),) = logger.contents("open")  # type: ignore[misc]
     assert (run_id, name, params["optimizer.lr"], params["optimizer.betas"]) == (None, "a run", "0.1", "[0.9, 0.99]")
-    assert set(tags) == {"mode", "git_commit"}
+    assert set(tags) == {"mode", "git_commit", "pspexp.id"}
     train, val = logger.contents("metrics")
     assert train == ({"train/loss": 2.0}, 5)
     assert val == ({"val/loss": 1.5, **report.scalars("val")}, 10)
@@ -132,34 +143,105 @@ def test_killed_run_does_not_upload_checkpoints(tmp_path: Path) -> None:
     assert read_summary(tmp_path)["status"] == "KILLED"
 
 
-@pytest.mark.parametrize("fails_at", ["open", "metrics", "files", "note", "close"])
-def test_failing_logger_is_named_once_and_does_not_affect_others(
-    tmp_path: Path, report: Report, caplog: pytest.LogCaptureFixture, fails_at: str
+@pytest.mark.parametrize("method", ["metrics", "files", "note", "close"])
+def test_what_a_logger_refuses_is_skipped_with_one_warning(
+    tmp_path: Path, report: Report, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
-    broken, healthy, reference = Recorder(fails_at), Recorder(), Recorder()
-    for folder, loggers in (("alone", {"c": reference}), ("both", {"a": broken, "c": healthy})):
-        tracker = Tracker(LocalTracker(tmp_path / folder), loggers)
-        with caplog.at_level(logging.WARNING):
-            start(tracker)
-            tracker.metrics({"train/loss": 2.0}, step=5, epoch=1)
-            tracker.report("val", report, step=10, epoch=2)
-            tracker.finish("FINISHED")
-    (warning,) = [record.getMessage() for record in caplog.records if "disabled" in record.getMessage()]
-    assert warning.startswith(f"logger a disabled; local records continue in {tmp_path / 'both'}: ConnectionError: no ")
-    assert "secret" not in warning
-    assert broken.calls[-1][0] == fails_at
-    assert healthy.calls == reference.calls
-    assert len(read_records(tmp_path / "both")) == 2
-
-
-def test_ctrl_c_inside_a_logger_is_not_swallowed(tmp_path: Path, report: Report) -> None:
-    class Slow(Recorder):
-        def note(self, markdown: str) -> None:
-            raise KeyboardInterrupt
-
-    tracker = Tracker(LocalTracker(tmp_path), {"slow": Slow()})
-    with pytest.raises(KeyboardInterrupt):
+    broken, healthy = Recorder(method, error=ValueError), Recorder()
+    tracker = Tracker(LocalTracker(tmp_path), {"a": broken, "c": healthy})
+    with caplog.at_level(logging.WARNING):
+        start(tracker)
+        for step in (5, 6):
+            tracker.metrics({"train/loss": 2.0}, step=step, epoch=1)
         tracker.report("val", report, step=10, epoch=2)
+        tracker.finish("FINISHED")
+    (warning,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert warning.startswith("logger a has refused ")
+    assert "secret" not in warning
+    assert broken.contents("metrics") == healthy.contents("metrics")
+    assert broken.calls[-1] == healthy.calls[-1] == ("close", "FINISHED")
+
+
+@pytest.mark.parametrize("method", ["open", "metrics", "files", "note", "close"])
+def test_outage_is_named_once_and_records_follow_in_order(
+    tmp_path: Path, report: Report, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    away, healthy = Recorder(method, attempts=2), Recorder()
+    tracker = Tracker(LocalTracker(tmp_path), {"a": away, "c": healthy}, wait_s=60)
+    with caplog.at_level(logging.INFO):
+        start(tracker)
+        for step in (5, 6):
+            tracker.metrics({"train/loss": 2.0}, step=step, epoch=1)
+        tracker.report("val", report, step=10, epoch=2)
+        tracker.finish("FINISHED")
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("logger a")]
+    assert lines[0] == (
+        f"logger a is out of reach; records stay in {tmp_path} and are sent when it is back: "
+        "ConnectionError: no answer from http://***@host"
+    )
+    assert [line.partition(" after ")[0] for line in lines[1:]] == ["logger a is back"]
+    assert away.received("metrics") == healthy.received("metrics")
+    assert away.calls[-1] == healthy.calls[-1] == ("close", "FINISHED")
+
+
+def test_outage_that_does_not_end_is_left_to_sync(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Tracker(LocalTracker(tmp_path), {"a": Recorder("open", attempts=99)})
+    with caplog.at_level(logging.WARNING):
+        start(tracker)
+        tracker.metrics({"train/loss": 2.0}, step=5, epoch=1)
+        tracker.finish("FINISHED")
+    away, missing = [record.getMessage() for record in caplog.records]
+    assert "is out of reach" in away
+    command = f"python -m pspexp mode=sync sync.runs={tmp_path}"
+    assert missing == f"logger a has not received everything; send the rest with\n{command}"
+    assert read_summary(tmp_path)["status"] == "FINISHED"
+
+    later, manifest = Recorder(), read_manifest(tmp_path)
+    assert manifest is not None
+    delivery = Delivery("a", later, tmp_path)
+    assert not delivery.is_complete(manifest)
+    delivery.deliver(manifest)
+    assert later.contents("metrics") == [({"train/loss": 2.0}, 5)]
+    assert later.calls[-1] == ("close", "FINISHED")
+    assert Delivery("a", Recorder(), tmp_path).is_complete(manifest)
+
+
+def test_hanging_logger_does_not_hold_up_the_run(tmp_path: Path, report: Report) -> None:
+    answers = threading.Event()
+
+    class Hanging(Recorder):
+        def metrics(self, values: Mapping[str, float], *, step: int, time_s: float) -> None:
+            assert answers.wait(60)
+            super().metrics(values, step=step, time_s=time_s)
+
+    hanging, healthy = Hanging(), Recorder()
+    tracker = Tracker(LocalTracker(tmp_path), {"a": hanging, "c": healthy})
+    start(tracker)
+    for step in (5, 6):
+        tracker.metrics({"train/loss": 2.0}, step=step, epoch=1)
+    tracker.report("val", report, step=10, epoch=2)
+    assert not hanging.contents("metrics")
+    answers.set()
+    tracker.finish("FINISHED")
+    assert hanging.contents("metrics") == healthy.contents("metrics")
+
+
+def test_steps_that_a_resume_repeats_are_named(tmp_path: Path) -> None:
+    first = Tracker(LocalTracker(tmp_path), {"a": Recorder()})
+    start(first)
+    for step in (5, 10, 15):
+        first.metrics({"train/loss": 1 / step}, step=step, epoch=1)
+    first.finish("KILLED")
+
+    logger = Recorder()
+    second = Tracker(LocalTracker(tmp_path), {"a": logger})
+    start(second, resume=True)
+    second.rewind(7, keep_evaluation=False)
+    for step in (10, 15, 20):
+        second.metrics({"train/loss": 1 / step}, step=step, epoch=1)
+    second.finish("FINISHED")
+    assert [step for _, step in logger.contents("metrics")] == [10, 15, 20]  # type: ignore[misc]
+    assert logger.contents("note") == ["Steps 6–15 were recorded again after a resume."]
 
 
 def test_only_custom_loggers_without_mlflow() -> None:
