@@ -1,0 +1,1 @@
+"""Faults, planned and repeated; see `tools.soak.__main__`."""
