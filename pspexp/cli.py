@@ -26,6 +26,7 @@ from pspexp import __version__
 from pspexp.config import compose as composition
 from pspexp.config.help import help_text
 from pspexp.config.modes import MODES, uses_checkpoint
+from pspexp.config.options import conf_dir
 from pspexp.config.overrides import readable_overrides
 from pspexp.config.resolve import expand_home, resolve
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
@@ -144,7 +145,7 @@ def needs_resolving(arguments: argparse.Namespace) -> bool:
 def run_hydra(arguments: argparse.Namespace) -> int:
     """Let Hydra print what was requested, or run the jobs of a sweep; returns the exit code."""
     try:
-        _run_hydra(arguments, get_args_parser(), sweep_job, composition.conf_dir(), "config")
+        _run_hydra(arguments, get_args_parser(), sweep_job, conf_dir(), "config")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as end:
@@ -174,7 +175,7 @@ def run_single(job: DictConfig, config: DictConfig, overrides: list[str], comman
     OmegaConf.update(config, "hydra.run.dir", str(folder))
     if not (mode.is_run and is_main):
         logging_file = "plain" if is_main else "non_main"
-        settings = OmegaConf.load(Path(composition.conf_dir(), "hydra", "job_logging", f"{logging_file}.yaml"))
+        settings = OmegaConf.load(Path(conf_dir(), "hydra", "job_logging", f"{logging_file}.yaml"))
         OmegaConf.update(config, "hydra.job_logging", settings, merge=False)
 
     def task(_: DictConfig) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import pspexp
-from pspexp.config.compose import conf_dir
+from pspexp.config.options import conf_dir
 from pspexp.errors import UserError
 from tests.conftest import TINY, run_commands
 

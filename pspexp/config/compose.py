@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pspexp.config import from_checkpoint
 from pspexp.config.interpolations import interpolation_problems
+from pspexp.config.options import conf_dir
 from pspexp.config.overrides import (
     ADDED_GROUPS,
     OPTIONAL_GROUPS,
@@ -47,13 +48,6 @@ from pspexp.utils.text import one_line
 
 # Keys on whose values any other key may depend.
 DECIDE_OTHERS = {"checkpoint.path", "experiment", "mode", "rerun", "sweep"}
-
-
-def conf_dir() -> str:
-    """Absolute path of the YAML folder: inside the package when installed from a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conf"
-    return str(inside if (inside / "config.yaml").is_file() else package.parent / "conf")
 
 
 def compose(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> DictConfig:

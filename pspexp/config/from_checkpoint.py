@@ -15,6 +15,7 @@ from pspexp.config.modes import uses_checkpoint
 from pspexp.config.overrides import ADDED_GROUPS, OPTIONAL_GROUPS, has_key
 from pspexp.config.resume import find_state
 from pspexp.config.targets import without_start_weights
+from pspexp.config.trust import refuse_untrusted
 from pspexp.errors import UserError
 from pspexp.utils.text import one_line
 
@@ -133,13 +134,20 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     from pspexp.tracking import runs
 
     uri = config.tracking.get("tracking_uri")
-    config.checkpoint.path = str(runs.find_checkpoint(config.checkpoint.path, "best.pt", config.output_root, uri))
+    given = config.checkpoint.path
+    config.checkpoint.path = str(runs.find_checkpoint(given, "best.pt", config.output_root, uri))
     content = checkpoint.read(Path(config.checkpoint.path), foreign=True)
     if not checkpoint.is_own_format(content):
         take_classes(config, content, explicit_keys(overrides, {}))  # the command line describes the model
         return
+    explicit = explicit_keys(overrides, content["config"].get("choices", {}))
+    for key in FROM_CHECKPOINT:
+        if key in content["config"] and is_used(key, config.mode):
+            refuse_untrusted(
+                content["config"][key], f"checkpoint.path={given}", own=runs.run_folder(Path(config.checkpoint.path))
+                is not None and not given.startswith(("runs:/", "models:/")), explicit=explicit, today=config, key=key,
+            )  # fmt: skip
     saved = OmegaConf.create(content["config"])
-    explicit = explicit_keys(overrides, saved.choices)
     take_keys(config, saved, explicit)
     model = OmegaConf.select(config, "model")
     for name, value in without_start_weights(model).items() if OmegaConf.is_dict(model) else ():
@@ -156,7 +164,7 @@ def take_keys(config: DictConfig, saved: DictConfig, explicit: Collection[str]) 
     for key in FROM_CHECKPOINT:
         if key in explicit or not (has_key(saved, key) and has_key(config, key)):
             continue
-        if key == "metrics" and config.mode != "test":  # not used, and custom metrics may not be importable there
+        if not is_used(key, config.mode):
             continue
         below = {name: OmegaConf.select(config, name) for name in explicit if name.startswith(f"{key}.")}
         OmegaConf.update(config, key, OmegaConf.select(saved, key), merge=False)
@@ -164,6 +172,11 @@ def take_keys(config: DictConfig, saved: DictConfig, explicit: Collection[str]) 
             OmegaConf.update(config, name, value, merge=False)
         if config.choices is not None and key in config.choices:
             config.choices[key] = saved.choices[key]
+
+
+def is_used(key: str, mode: str) -> bool:
+    """Whether a mode needs a key: custom metrics may not be importable where a network is applied."""
+    return key != "metrics" or mode == "test"
 
 
 def follow_sources(config: DictConfig, saved: DictConfig, explicit: Collection[str]) -> None:

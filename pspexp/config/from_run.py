@@ -17,6 +17,7 @@ from pspexp.config.overrides import ADDED_GROUPS
 from pspexp.config.resume import MLFLOW_RUN
 from pspexp.config.statistics import weights_statistics
 from pspexp.config.targets import START_WEIGHTS
+from pspexp.config.trust import refuse_untrusted
 from pspexp.errors import UserError
 from pspexp.utils.trees import flatten
 
@@ -58,6 +59,7 @@ def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
     if saved["mode"] != ("test" if config.mode == "test" else "train"):
         problems.append(f"mode={config.mode}: rerun={run} is a run of mode={saved['mode']}; set mode={saved['mode']}")
     explicit = explicit_keys(overrides, saved["choices"])
+    refuse_untrusted_run(saved, f"rerun={run}", explicit, config, NOT_REPEATED)
     if "experiment" in explicit:
         problems.append(f"experiment={config.choices.experiment}: rerun={run} also sets everything; remove one of them")
     if problems:
@@ -83,6 +85,7 @@ def take_from_resumed(config: DictConfig, overrides: Sequence[str]) -> None:
         return
     saved = read_resumed(run, config.output_root, config.tracking.get("tracking_uri"))
     explicit, then = explicit_keys(overrides, saved["choices"]), saved["choices"].get("experiment")
+    refuse_untrusted_run(saved, f"checkpoint.resume={run}", explicit, config, NOT_RESUMED)
     if "experiment" in explicit:
         which = f"of experiment={then}" if then else "without an experiment"
         raise UserError(
@@ -103,6 +106,17 @@ def take_all(config: DictConfig, saved: Plain, explicit: set[str], left_out: Seq
     then = {group: option for group, option in saved["choices"].items() if group not in ADDED_GROUPS}
     then = {key: value for key, value in then.items() if not is_given(key, explicit)}
     config.choices = {**today["choices"], **then, **chosen}
+
+
+def refuse_untrusted_run(
+    saved: Plain, source: str, explicit: set[str], config: DictConfig, left_out: Sequence[str]
+) -> None:
+    """Refuse targets that a run's configuration may not name, see `pspexp.config.trust`."""
+    from pspexp.tracking import runs
+
+    place = source.partition("=")[2]
+    own = not place.startswith(MLFLOW_RUN) and (Path(place).is_dir() or runs.run_folder(Path(place)) is not None)
+    refuse_untrusted(saved, source, own=own, explicit={*explicit, *left_out}, today=config)
 
 
 def is_given(key: str, explicit: Collection[str]) -> bool:

@@ -7,8 +7,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
-from pspexp.config.compose import add_search_path, compose_checked, conf_dir, named_search_path
+from pspexp.config.compose import add_search_path, compose_checked, named_search_path
 from pspexp.config.interpolations import interpolation_problems
+from pspexp.config.options import conf_dir
 from pspexp.errors import UserError
 
 HELP = """\

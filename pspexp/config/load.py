@@ -8,22 +8,26 @@ from torch import nn
 from pspexp.config.build import build, build_trained, init_distributed
 from pspexp.config.compose import compose
 from pspexp.config.targets import without_start_weights
+from pspexp.config.trust import allowing
 from pspexp.engine.distributed import ProcessInfo
 from pspexp.engine.predictor import Predictor
 from pspexp.utils.text import quoted
 
 
-def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Predictor:
+def load(path: str | PathLike[str], overrides: Sequence[str] = (), *, allow_targets: Sequence[str] = ()) -> Predictor:
     """A trained network that maps images to class ids, as ``mode=predict`` does.
 
     Args:
         path: A run folder, a checkpoint, an exported file, ``runs:/<MLflow run id>`` or ``models:/<name>@<alias>``.
         overrides: Overrides such as ``device=cuda`` and ``inference=slide``.
+        allow_targets: Patterns of classes and functions of your own that a file from elsewhere may name, as in
+            ``my_net.*``; see `pspexp.config.trust`.
 
     Raises:
         UserError: The configuration is invalid; lists every problem.
     """
-    config = compose(["mode=predict", f"checkpoint.path={quoted(path)}", "predict.input=.", *overrides])
+    with allowing(allow_targets):
+        config = compose(["mode=predict", f"checkpoint.path={quoted(path)}", "predict.input=.", *overrides])
     components, _ = build_trained(config, *init_distributed(config, ProcessInfo()))
     return Predictor(components)
 

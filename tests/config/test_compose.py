@@ -10,9 +10,10 @@ from hydra.types import RunMode
 import pspexp
 from pspexp.config import compose as composition
 from pspexp.config import overrides
+from pspexp.config.options import conf_dir
 from pspexp.errors import UserError
 
-CONF = Path(composition.conf_dir())
+CONF = Path(conf_dir())
 OPTIONS = sorted(
     (file.parent.name, file.stem)
     for file in CONF.glob("*/*.yaml")

@@ -10,8 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 
 import pspexp
-from pspexp.config.compose import conf_dir
 from pspexp.config.help import help_text
+from pspexp.config.options import conf_dir
 from pspexp.errors import UserError
 from pspexp.utils.trees import flatten
 

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import pspexp
-from pspexp.config.compose import conf_dir
+from pspexp.config.options import conf_dir
 
 PACKAGE = Path(pspexp.__file__).parent
 BELOW_CONFIG = ("engine", "tracking", "models", "data", "utils", "losses", "optim", "inference", "metrics")

@@ -275,7 +275,7 @@ def scenarios() -> dict[str, Scenario]:
                 "hydra.launcher.n_jobs=2",
                 "hydra.sweep.dir=sweep",
                 "tracking.experiment=soak",
-            ),  # fmt: skip
+            ),
             same_sweep,
             leaves_processes=True,
         ),
@@ -315,7 +315,7 @@ def scenarios() -> dict[str, Scenario]:
                 "grey",
                 "--workers",
                 "1",
-            ],  # fmt: skip
+            ],
             same_files("grey/*.png"),
             voc_archive,
             leaves_processes=True,

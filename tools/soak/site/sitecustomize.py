@@ -39,7 +39,7 @@ class Watch:
             return
         if not isinstance(path, str | os.PathLike) or multiprocessing.parent_process() is not None:
             return
-        place = os.path.abspath(os.fspath(path))
+        place = os.path.abspath(os.fspath(path))  # noqa: PTH100 - resolving links would be an event, too
         if not place.startswith(self.root):
             return
         self.inside = True
@@ -52,7 +52,7 @@ class Watch:
         """One more change."""
         self.count += 1
         if self.log:
-            with contextlib.suppress(OSError), open(self.log, "a") as file:
+            with contextlib.suppress(OSError), open(self.log, "a") as file:  # noqa: PTH123
                 file.write(what + "\n")
         if self.count == self.number:
             if self.delay_ms:
