@@ -171,7 +171,7 @@ def run_single(job: DictConfig, config: DictConfig, overrides: list[str], comman
     if mode.needs_folder and is_main:
         given = config.hydra.run.dir if sets(overrides, "hydra.run.dir") else None
         is_new = given is None or not Path(given).exists()
-        folder = Path(given) if given is not None else job_folder.choose_folder(job, launcher)
+        folder = job_folder.given_folder(given) if given is not None else job_folder.choose_folder(job, launcher)
     OmegaConf.update(config, "hydra.run.dir", str(folder))
     if not (mode.is_run and is_main):
         logging_file = "plain" if is_main else "non_main"

@@ -69,7 +69,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error: a stop was requested
 
 
 class JobFailed(Exception):  # noqa: N818 - names what happened
-    """Another process of the job failed; the message holds its traceback or the signal that killed it."""
+    """The job failed, and the message says why: a full disk, or the traceback of another of its processes."""
 
 
 def summarize(error: BaseException) -> str:

@@ -145,6 +145,12 @@ def model_can_be_registered(config: Plain) -> Iterator[str]:
         yield f"export.register={name}: serves an ONNX file; needs export.input=image and onnx in export.format"
 
 
+def states_are_saved(config: Plain) -> Iterator[str]:
+    checkpoint = config["checkpoint"]
+    if checkpoint["keep"] and not checkpoint["every_steps"]:
+        yield f"checkpoint.keep={checkpoint['keep']}: keeps the states of checkpoint.every_steps; set it, too"
+
+
 def comparison_is_clear(config: Plain) -> Iterator[str]:
     given = {key: value for key, value in config["compare"].items() if value not in (None, [])}
     for key, value in given.items():
@@ -205,6 +211,7 @@ RULES: list[Callable[[Plain], Iterator[str]]] = [
     checkpoint_is_given,
     input_is_given,
     model_can_be_registered,
+    states_are_saved,
     comparison_is_clear,
     syncing_is_meant,
     unfreezing_has_effect,

@@ -67,6 +67,8 @@ class CheckpointConfig:
     allow_world_size_change: StrictBool
     path: StrictStr | None
     every_steps: Positive | None
+    keep: Count
+    keep_last: StrictBool
 
 
 @dataclass

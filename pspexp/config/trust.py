@@ -111,7 +111,8 @@ def refusal(path: str, *, own: bool) -> str | None:
     module = str(getattr(found, "__module__", None) or type(found).__module__)
     if module.partition(".")[0] in NEVER:  # reached through a module that imports it
         return f"is {module}.{getattr(found, '__name__', '?')}, which is never run because a file names it"
-    if module.partition(".")[0] == "pspexp" and not isinstance(found, type) and path not in named_by_options():
+    name = f"{module}.{getattr(found, '__qualname__', '')}"
+    if module.partition(".")[0] == "pspexp" and not isinstance(found, type) and not {path, name} & named_by_options():
         return "is no class, and no option names it; name it on the command line"
     if module.partition(".")[0] == "torch" and not isinstance(found, type):
         return "is no class; name it on the command line"

@@ -1,16 +1,17 @@
 """Checkpoints of a run: atomic writing and verified reading."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pspexp.errors import UserError, setting
+from pspexp.errors import JobFailed, UserError, setting
 from pspexp.models.checkpoint_file import load_checkpoint_file
 from pspexp.models.exported import is_exported, read_description
 from pspexp.models.weights import FORMAT
-from pspexp.utils.files import atomic_write
+from pspexp.utils.files import atomic_write, describe_disk_error, disk_error, link_atomic
 
 
 class CheckpointDir:
@@ -19,16 +20,60 @@ class CheckpointDir:
     Args:
         folder: The folder; created by the first save.
         config: The resolved configuration as plain values; part of each file.
+        keep: How many earlier states to keep, see `keep_state`.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.folder = folder
-        self.config = config
+    def __init__(self, folder: Path, config: dict[str, Any], keep: int = 0) -> None:
+        self.folder, self.config, self._keep = folder, config, keep
 
     def save(self, name: str, content: dict[str, Any]) -> None:
-        """Write ``name`` (``best.pt`` or ``last.pt``) completely, or leave the old file."""
-        with atomic_write(self.folder / name) as file:
-            torch.save({"format": FORMAT, "config": self.config, **content}, file)
+        """Write ``name`` (``best.pt`` or ``last.pt``) completely, or leave the old file.
+
+        Raises:
+            JobFailed: The disk is full or fails.
+        """
+        file = self.folder / name
+        try:
+            with atomic_write(file) as stream:
+                torch.save({"format": FORMAT, "config": self.config, **content}, stream)
+        except (OSError, RuntimeError) as error:
+            if (cause := disk_error(error)) is None:
+                raise
+            text = describe_disk_error(cause, file, num_bytes(content))
+            raise JobFailed(f"{text}; {what_is_kept(self.folder)}") from error
+
+    def keep_state(self, step: int) -> None:
+        """Keep ``last.pt`` also as ``step_<step>.pt``, and of such files those with the highest steps."""
+        if not self._keep:
+            return
+        last, kept = self.folder / "last.pt", self.folder / f"step_{step:08d}.pt"
+        if not link_atomic(last, kept):
+            with atomic_write(kept) as stream, last.open("rb") as source:
+                shutil.copyfileobj(source, stream)
+        for old in sorted(self.folder.glob("step_*.pt"))[: -self._keep]:
+            old.unlink()
+
+
+def what_is_kept(folder: Path) -> str:
+    """What a run that ends because of its disk leaves in its folder of checkpoints, and how to continue."""
+    last = folder / "last.pt"
+    if not last.is_file():
+        return "nothing has been saved yet"
+    try:
+        step = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["step"]
+    except Exception:  # the disk fails
+        step = "?"
+    resume = setting("checkpoint.resume", "auto")
+    return f"{last} of step {step} is kept; free some space, then continue with {resume}"
+
+
+def num_bytes(value: Any) -> int:
+    """The bytes of all tensors in nested plain values."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(num_bytes, value.values()))
+    return sum(map(num_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def is_own_format(content: Mapping[str, Any]) -> bool:

@@ -383,6 +383,8 @@ class Trainer:
             "hooks": {name: to_cpu(hook.state_dict()) for name, hook in self.hooks.items()},
         }
         self._save("last.pt", training=training)
+        if self.save_requested and self.world.is_main_process:
+            self.checkpoints.keep_state(self.state.step)
         self.save_requested = False
 
     def _save(self, name: str, **more: Any) -> None:
@@ -392,6 +394,7 @@ class Trainer:
         head = {"step": self.state.step, "epoch": self.epoch, "metrics": self.state.last}
         content: dict[str, Any] = {**head, "model": to_cpu(self.model.state_dict()), "ema": None, **more}
         self._call_hooks("on_save", content)
+        self.tracker.sync()
         self.checkpoints.save(name, content)
 
     def _resume(self, checkpoint: dict[str, Any]) -> None:

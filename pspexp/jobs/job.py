@@ -12,14 +12,16 @@ from omegaconf import DictConfig
 
 from pspexp.config.build import build, init_distributed
 from pspexp.config.modes import MODES
+from pspexp.engine.checkpoint import what_is_kept
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
-from pspexp.errors import Interrupted, as_yaml
+from pspexp.errors import Interrupted, JobFailed, as_yaml
 from pspexp.jobs.records import Request, close_abandoned, public
 from pspexp.launchers.base import Launcher, StopSignal
 from pspexp.tracking import runs
 from pspexp.tracking.logger import Status
 from pspexp.tracking.provenance import command_line
+from pspexp.utils.files import describe_disk_error, disk_error
 from pspexp.utils.memory import keep_freed_memory
 from pspexp.utils.trees import flatten
 
@@ -49,6 +51,12 @@ class Job(Request):
             except Interrupted:  # at the same step in all processes; none may end before process 0 has saved
                 world.close()
                 raise
+            except (OSError, RuntimeError) as error:
+                if (cause := disk_error(error)) is None:
+                    raise
+                text = describe_disk_error(cause, Path(cause.filename or folder))
+                kept = f"; {what_is_kept(folder / 'checkpoints')}" if job.config.mode == "train" else ""
+                raise JobFailed(text + kept) from error
             world.close()
         return result
 

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.config.modes import MODES
-from pspexp.errors import UserError, as_yaml
+from pspexp.errors import UserError, as_yaml, setting
 from pspexp.launchers.base import Launcher
 from pspexp.utils.trees import flatten
 
@@ -48,14 +48,26 @@ def output_folder(config: DictConfig) -> Path | None:
     run = runs.run_folder(checkpoint)
     elsewhere = Path(config.output_root, config.mode, checkpoint.stem)
     folder = Path(given) if given is not None else run / name if run else elsewhere
+    return writable(folder, f"{config.mode}.output={folder}")
+
+
+def given_folder(folder: str) -> Path:
+    """The folder of ``hydra.run.dir``.
+
+    Raises:
+        UserError: It cannot be created or written.
+    """
+    return writable(Path(folder), setting("hydra.run.dir", folder))
+
+
+def writable(folder: Path, name: str) -> Path:
+    """``folder``, created if it is missing; raises UserError, with ``name``, if it cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(
-            f"{config.mode}.output={folder}: cannot write there ({error.strerror}); choose another folder"
-        ) from error
+        raise UserError(f"{name}: cannot write there ({error.strerror}); choose another folder") from error
     return folder
 
 

@@ -217,7 +217,12 @@ def recorded(tracker: Tracker, results: Callable[[], dict[str, Any]]) -> Iterato
         status = "KILLED"
         raise
     finally:
-        tracker.finish(status, **results())
+        try:
+            tracker.finish(status, **results())
+        except OSError as error:
+            if status == "FINISHED":
+                raise
+            log.warning("that the run is %s could not be recorded: %s", status, error)  # the cause follows
 
 
 def public(config: DictConfig) -> dict[str, Any]:

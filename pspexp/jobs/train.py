@@ -23,6 +23,7 @@ from pspexp.engine.trainer import Trainer
 from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.errors import UserError
 from pspexp.jobs.class_weights import resolve_class_weights
+from pspexp.jobs.disk_space import require_disk_space
 from pspexp.jobs.evaluate import describe, evaluate, look_at_labels
 from pspexp.jobs.export.export import register_trained, require_onnx
 from pspexp.jobs.job_folder import nothing_to_resume
@@ -58,6 +59,7 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     splits = {"train": components.training, "val": components.validation}
     data = data_states(components) if world.is_main_process else {}
     refuse_other_data(data, saved, world)
+    require_disk_space(components, job.folder, world, averages=bool(config.trainer.ema))
     tracker = start_tracker(tagged(job, saved), components, splits, resume=saved is not None)
 
     def validate(model: nn.Module, on_batch_end: Callable[[], None]) -> Evaluation:
@@ -70,7 +72,7 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
         TrainerConfig(**config.trainer),
         validate=validate,
         tracker=tracker,
-        checkpoints=checkpoint.CheckpointDir(job.folder / "checkpoints", public(config)),
+        checkpoints=checkpoint.CheckpointDir(job.folder / "checkpoints", public(config), config.checkpoint.keep),
         hooks=hooks,
         stop_signal=stop_signal,
         seed=config.seed,
@@ -80,6 +82,8 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
         warn_if_complete(saved["training"]["state"]["step"], trainer, job.folder)
     with recorded(tracker, lambda: summary(trainer)):
         trainer.fit(saved)
+    if not config.checkpoint.keep_last and world.is_main_process:
+        training_state_file(job.folder).unlink(missing_ok=True)
     if register is not None and world.is_main_process:
         register_trained(config, job.folder, register)
     return trainer.state.best.get("best/mean_iou")
@@ -141,7 +145,7 @@ def saved_state(job: Request, world: World) -> dict[str, Any] | None:
     where = config.output_root, config.tracking.get("tracking_uri")
     path = own if resume == "auto" else find_state(resume, *where)
     saved = checkpoint.read(path, training=True)
-    if own.is_file() and path.resolve() != own.resolve():
+    if own.is_file() and path.resolve().parent != own.resolve().parent:
         raise UserError(f"hydra.run.dir={folder}: is not the run of checkpoint.resume={resume}; omit hydra.run.dir")
     if conflicts := resume_conflicts(saved, public(config), world.size):
         raise UserError(*conflicts)

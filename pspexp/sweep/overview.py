@@ -19,7 +19,7 @@ from pspexp.metrics import percent
 from pspexp.sweep.job_record import JobRecord, load, name_of, shown, summary_of
 from pspexp.sweep.sweep import JOB_FILE, Sweep
 from pspexp.tracking import figures
-from pspexp.tracking.local import drawing
+from pspexp.tracking.local import optional
 from pspexp.tracking.logger import Status
 from pspexp.tracking.manifest import Manifest
 from pspexp.tracking.mlflow_client import sweep_filter
@@ -194,7 +194,7 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
     names = short_names(sweep.varies)
     axes = {name: [record.values.get(key) for record, _ in rows] for key, name in names.items()}
     results = [None if record.result is None else 100 * record.result for record, _ in rows]
-    with drawing("the sweep"):
+    with optional("the figures of the sweep"):
         figures.save(parallel_coordinates(axes, results, "mean IoU (%)"), sweep.folder / PLOTS[0])
         if len(axes) == 2:
             x, y = axes.items()

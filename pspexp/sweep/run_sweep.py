@@ -17,6 +17,7 @@ from pspexp.sweep.devices import is_basic
 from pspexp.sweep.jobs import FAILED_MARK, STOPPED_MARK
 from pspexp.sweep.numbering import numbered_jobs
 from pspexp.sweep.sweep import Sweep
+from pspexp.sweep.watchdog import processes_end_with_this_one
 from pspexp.tracking import runs
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def run_sweep(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> 
         failed.unlink(missing_ok=True)
         stopped.unlink(missing_ok=True)
         with (
+            processes_end_with_this_one(),
             numbered_jobs(),
             jobs_logs_closed(),
             stop_recorded(stopped, at_once=is_basic(config.hydra.launcher)) as received,

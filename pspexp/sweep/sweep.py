@@ -33,6 +33,8 @@ FREE_KEYS = (
     "output_root",
     "run_name",
     "checkpoint.every_steps",
+    "checkpoint.keep",
+    "checkpoint.keep_last",
     "checkpoint.allow_world_size_change",
     *MACHINE_KEYS,
 )

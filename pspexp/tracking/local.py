@@ -3,8 +3,9 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
@@ -20,7 +21,7 @@ from pspexp.tracking.manifest import forget_delivered
 from pspexp.tracking.pictures import picture_names, side_by_side
 from pspexp.tracking.provenance import Uncommitted, git_commit, versions
 from pspexp.tracking.run_folder import finite, read_provenance, read_records, read_summary
-from pspexp.utils.files import atomic_write, write_text_atomic
+from pspexp.utils.files import atomic_write, disk_error, write_text_atomic
 from pspexp.utils.tables import csv_table
 
 # The figures are imported in functions: matplotlib is slow to import, and most processes draw nothing.
@@ -92,8 +93,16 @@ class LocalTracker:
         if not values:
             return
         line = json.dumps({"step": step, "epoch": epoch, "time": round(time_s, 3), **values}, allow_nan=False)
-        with self._records.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with self._records.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._records)) from error
+
+    def sync(self) -> None:
+        """Have the records on the disk: a checkpoint saved later must not survive a power failure that they do not."""
+        with suppress(OSError), self._records.open("rb") as file:
+            os.fsync(file.fileno())
 
     def rewind(self, step: int | None, keep_evaluation: bool) -> tuple[int, int] | None:
         """Remove records that are newer than a checkpoint.
@@ -121,8 +130,9 @@ class LocalTracker:
         """Write ``tables/{split}_iou.csv`` and ``plots/confusion_matrix.png``."""
         columns = report.columns()
         table = csv_table([list(columns), *zip(*columns.values(), strict=True)])
-        write_text_atomic(self.folder / "tables" / f"{split}_iou.csv", table)
-        with drawing("the confusion matrix"):
+        with optional("the table of classes"):
+            write_text_atomic(self.folder / "tables" / f"{split}_iou.csv", table)
+        with optional("the confusion matrix"):
             from pspexp.tracking import figures
 
             figure = figures.confusion_matrix(np.asarray(report.confusion), report.class_names, split)
@@ -134,7 +144,7 @@ class LocalTracker:
         if len(records) == self._drawn_records:
             return
         self._drawn_records = len(records)
-        with drawing("the loss curves"):
+        with optional("the loss curves"):
             from pspexp.tracking import figures
 
             if train := _series(records, "train/loss"):
@@ -145,7 +155,7 @@ class LocalTracker:
 
     def samples(self, split: str, samples: Sequence[EvaluatedSample], dataset: DatasetInfo) -> None:
         """Draw ``plots/samples/<name>.png``, see `Tracker.samples`."""
-        with drawing("the samples"):
+        with optional("the samples"):
             from pspexp.tracking import figures
 
             for sample in samples:
@@ -161,14 +171,15 @@ class LocalTracker:
         drawn: list[str | None] = []
         for sample, name in zip(worst, picture_names([sample.name for sample in worst]), strict=True):
             drawn.append(None)
-            with drawing(f"the picture of {sample.name}"), atomic_write(folder / name) as stream:
+            with optional(f"the picture of {sample.name}"), atomic_write(folder / name) as stream:
                 side_by_side(sample, dataset).save(stream, format="PNG", compress_level=1)
                 drawn[-1] = (folder / name).relative_to(self.folder).as_posix()
         table = images_table(images, drawn, dataset.class_names)
-        write_text_atomic(self.folder / "tables" / f"{split}_images.csv", table)
-        for file in folder.glob("*.png"):  # of earlier evaluations; last, so that the table never names a missing one
-            if file.relative_to(self.folder).as_posix() not in drawn:
-                file.unlink()
+        with optional("the table of images"):
+            write_text_atomic(self.folder / "tables" / f"{split}_images.csv", table)
+            for file in folder.glob("*.png"):  # of earlier evaluations; last: the table must not name a missing one
+                if file.relative_to(self.folder).as_posix() not in drawn:
+                    file.unlink()
 
     def summary(
         self,
@@ -226,9 +237,12 @@ def images_table(images: Sequence[ImageScores], pictures: Sequence[str | None], 
 
 
 @contextmanager
-def drawing(what: str) -> Iterator[None]:
-    """Turn errors into a warning: a figure can be redrawn from the files, hours of training cannot."""
+def optional(what: str) -> Iterator[None]:
+    """Turn errors into a warning: a figure or table can be made again from the files, hours of training cannot."""
     try:
         yield
-    except Exception:
-        log.warning("%s could not be drawn", what, exc_info=True)
+    except Exception as error:
+        if cause := disk_error(error):
+            log.warning("%s could not be written: %s", what, cause)
+        else:
+            log.warning("%s could not be written", what, exc_info=True)

@@ -29,6 +29,7 @@ from pspexp.tracking.mlflow_client import (
 )
 from pspexp.tracking.run_folder import read_provenance
 from pspexp.tracking.secrets import mask_logins
+from pspexp.utils.files import link_atomic
 from pspexp.utils.text import shorten
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class MLflowLogger:
     def _upload(self, folder: Path, path: str, parent: str) -> None:
         """Upload a file; a local store gets a hard link to a checkpoint, which takes no space."""
         root = self._artifacts and (self._artifacts / path)
-        if root is not None and parent == "checkpoints" and link(folder / path, root):
+        if root is not None and parent == "checkpoints" and link_atomic(folder / path, root):
             return
         self._client.log_artifact(self._run_id, str(folder / path), None if parent == "." else parent)
 
@@ -279,19 +280,6 @@ def is_refusal(error: Exception) -> bool:
     if status is not None:
         return 400 <= status < 500 and status not in OUTAGES
     return getattr(error, "error_code", None) in REFUSALS
-
-
-def link(file: Path, target: Path) -> bool:
-    """Replace ``target`` by a hard link to a file that is never changed in place; returns whether that was possible."""
-    part = target.with_name(f"{target.name}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.unlink(missing_ok=True)
-        part.hardlink_to(file)
-        part.replace(target)
-    except OSError:  # another disk, or one without links
-        return False
-    return True
 
 
 class Names:

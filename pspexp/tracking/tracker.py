@@ -10,7 +10,7 @@ from uuid import uuid4
 from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report, percent
 from pspexp.metrics.images import ImageScores
-from pspexp.tracking.local import LocalTracker
+from pspexp.tracking.local import LocalTracker, optional
 from pspexp.tracking.logger import Logger, Status
 from pspexp.tracking.manifest import ID_TAG, Manifest, read_manifest
 from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
@@ -119,6 +119,10 @@ class Tracker:
         self._local.metrics(finite(values), step=step, epoch=epoch, time_s=time.time())
         self._senders.wake()
 
+    def sync(self) -> None:
+        """Have the records on the disk, see `LocalTracker.sync`."""
+        self._local.sync()
+
     def report(
         self, split: str, report: Report, *, step: int, epoch: int, extra: Mapping[str, float] | None = None
     ) -> None:
@@ -135,7 +139,8 @@ class Tracker:
         self._local.report(split, report)
         self._local.curves()
         text = description(split, report, step=step, epoch=epoch, extra=extra)
-        write_text_atomic(self.folder / self._manifest.note, text + "\n", durable=False)
+        with optional("the description"):
+            write_text_atomic(self.folder / self._manifest.note, text + "\n", durable=False)
         self._senders.wake()
 
     def samples(self, split: str, samples: Sequence[EvaluatedSample], dataset: DatasetInfo) -> None:
@@ -209,7 +214,7 @@ class SilentTracker(Tracker):
     def _ignore(self, *_: Any, **__: Any) -> None:
         pass
 
-    start = rewind = metrics = report = samples = images = finish = _ignore
+    start = rewind = metrics = sync = report = samples = images = finish = _ignore
 
 
 def description(split: str, report: Report, *, step: int, epoch: int, extra: Mapping[str, float] | None = None) -> str:

@@ -22,6 +22,21 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
+class LogFile(logging.FileHandler):
+    """Writes to a file; says once that it cannot, instead of a traceback for every line."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Called by `emit` in the handling of an exception."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.failed:
+            self.failed = True
+            print(f"{self.baseFilename}: cannot be written: {error.strerror}", file=sys.stderr)
+
+
 def escape_unencodable() -> None:
     """Write characters that the terminal's encoding lacks as escapes such as ``\\u2013``, instead of raising."""
     for stream in (sys.stdout, sys.stderr):

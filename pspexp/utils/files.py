@@ -1,11 +1,15 @@
 """Files that are written completely or not at all, and what identifies a file."""
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV)
 
 
 @contextmanager
@@ -44,6 +48,19 @@ def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
         file.write(text.encode(errors="surrogateescape"))
 
 
+def link_atomic(file: Path, target: Path) -> bool:
+    """Replace ``target`` by a hard link to a file that is never changed in place; returns whether the disk can."""
+    part = target.with_name(f"{target.name}.part")
+    try:
+        make_folders(target.parent)
+        part.unlink(missing_ok=True)
+        part.hardlink_to(file)
+        part.replace(target)
+    except OSError:  # another disk, or one without links
+        return False
+    return True
+
+
 def make_folders(folder: Path) -> None:
     """Create a folder and its missing parents, and have their names on the disk."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
@@ -60,6 +77,41 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The error of the disk behind an exception: full, read-only, over a quota or limit, broken; None if there is none.
+
+    ``torch.save`` hides it behind one about positions in the file.
+    """
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in seen:
+        if isinstance(one, OSError) and one.errno in DISK_ERRORS:
+            return one
+        seen.append(one)
+        one = one.__cause__ or one.__context__
+    return None
+
+
+def describe_disk_error(error: OSError, path: Path, size: int | None = None) -> str:
+    """One line about a file that could not be written: why, the space that it needs in bytes, and the free space."""
+    needed = "" if size is None else f", {mib(size)} are needed"
+    return f"{path}: cannot be written: {error.strerror}{needed}, {mib(free_space(path))} are free"
+
+
+def free_space(path: Path) -> int:
+    """Free bytes on the disk of a file or folder that need not exist; 0 if even its parents are gone."""
+    for place in (path.absolute(), *path.absolute().parents):
+        with suppress(OSError):
+            return shutil.disk_usage(place).free
+    return 0
+
+
+def mib(size: float) -> str:
+    """A number of bytes."""
+    unit, divisor = ("GiB", 2**30) if size >= 2**30 else ("MiB", 2**20) if size >= 2**20 else ("KiB", 2**10)
+    return f"{size / divisor:.1f} {unit}"
 
 
 def sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,16 +64,19 @@ def run(home: Path, command: Sequence[str], *, kill: str = "", log: Path | None 
     """
     more = ({"SOAK_KILL": kill} if kill else {}) | ({"SOAK_LOG": str(log)} if log else {})
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=home, env=environment(home, **more), text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output = process.communicate()[0] + "\n(timed out)"
-    return Result(process.returncode, output, time.perf_counter() - start)
+    with tempfile.TemporaryFile() as output:  # not a pipe, which a process that is left would hold open
+        process = subprocess.Popen(
+            command, cwd=home, env=environment(home, **more), start_new_session=True, stdout=output,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output.write(b"\n(timed out)")
+        code = process.wait()
+        output.seek(0)
+        return Result(code, output.read().decode(errors="replace"), time.perf_counter() - start)
 
 
 def moments(changes: Sequence[str], number: int, chance: random.Random) -> list[str]:

@@ -10,6 +10,8 @@ from pspexp.data.inspection.findings import Finding
 from pspexp.engine.components import TrainingComponents
 from pspexp.jobs.check.data import CheckedData
 from pspexp.jobs.check.environment import SHM
+from pspexp.jobs.disk_space import FIX, checkpoint_bytes
+from pspexp.utils.files import free_space, mib
 
 PREFETCHED = 2  # batches that each worker holds ready: torch's default
 
@@ -20,7 +22,7 @@ def findings(
     """Findings about the machine; ``folder`` is in the output root."""
     yield from shared_memory(config, data)
     if components is not None:
-        yield from disk_space(config, components, folder)
+        yield from disk_space(components, folder, averages=bool(config.trainer.ema))
 
 
 def shared_memory(config: DictConfig, data: CheckedData) -> Iterator[Finding]:
@@ -42,27 +44,10 @@ def shared_memory(config: DictConfig, data: CheckedData) -> Iterator[Finding]:
         )
 
 
-def disk_space(config: DictConfig, components: TrainingComponents, folder: Path) -> Iterator[Finding]:
+def disk_space(components: TrainingComponents, folder: Path, *, averages: bool) -> Iterator[Finding]:
     """Whether the checkpoints fit on the disk."""
-    weights = 4 * sum(parameter.numel() for parameter in components.model.parameters())
-    last, best = weights * (4 if config.trainer.ema else 3), weights  # Adam keeps two moments of each weight
-    copies = 0
-    if "log_checkpoints" in config.tracking and config.tracking.tracking_uri is None:
-        copies = {"all": last + best, "last": last, "best": best}.get(config.tracking.log_checkpoints, 0)
-    needed = 2 * last + best + copies  # a new last.pt is complete before it replaces the old one
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    needed, free = checkpoint_bytes(components, averages=averages), free_space(folder)
     if needed > free:
-        mlflow = f", {mib(copies)} of them copied to MLflow" if copies else ""
-        yield Finding(
-            "warning",
-            "disk space",
-            place,
-            f"{mib(free)} are free, but the checkpoints need about {mib(needed)}{mlflow}",
-            "free some space, or choose another disk with output_root",
-        )
-
-
-def mib(size: float) -> str:
-    """A number of bytes."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        text = f"{mib(free)} are free, but the checkpoints need about {mib(needed)}"
+        yield Finding("error", "disk space", place, text, FIX)

@@ -13,9 +13,9 @@ from pspexp.data.inspection.findings import Finding
 from pspexp.engine.components import TrainingComponents
 from pspexp.jobs.check.data import CheckedData, SplitSummary
 from pspexp.jobs.check.environment import memory_bytes
-from pspexp.jobs.check.machine import mib
 from pspexp.losses.class_weights import weights_from_counts
 from pspexp.models.segmenter import size_rule
+from pspexp.utils.files import mib
 
 LARGEST_CROP = 769  # pixels; larger ones are rarely worth their time
 MIN_STEPS = 10  # an epoch

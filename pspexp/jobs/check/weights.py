@@ -7,8 +7,8 @@ from pspexp.config.build import build
 from pspexp.data.inspection.findings import Finding
 from pspexp.engine.components import TrainingComponents
 from pspexp.errors import ArgumentError
-from pspexp.jobs.check.machine import mib
 from pspexp.models import pretrained
+from pspexp.utils.files import mib
 
 
 def to_download(config: DictConfig) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from pspexp.config.modes import COMMAND_NODES
 from pspexp.config.resume import MACHINE_KEYS
 from pspexp.jobs.compare.run_set import Run
 
@@ -9,10 +10,11 @@ from pspexp.jobs.compare.run_set import Run
 IGNORED_KEYS = {
     *("run_name", "output_root", "rerun", "choices.experiment", "choices.sweep", "choices.tracking"),
     *("checkpoint.resume", "checkpoint.allow_world_size_change", "checkpoint.every_steps"),
+    *("checkpoint.keep", "checkpoint.keep_last"),
     *("launcher.master_addr", "launcher.master_port", "launcher.node_rank", "launcher.rendezvous_dir"),
     *MACHINE_KEYS,
 }
-IGNORED_NODES = {"tracking", "sweep", "compare"}
+IGNORED_NODES = {"tracking", *COMMAND_NODES}
 SEED = "seed"
 OWNERS = ("dataset", "model")  # of values that other nodes interpolate
 

@@ -22,7 +22,7 @@ CONFIG: dict[str, Any] = {
     "run_name": None,
     "output_root": "outputs",
     "loader": {"batch_size": 4},
-    "checkpoint": {"resume": None, "path": None, "every_steps": None},
+    "checkpoint": {"resume": None, "path": None, "every_steps": None, "keep": 0, "keep_last": True},
     "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001},
     "dataset": {"class_names": list(CLASSES), "num_classes": 2},
     "model": {"num_classes": 2},
