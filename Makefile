@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports pytest test-cuda test-min test-wheel test-browser test-ray screenshots format hooks clean
+.PHONY: help quickstart test lint types imports pytest test-cuda test-min test-wheel test-browser test-ray soak screenshots format hooks clean
 
 help: ## list all targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,10 @@ pytest: $(VENV)/.installed-dev ## run the test suite
 
 test-cuda: $(VENV)/.installed-dev ## run the tests that need a CUDA GPU; GPUs are hidden from all others
 	$(RUN) -m pytest -m cuda
+
+soak: $(VENV)/.installed-dev ## kill commands at random moments, repeat other faults, update docs/reliability.md; hours
+	$(RUN) -m tools.soak
+	$(RUN) -m tools.soak --report docs/reliability.md
 
 format: $(VENV)/.installed-dev ## fix and format the code with ruff
 	$(VENV)/bin/ruff check --fix .
