@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from uuid import uuid4
 MARK = "PSPEXP_SWEEP_PROCESSES"  # inherited by all processes of a sweep
 PROCESSES = Path("/proc")
 DONE = b"done"
+LOOKS, INTERVAL_S = 50, 0.2
 
 
 @contextmanager
@@ -38,12 +40,27 @@ def processes_end_with_this_one() -> Iterator[None]:
 
 
 def end_processes(mark: str) -> None:
-    """Send SIGTERM to all processes with a mark in their environment, except this one."""
-    for file in PROCESSES.glob("[0-9]*/environ"):
-        pid = int(file.parent.name)
-        with suppress(OSError):  # of another user, or ended
-            if pid != os.getpid() and f"{MARK}={mark}".encode() in file.read_bytes().split(b"\0"):
+    """Send SIGTERM to all processes with a mark in their environment, except this one.
+
+    A process that was just being started does not have it yet, so they are looked for more than once.
+    """
+    asked = {os.getpid()}
+    for _ in range(LOOKS):
+        for pid in marked(mark) - asked:
+            with suppress(OSError):  # it has ended
                 os.kill(pid, signal.SIGTERM)
+            asked.add(pid)
+        time.sleep(INTERVAL_S)
+
+
+def marked(mark: str) -> set[int]:
+    """The processes with a mark in their environment."""
+    found = set()
+    for file in PROCESSES.glob("[0-9]*/environ"):
+        with suppress(OSError):  # of another user, or ended
+            if f"{MARK}={mark}".encode() in file.read_bytes().split(b"\0"):
+                found.add(int(file.parent.name))
+    return found
 
 
 if __name__ == "__main__":

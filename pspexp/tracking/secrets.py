@@ -4,13 +4,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential", re.IGNORECASE)
-LOGIN = re.compile(r"(?<=//)[^@\s]+@")
+_WORDS = "password|passwd|secret|token|(?:api|access)_?key|credential"
+# Not every word with "key" in it: classes may be turkeys and keyboards.
+SECRET = re.compile(rf"{_WORDS}|(?<![a-z])keys?(?![a-z])", re.IGNORECASE)
+LOGIN = re.compile(r"(?<=//)[^@\s/]+@")
+QUERY = re.compile(rf"(?i)([?&][^=&\s]*(?:{SECRET.pattern})[^=&\s]*=)[^&\s'\"]+")
 MASK = "***"
 MASKED_DIFF = "# secrets in this diff are masked: git apply cannot use it unchanged\n"
 _FILE_DIFF = re.compile(r"(?m)^(?=diff --git )")
 # In a line of a diff, or in the header of a hunk, which may show a line: YAML, JSON, Python, .env.
-_KEY = rf"""^[-+ @].*?(?:{SECRET.pattern})[\w.-]*["'\]]*[ \t]*"""
+_KEY = rf"""^[-+ @].*?(?:{_WORDS})[\w.-]*["'\]]*[ \t]*"""
 _VALUE = re.compile(rf"(?mi)({_KEY}[:=][ \t]*)(?!(?:null|None)[ \t]*,?$)\S.*$")
 # A value that continues on further lines, which cannot be distinguished from other lines.
 _LONG = re.compile(
@@ -20,8 +23,8 @@ _LONG_YAML = re.compile(rf"(?mi){_KEY}:[ \t]*[\[{{]?[ \t]*(?:#.*)?$")
 
 
 def mask_logins(text: str) -> str:
-    """``text`` without the user names and passwords in its URLs."""
-    return LOGIN.sub(f"{MASK}@", text)
+    """``text`` without the user names, passwords and tokens in its URLs."""
+    return QUERY.sub(rf"\g<1>{MASK}", LOGIN.sub(f"{MASK}@", text))
 
 
 def mask_secrets(node: Any, key: str = "") -> Any:
