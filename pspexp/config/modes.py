@@ -36,11 +36,20 @@ MODES = {
     ),
     "check": Mode("pspexp.jobs.check.check.check", is_run=False),
     "sync": Mode("pspexp.jobs.sync.sync", is_run=False, needs_folder=False, keeps_records=False),
+    "clean": Mode("pspexp.jobs.clean.clean", is_run=False, needs_folder=False, keeps_records=False),
     "compare": Mode("pspexp.jobs.compare.compare.compare", is_run=False),
 }
 
 
-COMMAND_NODES = ("sweep", "compare", "sync", "predict", "export", "check")  # of one command, and no part of a run
+COMMAND_NODES = (
+    "sweep",
+    "compare",
+    "sync",
+    "clean",
+    "predict",
+    "export",
+    "check",
+)  # of one command, and no part of a run
 
 
 def uses_checkpoint(mode: object) -> bool:

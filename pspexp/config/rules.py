@@ -160,9 +160,10 @@ def comparison_is_clear(config: Plain) -> Iterator[str]:
             yield f"compare.{key}={value}: selects runs from MLflow, but compare.runs names runs; remove one of them"
 
 
-def syncing_is_meant(config: Plain) -> Iterator[str]:
-    if config["mode"] != "sync" and (given := config["sync"]["runs"]) not in (None, []):
-        yield f"sync.runs={as_yaml(given)}: has no effect on mode={config['mode']}; add mode=sync"
+def runs_have_effect(config: Plain) -> Iterator[str]:
+    for mode in ("sync", "clean"):
+        if config["mode"] != mode and (given := config[mode]["runs"]) not in (None, []):
+            yield f"{mode}.runs={as_yaml(given)}: has no effect on mode={config['mode']}; add mode={mode}"
 
 
 def unfreezing_has_effect(config: Plain) -> Iterator[str]:
@@ -213,7 +214,7 @@ RULES: list[Callable[[Plain], Iterator[str]]] = [
     model_can_be_registered,
     states_are_saved,
     comparison_is_clear,
-    syncing_is_meant,
+    runs_have_effect,
     unfreezing_has_effect,
     stopping_metrics_exist,
     graphs_hold_gradients,

@@ -103,6 +103,17 @@ class SyncConfig:
 
 
 @dataclass
+class CleanConfig:
+    """The runs that ``mode=clean`` removes."""
+
+    __pydantic_config__ = PLAIN_NODE
+    runs: Name | list[Name]
+    status: Annotated[list[Literal["FINISHED", "FAILED", "KILLED"]], Field(min_length=1)]
+    older_than_days: Annotated[StrictFloat | StrictInt, Field(ge=0)]
+    ask: StrictBool
+
+
+@dataclass
 class PredictConfig:
     """What ``mode=predict`` reads and writes."""
 
@@ -158,6 +169,7 @@ class Config:
     sweep: SweepConfig
     compare: CompareConfig
     sync: SyncConfig
+    clean: CleanConfig
     predict: PredictConfig
     export: ExportConfig
     check: CheckConfig
@@ -265,7 +277,7 @@ def is_known(config: Plain, key: str) -> bool:
 
 def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
     """Each key that names a file or folder that does not exist, and a line about it."""
-    if config.get("mode") in ("compare", "sync"):  # they build nothing of it
+    if config.get("mode") in ("compare", "sync", "clean"):  # they build nothing of it
         return
     nodes = (config.get(group) for group in ("checkpoint", "model", "dataset"))
     checkpoint, model, dataset = (node if isinstance(node, dict) else {} for node in nodes)

@@ -2,20 +2,25 @@
 
 import atexit
 import multiprocessing
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
 
-from pspexp.errors import UserError
+from pspexp.errors import JobFailed, UserError, setting
+from pspexp.utils.files import free_space, mib
 
 _open_iterators: WeakSet[Any] = WeakSet()
+SHM = Path("/dev/shm")
+LOCKS = 2**15  # bytes of shared memory for the locks of a worker; the batches take more
 _PARENT_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # handled by the parent alone
 
 
@@ -24,6 +29,8 @@ def iterate(loader: "DataLoader[Any]") -> Iterator[Any]:
 
     A UserError raised in a worker would arrive with a traceback as its message, so data sets return it as a value.
     """
+    if SHM.is_dir() and free_space(SHM) < LOCKS * loader.num_workers:
+        raise JobFailed(_no_shared_memory())
     with _signals_blocked():  # until the workers ignore them
         items = iter(loader)
     _open_iterators.add(items)
@@ -32,8 +39,29 @@ def iterate(loader: "DataLoader[Any]") -> Iterator[Any]:
             if isinstance(item, UserError):
                 raise item
             yield item
+    except RuntimeError as error:
+        if (text := _failure(error)) is None:
+            raise
+        raise JobFailed(text) from error
     finally:
         _end_workers(items)
+
+
+def _failure(error: RuntimeError) -> str | None:
+    """One line about workers that had no shared memory, or were killed; None for any other error."""
+    key = setting("loader.num_workers")
+    if "shared memory" in str(error) or "Bus error" in str(error):  # the latter: writing to it fails
+        return _no_shared_memory()
+    if killed := re.search(r"DataLoader worker \(pid.*?\) .*", str(error)):
+        return f"{killed[0].rstrip('. ')}; if memory ran out, lower {key} or {setting('loader.cache_mib')}"
+    return None
+
+
+def _no_shared_memory() -> str:
+    return (
+        f"{SHM}: too small for the workers of the loader ({mib(free_space(SHM))} are free); set "
+        f"{setting('loader.num_workers', 0)}, or start the container with --shm-size=1g"
+    )
 
 
 def _end_workers(items: Any) -> None:

@@ -32,11 +32,10 @@ def run_sweep(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> 
         run_jobs: Function that runs the jobs through Hydra and returns an exit code.
     """
     failed, stopped = sweep.folder / FAILED_MARK, sweep.folder / STOPPED_MARK
-    with runs.run_dir_lock(sweep.folder):
+    with runs.run_dir_lock(sweep.folder), processes_end_with_this_one():  # also while the results are reported
         failed.unlink(missing_ok=True)
         stopped.unlink(missing_ok=True)
         with (
-            processes_end_with_this_one(),
             numbered_jobs(),
             jobs_logs_closed(),
             stop_recorded(stopped, at_once=is_basic(config.hydra.launcher)) as received,

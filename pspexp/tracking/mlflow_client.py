@@ -115,6 +115,28 @@ def download_file(run_id: str, file: str, tracking_uri: str | None, output_root:
             raise UserError(mask_logins(f"runs:/{run_id}: no {file} from {uri}: {one_line(error)}")) from error
 
 
+def delete_run(run_id: str, uri: str) -> None:
+    """Delete a run and its artifacts. MLflow keeps a deleted run's metrics until ``mlflow gc``.
+
+    Raises:
+        UserError: MLflow cannot be reached.
+    """
+    with reader(uri, f"runs:/{run_id}") as client:
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        try:
+            info = client.get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return
+            raise
+        repository: Any = get_artifact_repository(info.artifact_uri)
+        repository.delete_artifacts()
+        if info.lifecycle_stage == "active":
+            client.delete_run(run_id)
+
+
 def local_folder(artifact_uri: str) -> Path | None:
     """The folder of a run's artifacts; None if they are on a server."""
     root = urlsplit(artifact_uri)

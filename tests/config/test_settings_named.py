@@ -16,7 +16,19 @@ BELOW_CONFIG = ("engine", "tracking", "models", "data", "utils", "losses", "opti
 GROUPS = sorted(
     path.name for path in Path(conf_dir()).iterdir() if path.is_dir() and path.name not in ("hydra", "sweep")
 )
-NODES = ("trainer", "finetune", "loader", "checkpoint", "compare", "sync", "predict", "export", "sweep", "crop_size")
+NODES = (
+    "trainer",
+    "finetune",
+    "loader",
+    "checkpoint",
+    "compare",
+    "sync",
+    "clean",
+    "predict",
+    "export",
+    "sweep",
+    "crop_size",
+)
 FILES = r"metrics\.(?:jsonl|previous)"
 KEY = re.compile(rf"(?<![\w.])(?!{FILES})(?:{'|'.join([*GROUPS, *NODES])})(?:\.[a-z_]+|=[a-z])")
 

@@ -85,7 +85,7 @@ def test_mlflow_holds_the_run(trained: Path) -> None:
     top = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "tables", "plots", "checkpoints"} <= top
     saved = {file.path for file in client.list_artifacts(run.info.run_id, "checkpoints")}
-    assert saved == {"checkpoints/best.pt", "checkpoints/last.pt"}
+    assert saved == {"checkpoints/best.pt"}
 
 
 @pytest.mark.parametrize("source", ["file", "folder", "runs:/"])

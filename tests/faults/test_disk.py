@@ -250,3 +250,23 @@ def test_records_are_on_the_disk_before_the_checkpoint(
     saves = [index for index, name in enumerate(calls) if name in ("best.pt.part", "last.pt.part")]
     assert saves
     assert all(calls[index - 1] == "metrics.jsonl" or calls[index - 2] == "metrics.jsonl" for index in saves[1:])
+
+
+@needs_mount
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["4k", "40k"])
+def test_small_shared_memory_is_one_line(tmp_path: Path, size: str) -> None:
+    command = " ".join([sys.executable, "-m", "pspexp", *(f"'{one}'" for one in TINY), "loader.num_workers=2"])
+    found = subprocess.run(
+        ["unshare", "-m", "bash", "-c", f"mount -t tmpfs -o size={size} tmpfs /dev/shm && {command} hydra.run.dir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 1, found.stderr
+    assert "Traceback" not in found.stderr
+    line = found.stderr.splitlines()[-1]
+    assert line.startswith("/dev/shm: too small for the workers of the loader (")
+    assert line.endswith("set loader.num_workers=0, or start the container with --shm-size=1g")
