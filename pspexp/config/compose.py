@@ -17,7 +17,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -115,10 +115,6 @@ def compose_checked(
             config, used = composed(parsed, problems, loader, sweep, name)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(*problems, missing_engine(error) or one_line(error)) from error
-        except Exception as error:
-            if "yaml" not in type(error).__module__:  # PyYAML's own, from a file that is not YAML
-                raise
-            raise UserError(*problems, f"YAML: {one_line(error)}") from error
     if wrong_package := misplaced(config):
         raise UserError(*problems, wrong_package)
     # The job's own are found when its part is resolved.
@@ -197,9 +193,28 @@ def compose_valid(
     if not any(option_problems(one, loader) if one in groups else needs_check(one) for one in overrides):
         valid = [*before, *map(first_value, overrides)]
         with suppress(HydraException, OmegaConfBaseException):  # it stops at the first problem; below, all are found
-            return hydra_compose(name, valid, return_hydra_config=True), valid
+            return by_hydra(name, valid), valid
     valid = [*before, *valid_overrides(overrides, groups, before, problems, loader, name)]
-    return hydra_compose(name, valid, return_hydra_config=True), valid
+    return by_hydra(name, valid), valid
+
+
+def by_hydra(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Hydra's composition.
+
+    Raises:
+        HydraException, OmegaConfBaseException: An override cannot be applied, or a YAML file cannot be read.
+    """
+    try:
+        return hydra_compose(name, [*overrides], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:  # of many classes, for a file that is not YAML or not what Hydra expects in one
+        if "yaml" in type(error).__module__:
+            raise ConfigCompositionException(f"YAML: {one_line(error)}") from error
+        reason = one_line(error) or type(error).__name__
+        raise ConfigCompositionException(
+            f"Hydra cannot compose this ({reason}); check the YAML files that were chosen, and the overrides"
+        ) from error
 
 
 def needs_check(override: Override) -> bool:
@@ -236,7 +251,7 @@ def valid_overrides(
             valid.append(text)
         else:
             absent.append(one.key_or_group)
-    base = hydra_compose(name, [*before, *valid], return_hydra_config=True)
+    base = by_hydra(name, [*before, *valid])
     # The keys of a missing option cannot be checked; an experiment or sweep may bring any.
     unknown = tuple(f"{group.replace('/', '.')}." for group in absent)
     for one in [] if {*absent} & {*OPTIONAL_GROUPS, *ADDED_GROUPS} else overrides:

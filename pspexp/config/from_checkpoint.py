@@ -141,12 +141,11 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
         take_classes(config, content, explicit_keys(overrides, {}))  # the command line describes the model
         return
     explicit = explicit_keys(overrides, content["config"].get("choices", {}))
-    for key in FROM_CHECKPOINT:
-        if key in content["config"] and is_used(key, config.mode):
-            refuse_untrusted(
-                content["config"][key], f"checkpoint.path={given}", own=runs.run_folder(Path(config.checkpoint.path))
-                is not None and not given.startswith(("runs:/", "models:/")), explicit=explicit, today=config, key=key,
-            )  # fmt: skip
+    if is_exported(config.checkpoint.path):
+        content["config"]["model"] = exported_node(config.checkpoint.path, content)
+    used = {key: content["config"].get(key) for key in FROM_CHECKPOINT if is_used(key, config.mode)}
+    own = runs.is_own(given, config.output_root, uri)
+    refuse_untrusted(used, f"checkpoint.path={given}", own=own, explicit=explicit, today=config)
     saved = OmegaConf.create(content["config"])
     take_keys(config, saved, explicit)
     model = OmegaConf.select(config, "model")
@@ -219,6 +218,12 @@ def take_classes(config: DictConfig, content: Plain, explicit: Collection[str]) 
     config.dataset.num_classes = number
 
 
+def exported_node(file: str, content: Plain) -> Plain:
+    """The node of an exported file's network."""
+    target = "pspexp.models.exported.ExportedNetwork"
+    return {"_target_": target, "file": file, "num_classes": len(content["class_names"])}
+
+
 def use_exported(config: DictConfig, content: Plain, explicit: Collection[str]) -> None:
     """Put the exported file of ``checkpoint.path`` in the place of the network it was made from.
 
@@ -230,11 +235,7 @@ def use_exported(config: DictConfig, content: Plain, explicit: Collection[str]) 
         raise UserError(
             *(f"{key}: cannot be changed, since checkpoint.path={file} is an exported file" for key in changed)
         )
-    config.model = {
-        "_target_": "pspexp.models.exported.ExportedNetwork",
-        "file": file,
-        "num_classes": len(content["class_names"]),
-    }
+    config.model = exported_node(file, content)
     if content["input"] == "image":
         if changed := sorted(key for key in explicit if key.partition(".")[0] == "inference"):
             raise UserError(

@@ -59,7 +59,7 @@ def take_from_run(config: DictConfig, overrides: Sequence[str]) -> None:
     if saved["mode"] != ("test" if config.mode == "test" else "train"):
         problems.append(f"mode={config.mode}: rerun={run} is a run of mode={saved['mode']}; set mode={saved['mode']}")
     explicit = explicit_keys(overrides, saved["choices"])
-    refuse_untrusted_run(saved, f"rerun={run}", explicit, config, NOT_REPEATED)
+    refuse_untrusted_run(saved, "rerun", run, {*explicit, *NOT_REPEATED}, config)
     if "experiment" in explicit:
         problems.append(f"experiment={config.choices.experiment}: rerun={run} also sets everything; remove one of them")
     if problems:
@@ -85,7 +85,7 @@ def take_from_resumed(config: DictConfig, overrides: Sequence[str]) -> None:
         return
     saved = read_resumed(run, config.output_root, config.tracking.get("tracking_uri"))
     explicit, then = explicit_keys(overrides, saved["choices"]), saved["choices"].get("experiment")
-    refuse_untrusted_run(saved, f"checkpoint.resume={run}", explicit, config, NOT_RESUMED)
+    refuse_untrusted_run(saved, "checkpoint.resume", run, {*explicit, *NOT_RESUMED}, config)
     if "experiment" in explicit:
         which = f"of experiment={then}" if then else "without an experiment"
         raise UserError(
@@ -108,15 +108,20 @@ def take_all(config: DictConfig, saved: Plain, explicit: set[str], left_out: Seq
     config.choices = {**today["choices"], **then, **chosen}
 
 
-def refuse_untrusted_run(
-    saved: Plain, source: str, explicit: set[str], config: DictConfig, left_out: Sequence[str]
-) -> None:
-    """Refuse targets that a run's configuration may not name, see `pspexp.config.trust`."""
+def refuse_untrusted_run(saved: Plain, key: str, run: str, not_used: set[str], config: DictConfig) -> None:
+    """Refuse targets that a run's configuration may not name, see `pspexp.config.trust`.
+
+    Args:
+        saved: The run's configuration.
+        key: The setting that names the run.
+        run: Its value.
+        not_used: Keys that are not taken from the run.
+        config: The configuration that the user has composed.
+    """
     from pspexp.tracking import runs
 
-    place = source.partition("=")[2]
-    own = not place.startswith(MLFLOW_RUN) and (Path(place).is_dir() or runs.run_folder(Path(place)) is not None)
-    refuse_untrusted(saved, source, own=own, explicit={*explicit, *left_out}, today=config)
+    own = runs.is_own(run, config.output_root, config.tracking.get("tracking_uri"))
+    refuse_untrusted(saved, f"{key}={run}", own=own, explicit=not_used, today=config)
 
 
 def is_given(key: str, explicit: Collection[str]) -> bool:

@@ -41,15 +41,8 @@ MODES = {
 }
 
 
-COMMAND_NODES = (
-    "sweep",
-    "compare",
-    "sync",
-    "clean",
-    "predict",
-    "export",
-    "check",
-)  # of one command, and no part of a run
+# The nodes of one command each, which are no part of a run.
+COMMAND_NODES = ("sweep", "compare", "sync", "clean", "predict", "export", "check")
 
 
 def uses_checkpoint(mode: object) -> bool:

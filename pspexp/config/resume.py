@@ -249,12 +249,13 @@ def find_state(resume: str, output_root: str, tracking_uri: str | None) -> Path:
 
 
 def state_folder(resume: str, output_root: str, tracking_uri: str | None) -> Path | None:
-    """The run folder of `find_state`; None if the file is elsewhere, such as an artifact of MLflow."""
+    """The run folder of `find_state`; None for another file, such as an earlier state or an artifact of MLflow."""
     from pspexp.tracking import runs  # as above
 
     if resume.startswith(MLFLOW_RUN):
         return folder_of_mlflow_run(resume, output_root)
-    return runs.run_folder(find_state(resume, output_root, tracking_uri))
+    file = find_state(resume, output_root, tracking_uri)
+    return runs.run_folder(file) if file.name == "last.pt" else None
 
 
 def folder_of_mlflow_run(resume: str, output_root: str) -> Path | None:

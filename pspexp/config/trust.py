@@ -1,10 +1,11 @@
 """Which targets a configuration from a file may name.
 
-What a user types, and what an option file of theirs says, is free. A checkpoint, an exported file or a run in MLflow
-may come from anybody, and naming ``os.system`` must not run it. Such files may name what this package and the libraries
-around it build, and what ``PSPEXP_ALLOW_TARGETS`` allows (patterns, comma-separated). A run folder is one's own: it may
-also name classes and functions that are not part of an installed package, such as those in the working folder. No file
-may name Python's own modules.
+What a user types, and what an option file of theirs says, is free. A checkpoint, an exported file or a run on a
+tracking server may come from anybody, and naming ``os.system`` must not run it. Such files may name what this package's
+options name, classes of this package and of the libraries around it, and what ``PSPEXP_ALLOW_TARGETS`` allows
+(patterns, comma-separated). A run folder is one's own: it may also name classes of any package, and what is not part of
+an installed package, such as functions in the working folder. No file may name Python's own modules. What counts is
+where a class or function is defined, not the module through which it is reached.
 """
 
 import os
@@ -27,16 +28,21 @@ from pspexp.config.targets import TargetError, find_target
 from pspexp.errors import UserError
 
 VARIABLE = "PSPEXP_ALLOW_TARGETS"
-# What is built by options and documented adapters; of pspexp, its classes and what its options name.
-ALLOWED = (
+# Packages whose classes may be named, and functions that build networks.
+CLASSES = (
     "albumentations.*", "segmentation_models_pytorch.*", "timm.*", "torch.nn.*", "torch.optim.*",
-    "torchvision.models.*",    "torchvision.ops.*", "torchvision.transforms.*",
+    "torchvision.models.*", "torchvision.ops.*", "torchvision.transforms.*",
+    *(f"pspexp.{room}.*" for room in ("data", "inference", "losses", "metrics", "models", "optim", "engine.hooks")),
 )  # fmt: skip
+PACKAGES = {name.partition(".")[0] for name in CLASSES}
+FUNCTIONS = ("timm.models._factory.create_model", "segmentation_models_pytorch.create_model", "torchvision.models.*")
 # They run code that is named or contained in their arguments.
 NEVER = {*sys.stdlib_module_names, "hydra", "omegaconf", "pip", "pkg_resources", "setuptools", "cloudpickle", "joblib"}
-# Keys whose values are names to import.
-IMPORTED = ("device.plugin", "device.autocast", "device.grad_scaler", "device.sync_batch_norm")
+# Arguments of a device whose values are names to import.
+IMPORTED = ("plugin", "autocast", "grad_scaler", "sync_batch_norm")
 PLUGINS = ("torch_npu", "torch_sdaa")
+# Taken from a checkpoint even if another option is chosen.
+ALWAYS_TAKEN = [("dataset", name) for name in ("mean", "std", "class_names", "label_values", "palette")]
 
 _allowed_here: ContextVar[tuple[str, ...]] = ContextVar("allowed_here", default=())
 
@@ -58,7 +64,6 @@ def refuse_untrusted(
     own: bool,
     explicit: Collection[str] = (),
     today: DictConfig | None = None,
-    key: str = "",
 ) -> None:
     """Check a configuration from a file, nested nodes included.
 
@@ -68,23 +73,24 @@ def refuse_untrusted(
         own: Whether it lies in a run folder.
         explicit: Keys whose saved values are not used.
         today: The configuration that the user has composed; a target that stands in it at the same key is theirs.
-        key: Where ``saved`` stands in the configuration.
 
     Raises:
         UserError: It names what it may not name; lists all of that.
     """
+    given = {tuple(key.split(".")) for key in explicit}
     problems = []
-    for place, value in _strings(saved, key):
-        parts = place.split(".")
-        if any(".".join(parts[:end]) in explicit for end in range(1, len(parts) + 1)):
+    for parts, value in _strings(saved):
+        always = any(parts[:2] == key and key not in given for key in ALWAYS_TAKEN)
+        if not always and any(parts[:end] in given for end in range(1, len(parts) + 1)):
             continue
-        if today is not None and OmegaConf.select(today, place, default=None) == value:
+        place = ".".join(parts)
+        if today is not None and _select(today, parts) == value:
             continue
         if "${" in value:
             problems.append(f"{source}: {place}={value}: an interpolation, which no record of a run contains")
         elif parts[-1] == "_target_" and (reason := refusal(value, own=own)):
             problems.append(f"{source}: {place}={value}: {reason}")
-        elif place in IMPORTED and not own and not _is_device_part(value):
+        elif parts[-1] in IMPORTED and not _is_device_part(value, own=own):
             problems.append(f"{source}: {place}={value}: is not imported from a file; give it on the command line")
     if problems:
         raise UserError(*problems)
@@ -95,13 +101,12 @@ def refusal(path: str, *, own: bool) -> str | None:
     top = path.partition(".")[0]
     if top in NEVER:
         return "Python's own and Hydra's functions are never run because a file names them"
-    allowed = (*_allowed_here.get(), *(one.strip() for one in os.environ.get(VARIABLE, "").split(",")))
-    listed = any(fnmatchcase(path, pattern) for pattern in (*ALLOWED, *allowed)) or top == "pspexp"
-    if not (listed or (own and is_users_module(top))):
-        return (
-            f"is not run because a file names it; if you trust the file, set {VARIABLE}={top}.* "
-            f"(or pspexp.load(…, allow_targets=['{top}.*']))"
-        )
+    refused = (
+        f"is not run because a file names it; if you trust the file, set {VARIABLE}={top}.* "
+        f"(or pspexp.load(…, allow_targets=['{top}.*']))"
+    )
+    if not own and top not in PACKAGES and not _matches(path, allowed()):  # it is not even imported
+        return refused
     try:
         found = find_target(path)
     except TargetError:
@@ -109,14 +114,29 @@ def refusal(path: str, *, own: bool) -> str | None:
     while isinstance(found, partial):
         found = found.func
     module = str(getattr(found, "__module__", None) or type(found).__module__)
+    name = f"{module}.{getattr(found, '__qualname__', '?')}"
     if module.partition(".")[0] in NEVER:  # reached through a module that imports it
-        return f"is {module}.{getattr(found, '__name__', '?')}, which is never run because a file names it"
-    name = f"{module}.{getattr(found, '__qualname__', '')}"
-    if module.partition(".")[0] == "pspexp" and not isinstance(found, type) and not {path, name} & named_by_options():
-        return "is no class, and no option names it; name it on the command line"
-    if module.partition(".")[0] == "torch" and not isinstance(found, type):
-        return "is no class; name it on the command line"
-    return None
+        return f"is {name}, which is never run because a file names it"
+    is_class, package = isinstance(found, type), module.partition(".")[0]
+    if (
+        name in named_by_options()
+        or path in named_by_options()
+        or _matches(name, allowed())
+        or _matches(name, CLASSES if is_class else FUNCTIONS)
+        or (own and package not in ("pspexp", "torch") and (is_class or is_users_module(package)))
+    ):
+        return None
+    return refused
+
+
+def allowed() -> tuple[str, ...]:
+    """The patterns that the user has allowed."""
+    listed = (one.strip() for one in os.environ.get(VARIABLE, "").split(","))
+    return (*_allowed_here.get(), *filter(None, listed))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @cache
@@ -143,18 +163,30 @@ def named_by_options() -> frozenset[str]:
     return frozenset(found)
 
 
-def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Each string in nested plain values, with its dotted key."""
+def _strings(node: Any, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each string in nested plain values, with the keys that lead to it."""
     if isinstance(node, dict):
         for name, value in node.items():
-            yield from _strings(value, f"{key}.{name}".lstrip("."))
-    elif isinstance(node, list):
+            yield from _strings(value, (*parts, str(name)))
+    elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
-            yield from _strings(value, f"{key}.{index}")
+            yield from _strings(value, (*parts, str(index)))
     elif isinstance(node, str):
-        yield key, node
+        yield parts, node
 
 
-def _is_device_part(name: str) -> bool:
-    """Whether a name is that of a known plugin, or of torch's own part for a device."""
-    return name in PLUGINS or bool(re.fullmatch(r"torch\.\w+\.(amp\.)?(autocast|GradScaler|SyncBatchNorm)", name))
+def _select(config: DictConfig, parts: tuple[str, ...]) -> Any:
+    """The value that the user has composed at a key; None if there is none."""
+    node: Any = config
+    for part in parts:
+        if not isinstance(node, DictConfig) or part not in node or OmegaConf.is_missing(node, part):
+            return None
+        node = node._get_node(part)
+    return node._value() if node is not None and not OmegaConf.is_config(node) else None
+
+
+def _is_device_part(name: str, *, own: bool) -> bool:
+    """Whether a name is that of a known plugin, or of torch's own part for a device; of one's own run, any plugin."""
+    torchs = re.fullmatch(r"torch\.\w+\.(amp\.)?(autocast|GradScaler|SyncBatchNorm)", name)
+    top = name.partition(".")[0]
+    return name in PLUGINS or bool(torchs) or (own and top not in NEVER and is_users_module(top))

@@ -29,7 +29,7 @@ def iterate(loader: "DataLoader[Any]") -> Iterator[Any]:
 
     A UserError raised in a worker would arrive with a traceback as its message, so data sets return it as a value.
     """
-    if SHM.is_dir() and free_space(SHM) < LOCKS * loader.num_workers:
+    if loader.num_workers and SHM.is_dir() and (free_space(SHM) or LOCKS) < LOCKS:
         raise JobFailed(_no_shared_memory())
     with _signals_blocked():  # until the workers ignore them
         items = iter(loader)
@@ -59,7 +59,7 @@ def _failure(error: RuntimeError) -> str | None:
 
 def _no_shared_memory() -> str:
     return (
-        f"{SHM}: too small for the workers of the loader ({mib(free_space(SHM))} are free); set "
+        f"{SHM}: too small for the workers of the loader ({mib(free_space(SHM) or 0)} are free); set "
         f"{setting('loader.num_workers', 0)}, or start the container with --shm-size=1g"
     )
 

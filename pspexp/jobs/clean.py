@@ -15,8 +15,10 @@ from rich.table import Table
 
 from pspexp.errors import UserError, setting
 from pspexp.tracking import runs
+from pspexp.tracking.manifest import read_manifest, run_ids
 from pspexp.tracking.mlflow_client import delete_run, resolve_uri
 from pspexp.tracking.run_folder import read_summary
+from pspexp.tracking.secrets import is_masked
 from pspexp.utils.files import mib
 from pspexp.utils.tables import PIPED_WIDTH
 from pspexp.utils.text import count
@@ -80,19 +82,20 @@ def old_runs(config: DictConfig) -> Iterator[OldRun]:
     for folder in run_folders(config):
         status = str(read_summary(folder).get("status"))
         status = "KILLED" if status == "RUNNING" else status
-        changed_s = max(file.stat().st_mtime for file in (folder / "summary.json", folder / "config.yaml"))
-        age_days = (time.time() - changed_s) / DAY_S
+        files = [file.stat() for file in folder.rglob("*") if file.is_file()]
+        age_days = (time.time() - max(file.st_mtime for file in files)) / DAY_S
         if status not in config.clean.status or age_days < config.clean.older_than_days or runs.is_locked(folder):
             continue
         # A hard link's space is freed with its last name, such as that in MLflow's artifacts, which goes, too.
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        yield OldRun(folder, status, age_days, size, read_summary(folder).get("mlflow_run_id"))
+        yield OldRun(folder, status, age_days, sum(file.st_size for file in files), run_ids(folder).get("mlflow"))
 
 
 def run_folders(config: DictConfig) -> list[Path]:
     """The run folders in ``clean.runs``, jobs of sweeps included."""
     given: Any = config.clean.runs
-    paths = [Path(str(path)) for path in (given if OmegaConf.is_list(given) else [given])] or [Path(config.output_root)]
+    paths = [Path(str(path)).expanduser() for path in (given if OmegaConf.is_list(given) else [given])] or [
+        Path(config.output_root)
+    ]
     if missing := [path for path in paths if not path.is_dir()]:
         raise UserError(*(f"{setting('clean.runs', path)}: no such folder ({path.absolute()})" for path in missing))
     found = {file.parent for path in paths for file in path.rglob("summary.json")}
@@ -121,12 +124,19 @@ def confirmed(question: str) -> bool:
     return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
+def recorded_uri(folder: Path) -> str | None:
+    """The URI by which a run was configured to be recorded; None for the default, or if it contained a password."""
+    manifest = read_manifest(folder)
+    uri = manifest.tracking.get("tracking_uri") if manifest else None
+    return None if uri is None or is_masked(uri) else str(uri)
+
+
 def remove(run: OldRun, uri: str) -> None:
     """Remove a run: first from MLflow, since only the folder knows its id there."""
     try:
-        with runs.run_dir_lock(run.folder):
+        with runs.run_dir_lock(run.folder), runs.run_dir_lock(run.folder, runs.WRITER_LOCK):
             if run.mlflow_id is not None:
-                delete_run(run.mlflow_id, uri)
+                delete_run(run.mlflow_id, recorded_uri(run.folder) or uri)
             shutil.rmtree(run.folder)
     except (UserError, OSError) as error:
         log.warning("%s is kept: %s", run.folder, error)

@@ -23,10 +23,10 @@ def require_disk_space(components: TrainingComponents, folder: Path, world: Worl
     """
     problems = []
     if world.is_main_process:
-        checkpoints = folder / "checkpoints"
-        there = sum(file.stat().st_size for file in checkpoints.glob("*.pt")) if checkpoints.is_dir() else 0
+        files = [folder / "checkpoints" / name for name in ("best.pt", "last.pt")]
+        there = sum(file.stat().st_size for file in files if file.is_file())
         needed, free = checkpoint_bytes(components, averages=averages) - there, free_space(folder)
-        if needed > free:
+        if free is not None and needed > free:
             problems = [f"{folder}: the checkpoints need about {mib(needed)}, but {mib(free)} are free; {FIX}"]
     world.raise_collectively(problems)
 

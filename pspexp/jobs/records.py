@@ -1,6 +1,7 @@
 """The records of a job: begun, resumed and closed, however the job ends."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pspexp.config.build import build
 from pspexp.config.from_run import config_changes
+from pspexp.config.modes import COMMAND_NODES
 from pspexp.data.dataset import Split
 from pspexp.engine.components import Components
 from pspexp.errors import Interrupted, UserError, setting
@@ -23,6 +25,8 @@ from pspexp.tracking.secrets import mask_logins, mask_overrides, mask_secrets
 from pspexp.tracking.tracker import SilentTracker, Tracker
 from pspexp.utils.text import one_line
 from pspexp.utils.trees import flatten
+
+GRACE_S = 5.0  # after a failure, the launcher kills the other processes of a job ten seconds later
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +72,12 @@ def start_tracker(job: Request, components: Components, splits: dict[str, Split]
         UserError: The folder holds checkpoints of another run.
     """
     world = components.world
-    if not resume and world.broadcast_from_main(training_state_file(job.folder).is_file):
+    last = training_state_file(job.folder)
+    best = last.with_name("best.pt")
+    if not resume and world.broadcast_from_main(lambda: last.is_file() or (best.is_file() and not job.is_restart)):
+        how = f"resume it with {setting('checkpoint.resume', 'auto')}, or choose" if last.is_file() else "choose"
         raise UserError(
-            f"{setting('hydra.run.dir', job.folder)}: holds a run that would be overwritten; "
-            f"resume it with {setting('checkpoint.resume', 'auto')}, or choose another folder",
+            f"{setting('hydra.run.dir', job.folder)}: holds a run that would be overwritten; {how} another folder",
             shared=True,
         )
     if not world.is_main_process:
@@ -86,7 +92,9 @@ def start_tracker(job: Request, components: Components, splits: dict[str, Split]
         weights={} if resume or job.config.mode == "test" else provenance.weights_hashes(job.config.model, backbone),
     )
     log_differences(job, record)
-    tracker = open_tracker(job, components.device.type, resume=resume or job.is_restart, record=record)
+    tracker = open_tracker(
+        job, components.device.type, resume=resume or job.is_restart, record=record, num_processes=world.size
+    )
     if job.is_restart and not resume:  # the earlier attempt has not saved anything
         tracker.rewind(0, keep_evaluation=False)
     return tracker
@@ -115,7 +123,7 @@ def build_loggers(tracking: DictConfig, folder: Path) -> dict[str, Logger]:
 
 
 def wait_s(tracking: DictConfig | None) -> float:
-    """How long the end of a run waits for a logger that is out of reach."""
+    """How long the end of a run waits for a logger that is unavailable."""
     return float(tracking.get("wait_s", 0.0)) if tracking else 0.0
 
 
@@ -144,7 +152,14 @@ def log_differences(job: Request, record: dict[str, Any]) -> None:
         log.info("rerun of %s: code, versions, machine and data are unchanged", config.rerun)
 
 
-def open_tracker(job: Request, device_type: str, *, resume: bool, record: dict[str, Any] | None = None) -> Tracker:
+def open_tracker(
+    job: Request,
+    device_type: str,
+    *,
+    resume: bool,
+    record: dict[str, Any] | None = None,
+    num_processes: int = 1,
+) -> Tracker:
     """Begin the records of a job, or continue those in its folder.
 
     Args:
@@ -152,10 +167,12 @@ def open_tracker(job: Request, device_type: str, *, resume: bool, record: dict[s
         device_type: For the tags.
         resume: Continue the records in the run folder.
         record: The provenance of what is run; None if nothing is run.
+        num_processes: Number of processes of the job.
     """
     config, shown = job.config, public(job.config)
     loggers = build_loggers(config.tracking, job.folder) if "tracking" in config else {}
-    tracker = Tracker(LocalTracker(job.folder), loggers, wait_s=wait_s(config.get("tracking")))
+    failure_s = math.inf if num_processes == 1 else GRACE_S
+    tracker = Tracker(LocalTracker(job.folder), loggers, wait_s=wait_s(config.get("tracking")), failure_s=failure_s)
     tracker.start(
         name=config.run_name or job.folder.name,
         # As a parameter, the name would differ in every comparison.
@@ -228,8 +245,4 @@ def recorded(tracker: Tracker, results: Callable[[], dict[str, Any]]) -> Iterato
 def public(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values without secrets, for files, checkpoints and MLflow."""
     shown: dict[str, Any] = mask_secrets(OmegaConf.to_container(config, resolve=True))
-    return {
-        key: value
-        for key, value in shown.items()
-        if key not in ("check", "compare", "export", "predict", "sweep", "sync")
-    }  # no part of a run
+    return {key: value for key, value in shown.items() if key not in COMMAND_NODES}

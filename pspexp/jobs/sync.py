@@ -1,13 +1,15 @@
-"""``mode=sync``: send what loggers have not received, since their place was out of reach or the run was killed."""
+"""``mode=sync``: send what loggers have not received, since their place was unavailable or the run was killed."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from pspexp.config.trust import refuse_untrusted
 from pspexp.errors import JobFailed, UserError, as_yaml, setting
 from pspexp.jobs.records import build_loggers
 from pspexp.tracking import runs
@@ -34,16 +36,18 @@ def sync(config: DictConfig, folder: Path) -> None:
     """
     failed: list[str] = []
     places = list(named_folders(config))
+    skipped = 0
     for place, named in places:
         try:
-            with runs.run_dir_lock(place):
+            with runs.run_dir_lock(place), runs.run_dir_lock(place, runs.WRITER_LOCK):
                 failed += sync_folder(place, config, named=named)
         except UserError as error:
+            skipped += 1
             log.warning("skipped: %s", error)
     if failed:
         head = "not everything could be sent; repeat the command when the cause is fixed:"
         raise JobFailed("\n".join([head, *failed]))
-    log.info("%s: all records have been received", count(len(places), "run"))
+    log.info("%s: all records have been received", count(len(places) - skipped, "run"))
 
 
 def named_folders(config: DictConfig) -> Iterator[tuple[Path, bool]]:
@@ -72,6 +76,7 @@ def sync_folder(folder: Path, config: DictConfig, *, named: bool) -> list[str]:
     node, problems = tracking_node(manifest, config, named=named)
     if problems:
         return [f"{folder}: {problem}" for problem in problems]
+    refuse_untrusted({"tracking": node}, str(folder), own=True, today=config)
     loggers = build_loggers(OmegaConf.create(node), folder)
     expected = {*(["mlflow"] if "tracking_uri" in node else []), *node.get("loggers", {})}
     failed = [f"{folder}: logger {name} cannot be built (see above)" for name in sorted(expected - {*loggers})]
@@ -104,11 +109,13 @@ def send(folder: Path, name: str, logger: Logger, manifest: Manifest, *, moved: 
     try:
         delivery.deliver(manifest)
     except Unreachable as error:
+        with suppress(Exception):  # records may arrive where files cannot
+            delivery.close(manifest)
         return [f"{folder}: {delivery}: {error}"]
     files = len(delivery.received.files) - files
     log.info("%s: %s and %s sent to %s", folder, count(delivery.sent_records, "record"), count(files, "file"), delivery)
     if delivery.rejected:
-        return [f"{folder}: {delivery} has refused {first_names(sorted(delivery.rejected))}"]
+        return [f"{folder}: {delivery} rejected: {first_names(sorted(delivery.rejected))}"]
     return []
 
 

@@ -145,7 +145,7 @@ def saved_state(job: Request, world: World) -> dict[str, Any] | None:
     where = config.output_root, config.tracking.get("tracking_uri")
     path = own if resume == "auto" else find_state(resume, *where)
     saved = checkpoint.read(path, training=True)
-    if own.is_file() and path.resolve().parent != own.resolve().parent:
+    if own.is_file() and path.resolve() != own.resolve():
         raise UserError(f"hydra.run.dir={folder}: is not the run of checkpoint.resume={resume}; omit hydra.run.dir")
     if conflicts := resume_conflicts(saved, public(config), world.size):
         raise UserError(*conflicts)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pspexp.config.overrides import short_names
+from pspexp.config.trust import refuse_untrusted
 from pspexp.errors import UserError
 from pspexp.jobs.records import Request, build_loggers, close_abandoned, wait_s
 from pspexp.metrics import percent
@@ -93,7 +94,12 @@ def close_killed(folder: Path) -> None:
     if (folder / "config.yaml").is_file():
         overrides = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
         config: Any = OmegaConf.load(folder / "config.yaml")
-        close_abandoned(Request(config, folder, overrides), "KILLED")
+        try:
+            refuse_untrusted(OmegaConf.to_container(config), str(folder), own=True)
+        except UserError as error:
+            log.warning("%s", error)
+        else:
+            close_abandoned(Request(config, folder, overrides), "KILLED")
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:

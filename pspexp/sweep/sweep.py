@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp.config.compose import without_hydra
+from pspexp.config.modes import COMMAND_NODES
 from pspexp.config.overrides import read, sweeper_overrides, value_text
 from pspexp.config.resume import MACHINE_KEYS
 from pspexp.errors import UserError, as_yaml
@@ -28,7 +29,7 @@ Plain = dict[str, Any]
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 SWEEP_FILE, JOB_FILE = "sweep.json", "job.json"
 # What may change when a sweep is resumed: how and where jobs run, not what they compute.
-FREE_NODES = ("launcher", "sweep", "tracking", "compare", "sync", "choices.launcher", "choices.tracking")
+FREE_NODES = ("launcher", *COMMAND_NODES, "tracking", "choices.launcher", "choices.tracking")
 FREE_KEYS = (
     "output_root",
     "run_name",

@@ -1,6 +1,7 @@
 """Brings the records of a folder to one logger: in order, each once, and later if the logger cannot be reached now."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 from pspexp.errors import UserError
 from pspexp.tracking.local import set_ids
 from pspexp.tracking.logger import Logger, Record
-from pspexp.tracking.manifest import Manifest, read_delivered
+from pspexp.tracking.manifest import Delivered, Manifest, read_delivered
 from pspexp.tracking.run_folder import parse_record
 from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.text import one_line
@@ -38,16 +39,23 @@ class Delivery:
     def __init__(self, name: str, logger: Logger, folder: Path) -> None:
         self.name, self.logger, self.folder = name, logger, folder
         self.received = read_delivered(folder, name)
+        self.received.place = self.received.place or self.place()
         self.is_open = False
         self.sent_records = 0
         self.rejected: dict[str, int] = {}
+        self.last_progress, self.sends_file = time.monotonic(), False
         self._position = 0  # in metrics.jsonl, after the received records; unknown at first
         self._skip = self.received.records
         self._saved = ""
 
     def __str__(self) -> str:
-        text = str(self.logger) if type(self.logger).__str__ is not object.__str__ else ""
-        return f"logger {self.name}" + (f" ({text})" if text else "")
+        place = self.place()
+        return f"logger {self.name}" + (f" ({place})" if place else "")
+
+    def place(self) -> str:
+        """Where the logger records, if it says so; not what a class shows of its arguments, which may be secret."""
+        described = "__str__" in {name for kind in type(self.logger).__mro__[:-1] for name in vars(kind)}
+        return mask_logins(str(self.logger)) if described else ""
 
     def deliver(self, manifest: Manifest, *, records: bool = True) -> None:
         """Send what the logger has not received.
@@ -65,9 +73,7 @@ class Delivery:
                 self._send_records()
             self._send_note(manifest)
             self._send_files(manifest.files)
-            if manifest.status is not None and self.received.status != manifest.status:
-                self._call("close", lambda: self.logger.close(manifest.status))  # type: ignore[arg-type]
-                self.received.status = manifest.status
+            self.close(manifest)
             self._send_files(manifest.late_files)
         except OSError as error:
             raise Unreachable(reason(error)) from error
@@ -85,13 +91,20 @@ class Delivery:
             )
         except Exception as error:  # nothing can be sent, so there is nothing to skip
             raise Unreachable(reason(error)) from error
+        self.last_progress = time.monotonic()
         if received.run_id not in (None, str(run_id)):  # the logger no longer has that run
-            received.records, received.files, received.note, self._skip, self._position = 0, {}, None, 0, 0
-        received.run_id, received.place, received.status = str(run_id), mask_logins(str(self.logger)), None
+            self.received = received = Delivered()
+            self._skip = self._position = 0
+        received.run_id, received.place, received.status = str(run_id), self.place(), None
         self.is_open = True
         self._save()
-        if manifest.status is not None:  # else the run itself will write it
-            set_ids(self.folder, {self.name: str(run_id)})
+        set_ids(self.folder, {self.name: str(run_id)})
+
+    def close(self, manifest: Manifest) -> None:
+        """Let the logger know how the run ended, if it has."""
+        if self.is_open and manifest.status is not None and self.received.status != manifest.status:
+            self._call("the end of the run", lambda: self.logger.close(manifest.status))  # type: ignore[arg-type]
+            self.received.status = manifest.status
 
     def rewind(self, kept: int, last_step: int) -> None:
         """Note that only the first ``kept`` records, up to ``last_step``, remain: a resumed run repeats the others.
@@ -100,7 +113,8 @@ class Delivery:
         """
         received = self.received
         if received.records > kept:
-            received.repeated.append([last_step + 1, received.last_step])
+            if received.last_step > last_step:  # else only a validation is repeated
+                received.repeated.append([last_step + 1, received.last_step])
             received.records = self._skip = kept
             self._save()
 
@@ -116,9 +130,10 @@ class Delivery:
     def _send_records(self) -> None:
         records = self._new_records()
         several = getattr(self.logger, "records", None)
+        several = several if callable(several) else None
         while chunk := list(islice(records, CHUNK if several else 1)):
             found = [record for record, _ in chunk]
-            self._call("metrics", partial(several, found) if several else partial(self._metrics, *found))
+            self._call("a record", partial(several, found) if several else partial(self._metrics, *found))
             self.received.records += len(chunk)
             self.received.last_step = chunk[-1][0].step
             self.sent_records += len(chunk)
@@ -136,8 +151,10 @@ class Delivery:
         with file.open("rb") as lines:
             position = lines.seek(self._position)
             for line in lines:
+                if not line.endswith(b"\n"):  # more may be written to it
+                    return
                 position += len(line)
-                content = parse_record(line.decode(errors="replace")) if line.endswith(b"\n") else None
+                content = parse_record(line.decode(errors="replace"))
                 if content is None or not {"step", "time"} <= content.keys():
                     continue
                 record = Record(
@@ -153,7 +170,7 @@ class Delivery:
     def _send_note(self, manifest: Manifest) -> None:
         text = self._note(manifest)
         if text is not None and text != self.received.note:
-            self._call("description", lambda: self.logger.note(text))
+            self._call("the description", lambda: self.logger.note(text))
             self.received.note = text
 
     def _note(self, manifest: Manifest) -> str | None:
@@ -164,14 +181,14 @@ class Delivery:
         return "\n\n".join(lines) if lines else None
 
     def _send_files(self, patterns: Sequence[str]) -> None:
-        if new := self._new_files(patterns):
-            self._call("files", lambda: self.logger.files(self.folder, list(new)))
-            self.received.files |= new
+        for path, version in self._new_files(patterns).items():
+            self._call("a file", partial(self.logger.files, self.folder, [path]), f" ({path})")
+            self.received.files[path] = version
 
     def _new_files(self, patterns: Sequence[str]) -> dict[str, list[int]]:
         """The version of each file that is new or has changed, by its path."""
         found = {}
-        for file in sorted(path for pattern in patterns for path in self.folder.glob(pattern)):
+        for file in (path for pattern in patterns for path in sorted(self.folder.glob(pattern))):
             path = file.relative_to(self.folder).as_posix()
             with suppress(FileNotFoundError):  # replaced by the files of a newer evaluation
                 state = file.stat()
@@ -179,16 +196,19 @@ class Delivery:
                     found[path] = version
         return found
 
-    def _call(self, what: str, call: Callable[[], None]) -> None:
+    def _call(self, what: str, call: Callable[[], None], which: str = "") -> None:
         """Call the logger. What it refuses is skipped, with one warning: sending it again would not help."""
+        self.sends_file = what == "a file"
         try:
             call()
+            self.last_progress = time.monotonic()
         except OSError:
             raise
         except Exception as error:
             self.rejected[what] = self.rejected.get(what, 0) + 1
             if self.rejected[what] == 1:
-                log.warning("%s has refused %s, which stay in %s: %s", self, what, self.folder, reason(error))
+                text = "%s rejected %s%s, which remains in %s only: %s"
+                log.warning(text, self, what, which, self.folder, reason(error))
 
     def _save(self) -> None:
         if (content := repr(self.received)) != self._saved:

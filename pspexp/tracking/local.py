@@ -17,7 +17,7 @@ from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.metrics import Report
 from pspexp.metrics.images import ImageScores
 from pspexp.metrics.report import defined
-from pspexp.tracking.manifest import forget_delivered
+from pspexp.tracking.manifest import forget_delivered, run_ids
 from pspexp.tracking.pictures import picture_names, side_by_side
 from pspexp.tracking.provenance import Uncommitted, git_commit, versions
 from pspexp.tracking.run_folder import finite, read_provenance, read_records, read_summary
@@ -191,14 +191,24 @@ class LocalTracker:
         loggers: Mapping[str, str] | None = None,
     ) -> None:
         """Write ``summary.json``: arguments of `Tracker.finish`, ``RUNNING`` until then; ``loggers``: ids by name."""
-        loggers = dict(loggers or {})
+        with _SUMMARY:  # a logger may just be opened in its thread
+            self._summary(status, best or {}, last or {}, images_per_second, run_ids(self.folder) | dict(loggers or {}))
+
+    def _summary(
+        self,
+        status: str,
+        best: Mapping[str, float],
+        last: Mapping[str, float],
+        images_per_second: float | None,
+        loggers: Mapping[str, str],
+    ) -> None:
         content = {
             "status": status,
-            "best": finite(best or {}),
-            "last": finite(last or {}),
+            "best": finite(best),
+            "last": finite(last),
             "images_per_second": finite({"it": images_per_second or math.nan}).get("it"),
             "mlflow_run_id": loggers.get("mlflow"),
-            "loggers": loggers,
+            "loggers": dict(loggers),
             "git_commit": git_commit(),
             "versions": versions(),
         }

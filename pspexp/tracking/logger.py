@@ -16,7 +16,7 @@ class Logger(Protocol):
     and calls it in a thread of its own, so a slow method does not slow down training.
 
     Each method receives what the run folder records, in order. If it raises an ``OSError``, such as
-    ``ConnectionError`` or ``TimeoutError``, the place counts as out of reach: the call is repeated later, by the run
+    ``ConnectionError`` or ``TimeoutError``, the place counts as unavailable: the call is repeated later, by the run
     itself and, once the run has ended, by ``mode=sync``. What it refuses with any other exception is skipped with a
     warning. Neither affects the run or other loggers. After a crash, the last call may be repeated.
     """

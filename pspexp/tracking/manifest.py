@@ -101,7 +101,8 @@ def read_delivered(folder: Path, logger: str) -> Delivered:
 
 def forget_delivered(folder: Path) -> None:
     """Let the folder's records belong to new runs of its loggers."""
-    for file in (folder / TRACKING).rglob("*.*"):
+    own = folder / TRACKING
+    for file in (own / "manifest.json", own / "note.md", *(own / "loggers").glob("*.json")):
         file.unlink(missing_ok=True)
 
 

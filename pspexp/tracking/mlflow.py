@@ -3,10 +3,12 @@
 import getpass
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from threading import Thread
 from typing import Any, Literal
@@ -17,10 +19,7 @@ from pspexp.errors import UserError, setting
 from pspexp.tracking.logger import Record, Status
 from pspexp.tracking.manifest import ID_TAG
 from pspexp.tracking.mlflow_client import (
-    CALL_LIMITS,
-    TRANSFER_LIMITS,
     URI_VARIABLE,
-    limits,
     local_folder,
     quiet,
     remove_misnamed_folders,
@@ -42,6 +41,7 @@ REFUSALS = {
     "RESOURCE_DOES_NOT_EXIST",
 }  # fmt: skip
 OUTAGES = (401, 403, 404, 408, 429)
+LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}  # seconds
 STOP_S = 5.0  # for system metrics to stop at the end of a run; a call to a server that is down takes longer
 
 
@@ -64,6 +64,9 @@ class MLflowLogger:
         log_checkpoints: Literal["best", "last", "all", "none"] = "best",
         system_metrics: bool = False,
     ) -> None:
+        import_module("mlflow")  # not in a thread: a process that is forked meanwhile could never import it
+        for name, value in LIMITS.items():  # for all calls: the environment must not change while other threads read it
+            os.environ.setdefault(name, value)
         self._experiment = experiment
         self._uri = resolve_uri(tracking_uri, output_root)
         self._checkpoints = {"all": {"best.pt", "last.pt"}, "none": set[str]()}.get(
@@ -82,7 +85,8 @@ class MLflowLogger:
 
     def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
         """Start a run or continue ``run_id``; one that this MLflow does not have is replaced by a new run."""
-        with self._call(CALL_LIMITS), quiet():
+        # A server needs no database; but it may be slow, and meanwhile the run's own log must not be silent.
+        with self._call(), quiet() if not self._uri.startswith("http") else nullcontext():
             from mlflow.entities import Param, RunTag
 
             experiment_id = self._connect()
@@ -126,7 +130,7 @@ class MLflowLogger:
 
     def _log_metrics(self, metrics: Sequence[Any]) -> None:
         try:
-            with self._call(CALL_LIMITS):
+            with self._call():
                 self._client.log_batch(self._run_id, metrics=metrics)
         except ValueError as error:
             if len(metrics) == 1:
@@ -142,7 +146,7 @@ class MLflowLogger:
 
     def files(self, folder: Path, paths: Sequence[str]) -> None:
         """Upload files that are new or changed; checkpoints as ``log_checkpoints`` says."""
-        with self._call(TRANSFER_LIMITS):
+        with self._call():
             for path in paths:
                 parent, name = PurePosixPath(path).parent.as_posix(), PurePosixPath(path).name
                 unwanted = parent == "checkpoints" and name not in self._checkpoints
@@ -187,21 +191,20 @@ class MLflowLogger:
         """Set the run's description; the last lines of a long one are cut off."""
         while len(markdown) > MAX_TAG:
             markdown = markdown.rpartition("\n")[0]
-        with self._call(CALL_LIMITS):
+        with self._call():
             self._client.set_tag(self._run_id, "mlflow.note.content", markdown)
 
     def close(self, status: Status) -> None:
         """End the run."""
-        with self._call(CALL_LIMITS):
+        with self._call():
             self._stop_system_metrics(STOP_S)
             self._client.set_terminated(self._run_id, status)
 
     @contextmanager
-    def _call(self, variables: Mapping[str, str]) -> Iterator[None]:
+    def _call(self) -> Iterator[None]:
         """Turn MLflow's errors into two: `ConnectionError` if another attempt may succeed, else `ValueError`."""
         try:
-            with limits(variables):
-                yield
+            yield
         except UserError:
             raise
         except Exception as error:
@@ -267,6 +270,8 @@ class MLflowLogger:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
+            known = None
+        if known is None or known.info.lifecycle_stage == "deleted":
             log.warning("%s has no run %s to resume: starting a new one", self, run_id)
             return None
         self._client.update_run(run_id, status="RUNNING")
@@ -276,6 +281,8 @@ class MLflowLogger:
 
 def is_refusal(error: Exception) -> bool:
     """Whether an error that a call to MLflow has raised means that it will not take what it was given."""
+    if isinstance(error, ImportError):  # of a package for a kind of storage
+        return True
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return 400 <= status < 500 and status not in OUTAGES

@@ -69,6 +69,23 @@ def run_folder(checkpoint: Path) -> Path | None:
     return folder if known and (folder / "config.yaml").is_file() else None
 
 
+def is_own(place: str, output_root: str, tracking_uri: str | None) -> bool:
+    """Whether a run or a file belongs to a run folder, or to MLflow's records in a local folder.
+
+    Args:
+        place: A file, a run folder, ``runs:/<MLflow run id>`` or ``models:/…``.
+        output_root: See `pspexp.tracking.mlflow_client.resolve_uri`.
+        tracking_uri: See there.
+    """
+    if place.startswith("runs:/"):
+        from pspexp.tracking.mlflow_client import resolve_uri, sqlite_file
+
+        return sqlite_file(resolve_uri(tracking_uri, output_root)) is not None
+    if place.startswith("models:/"):
+        return False
+    return (Path(place) / "config.yaml").is_file() or run_folder(Path(place)) is not None
+
+
 def latest_unfinished(
     parent: Path, matches: Callable[[Path], bool], continues: Callable[[Path], bool] = lambda folder: False
 ) -> Path | None:

@@ -4,10 +4,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_WORDS = "password|passwd|secret|token|(?:api|access)_?key|credential"
-# Not every word with "key" in it: classes may be turkeys and keyboards.
-SECRET = re.compile(rf"{_WORDS}|(?<![a-z])keys?(?![a-z])", re.IGNORECASE)
-LOGIN = re.compile(r"(?<=//)[^@\s/]+@")
+_WORDS = "password|passwd|secret|token|(?:api|access|private|signing|auth)_?key|credential"
+SECRET = re.compile(_WORDS, re.IGNORECASE)
+# Elsewhere, a key is the name of a column, a class or an entry of a file.
+KEY = re.compile(rf"{_WORDS}|(?<![a-z])keys?(?![a-z])", re.IGNORECASE)
+WITH_KEYS = ("tracking", "hooks")
+LOGIN = re.compile(r"(?<=//)[^@\s]+@")
 QUERY = re.compile(rf"(?i)([?&][^=&\s]*(?:{SECRET.pattern})[^=&\s]*=)[^&\s'\"]+")
 MASK = "***"
 MASKED_DIFF = "# secrets in this diff are masked: git apply cannot use it unchanged\n"
@@ -28,13 +30,19 @@ def mask_logins(text: str) -> str:
 
 
 def mask_secrets(node: Any, key: str = "") -> Any:
-    """Nested plain values with logins in URLs and the values of secret-looking keys masked."""
+    """Nested plain values with logins in URLs and the values of secret-looking keys masked.
+
+    Args:
+        node: The values.
+        key: Where they stand in the configuration.
+    """
     if isinstance(node, dict):
-        return {name: mask_secrets(value, name) for name, value in node.items()}
+        return {name: mask_secrets(value, f"{key}.{name}".lstrip(".")) for name, value in node.items()}
     if isinstance(node, list):
         return [mask_secrets(value, key) for value in node]
     if isinstance(node, str):
-        return MASK if SECRET.search(key) else mask_logins(node)
+        words = KEY if key.lstrip("+~").partition(".")[0] in WITH_KEYS else SECRET
+        return MASK if words.search(key) else mask_logins(node)
     return node
 
 

@@ -1,9 +1,11 @@
 """Threads that bring a run's records to its loggers, so that training never waits for them."""
 
 import logging
+import math
 import shlex
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -16,13 +18,14 @@ from pspexp.utils.text import count, duration, quoted
 OPEN_WAIT_S = 5.0  # how long a run waits until its loggers have opened it: the id is then on the disk from the start
 FIRST_RETRY_S, MAX_RETRY_S, LAST_RETRY_S = 1.0, 30.0, 0.5
 SLOW_S = 2.0  # a longer wait is announced
-HANGS_S = 600.0  # at the end of a run, for a logger without timeouts of its own
+POLL_S = 0.05
+CALL_S, UPLOAD_S = 10.0, 600.0  # how long the end of a run waits for one call, and for that which sends a file
 
 log = logging.getLogger(__name__)
 
 
 class Sender(Thread):
-    """Delivers to one logger, and tries again while it is out of reach.
+    """Delivers to one logger, and tries again while it is unavailable.
 
     Args:
         delivery: What to deliver.
@@ -32,7 +35,7 @@ class Sender(Thread):
     def __init__(self, delivery: Delivery, manifest: Manifest) -> None:
         super().__init__(name=str(delivery), daemon=True)
         self.delivery, self.manifest = delivery, manifest
-        self.has_records = False
+        self.has_records = self.crashed = False
         self.attempted = Event()
         self.away_since: float | None = None
         self._sent_before, self._wait_s, self._retry_s = 0, 0.0, FIRST_RETRY_S
@@ -43,9 +46,16 @@ class Sender(Thread):
         while True:
             ending = self._ending.is_set()
             self._woken.clear()
-            self._attempt()
-            self.attempted.set()
+            try:
+                self._attempt()
+            except BaseException:  # such as SystemExit in a logger
+                self.crashed = True
+                raise
+            finally:
+                self.attempted.set()
             if ending and (self.away_since is None or time.monotonic() - self.away_since >= self._wait_s):
+                with suppress(Exception):  # records may arrive where files cannot
+                    self.delivery.close(self.manifest)
                 return
             if ending:
                 time.sleep(LAST_RETRY_S)
@@ -65,16 +75,23 @@ class Sender(Thread):
         self._ending.set()
         self.wake()
 
+    def is_hopeless(self, ended_s: float) -> bool:
+        """Whether the end of a run, at a time of the monotonic clock, has waited long enough."""
+        idle_s = time.monotonic() - max(ended_s, self.delivery.last_progress)
+        if self.away_since is not None:
+            return idle_s > self._wait_s + CALL_S  # the attempt that ends the wait may take as long as a call
+        return idle_s > max(self._wait_s, UPLOAD_S if self.delivery.sends_file else CALL_S)
+
     def _attempt(self) -> None:
-        delivery = self.delivery
+        delivery, began = self.delivery, time.monotonic()
         try:
             delivery.deliver(self.manifest, records=self.has_records)
         except Exception as error:  # not only Unreachable: whatever fails here must not fail the run
             if self.away_since is None:
-                self.away_since, self._sent_before = time.monotonic(), delivery.sent_records
+                self.away_since, self._sent_before = max(began, delivery.last_progress), delivery.sent_records
                 reason = error if isinstance(error, Unreachable) else repr(error)
                 log.warning(
-                    "%s is out of reach; records stay in %s and are sent when it is back: %s",
+                    "%s is unavailable; records remain in %s and are sent when it is back: %s",
                     delivery, delivery.folder, reason,
                 )  # fmt: skip
             else:
@@ -131,7 +148,7 @@ class Senders:
         for sender in self._senders:
             sender.wake()
 
-    def finish(self, manifest: Manifest, wait_s: float, limit_s: float = HANGS_S) -> list[Delivery]:
+    def finish(self, manifest: Manifest, wait_s: float, limit_s: float = math.inf) -> list[Delivery]:
         """Deliver the rest.
 
         Args:
@@ -144,13 +161,16 @@ class Senders:
         """
         for sender in self._senders:
             sender.end(manifest, wait_s)
-        deadline = time.monotonic() + limit_s
-        for sender in self._senders:
-            sender.join(min(SLOW_S, limit_s))
-            if sender.is_alive() and limit_s > SLOW_S:
-                log.info("waiting for %s", sender.delivery)
-                sender.join(max(deadline - time.monotonic(), 0))
-        return [one.delivery for one in self._senders if one.is_alive() or one.away_since is not None]
+        ended, announced = time.monotonic(), False
+        while waiting := [one for one in self._senders if one.is_alive() and not one.is_hopeless(ended)]:
+            waited_s = time.monotonic() - ended
+            if waited_s > limit_s:
+                break
+            if waited_s > SLOW_S and not announced:
+                announced = True
+                log.info("waiting for %s", ", ".join(str(one.delivery) for one in waiting))
+            waiting[0].join(POLL_S)
+        return [one.delivery for one in self._senders if one.is_alive() or one.away_since is not None or one.crashed]
 
 
 def warn_missing(delivery: Delivery) -> None:

@@ -1,5 +1,6 @@
 """The one place that trainer and evaluation report to: it writes the run folder, then calls the loggers."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pspexp.tracking.logger import Logger, Status
 from pspexp.tracking.manifest import ID_TAG, Manifest, read_manifest
 from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
 from pspexp.tracking.run_folder import finite
-from pspexp.tracking.senders import HANGS_S, Senders, warn_missing
+from pspexp.tracking.senders import Senders, warn_missing
 from pspexp.utils.files import write_text_atomic
 from pspexp.utils.tables import escape_markdown, markdown_table
 from pspexp.utils.trees import flatten
@@ -35,13 +36,20 @@ class Tracker:
     Args:
         local: Writes the run folder.
         loggers: By name; none for local files only. None of them can fail the run or hold it up.
-        wait_s: How long the end of the run waits for a logger that is out of reach, since the outage began.
+        wait_s: How long the end of the run waits for a logger that is unavailable, since the outage began.
+        failure_s: How long a run that has failed waits for anything: if it has several processes, the others end it.
     """
 
     def __init__(
-        self, local: LocalTracker, loggers: Mapping[str, Logger] | None = None, *, wait_s: float = 0.0
+        self,
+        local: LocalTracker,
+        loggers: Mapping[str, Logger] | None = None,
+        *,
+        wait_s: float = 0.0,
+        failure_s: float = math.inf,
     ) -> None:
         self._local, self._wait_s = local, wait_s
+        self._limits_s = {"KILLED": KILLED_S, "FAILED": failure_s}
         self._senders = Senders(loggers or {}, local.folder)
         self._manifest = Manifest(local.folder.name, {}, {})
 
@@ -184,8 +192,6 @@ class Tracker:
             last: Metrics of the last validation (or of the test).
             images_per_second: Training throughput, without evaluation.
         """
-        self._local.curves()
-        self._local.summary(status, best=best, last=last, images_per_second=images_per_second, loggers=self.ids)
         ended = replace(
             self._manifest,
             status=status,
@@ -194,8 +200,12 @@ class Tracker:
             # a killed run follow when it is resumed.
             late_files=CHECKPOINTS if status == "FAILED" else (),
         )
-        ended.save(self.folder)
-        missing = self._senders.finish(ended, self._wait_s, KILLED_S if status == "KILLED" else HANGS_S)
+        try:
+            self._local.curves()
+            self._local.summary(status, best=best, last=last, images_per_second=images_per_second, loggers=self.ids)
+            ended.save(self.folder)
+        finally:  # the disk may be full, but the loggers are to know how the run ended
+            missing = self._senders.finish(ended, self._wait_s, self._limits_s.get(status, math.inf))
         for delivery in missing:
             warn_missing(delivery)
 

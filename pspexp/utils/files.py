@@ -56,6 +56,7 @@ def link_atomic(file: Path, target: Path) -> bool:
         part.unlink(missing_ok=True)
         part.hardlink_to(file)
         part.replace(target)
+        part.unlink(missing_ok=True)  # renaming one link of a file to another does nothing
     except OSError:  # another disk, or one without links
         return False
     return True
@@ -96,16 +97,17 @@ def disk_error(error: BaseException) -> OSError | None:
 
 def describe_disk_error(error: OSError, path: Path, size: int | None = None) -> str:
     """One line about a file that could not be written: why, the space that it needs in bytes, and the free space."""
-    needed = "" if size is None else f", {mib(size)} are needed"
-    return f"{path}: cannot be written: {error.strerror}{needed}, {mib(free_space(path))} are free"
+    needed, free = "" if size is None else f", {mib(size)} are needed", free_space(path)
+    return f"{path}: cannot be written: {error.strerror}{needed}" + ("" if free is None else f", {mib(free)} are free")
 
 
-def free_space(path: Path) -> int:
-    """Free bytes on the disk of a file or folder that need not exist; 0 if even its parents are gone."""
+def free_space(path: Path) -> int | None:
+    """Free bytes on the disk of a file or folder that need not exist; None if the disk does not say."""
     for place in (path.absolute(), *path.absolute().parents):
         with suppress(OSError):
-            return shutil.disk_usage(place).free
-    return 0
+            usage = shutil.disk_usage(place)
+            return usage.free if usage.total else None  # some network disks report nothing
+    return None
 
 
 def mib(size: float) -> str:

@@ -1,6 +1,7 @@
 """What configurations from files may name."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ HOSTILE = [
     "pspexp.data.preparation.archive.shutil.rmtree", "torch.hub.load", "torch.load",
     "torch.nn.functional.warnings.sys.exit",    "torch.nn.modules.module.torch.load", "torch.utils.cpp_extension.load",
     "torchvision.models._api.importlib.import_module",
+    "torch.nn.functional.np.testing.runstring", "torch.nn.functional.np.savetxt", "timm.models.load_state_dict",
+    "timm.models._hub.hf_hub_download", "torch.nn.functional.torch._C.PyTorchFileWriter",
+    "pspexp.utils.console_handler.LogFile", "pspexp.tracking.local.LocalTracker",
     "numpy.load", "mlflow.run", "transformers.pipeline", "timm.models._hub.os.system",
 ]  # fmt: skip
 
@@ -42,7 +46,7 @@ HOSTILE = [
 @pytest.mark.parametrize("path", HOSTILE)
 def test_hostile_targets_are_refused(path: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(path, own=own)
-    if path.partition(".")[0] not in ("numpy", "mlflow", "transformers", "torch"):
+    if path.partition(".")[0] in sys.stdlib_module_names or {"os", "sys", "shutil"} & {*path.split(".")}:
         monkeypatch.setenv("PSPEXP_ALLOW_TARGETS", "*")
         assert refusal(path, own=own)
 
@@ -63,6 +67,20 @@ def test_every_option_is_allowed() -> None:
     """Else a run with that option could not be tested from its checkpoint."""
     config: Any = OmegaConf.to_container(pspexp.compose(["dataset=shapes"]))
     refuse_untrusted(config, "file", own=False)
+
+
+@pytest.mark.parametrize(
+    ("saved", "explicit"),
+    [
+        ({"dataset": {"class_names": ("a", {"_target_": "os.mkdir"})}}, ()),
+        ({"dataset": {"root.x": {"_target_": "os.mkdir"}}}, ("dataset.root",)),
+        ({"dataset": {"mean": {"_target_": "os.mkdir"}}}, ("dataset",)),
+        ({"model": {"part": {"_target_": "pspexp.engine.device.Device", "plugin": "evil"}}}, ()),
+    ],
+)
+def test_ways_around_are_closed(saved: dict[str, Any], explicit: tuple[str, ...]) -> None:
+    with pytest.raises(UserError):
+        refuse_untrusted(saved, "checkpoint.path=x.pt", own=False, explicit=explicit)
 
 
 def test_nested_targets_interpolations_and_imports_are_found() -> None:

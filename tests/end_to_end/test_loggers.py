@@ -71,8 +71,8 @@ def test_custom_loggers_from_the_command_line(cli: Cli, tmp_path: Path, monkeypa
     (unbuildable,) = [line for line in log.splitlines() if "disabled; local records continue in" in line]
     assert "logger unbuildable disabled" in unbuildable
     assert "no such table" in unbuildable
-    (failing,) = [line for line in log.splitlines() if "is out of reach" in line]
-    assert "logger failing is out of reach" in failing
+    (failing,) = [line for line in log.splitlines() if "is unavailable" in line]
+    assert "logger failing is unavailable" in failing
     assert "ConnectionError: the table is gone" in failing
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     seed = f"mine-{summary['loggers']['csv'].rpartition('-')[2]}"

@@ -200,17 +200,23 @@ def test_earlier_states_are_kept(cli: Cli, tmp_path: Path, capsys: pytest.Captur
     ]  # fmt: skip
     assert torch.load(folder / "step_00000003.pt", weights_only=True)["step"] == 3
     whole = last(tmp_path / "run")
-    assert cli(*TINY, *states, "hydra.run.dir=run", f"checkpoint.resume={folder}/step_00000003.pt") == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*.pt")}
+    assert cli(*TINY, *states, "hydra.run.dir=again", f"checkpoint.resume={folder}/step_00000003.pt") == 0
     assert "resuming from step 3" in capsys.readouterr().out
-    again = last(tmp_path / "run")
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*.pt")} == before
+    again = last(tmp_path / "again")
     assert all(torch.equal(again["model"][name], value) for name, value in whole["model"].items())
     assert cli(*TINY, "checkpoint.keep=2") == 2
     assert "checkpoint.keep=2: keeps the states of checkpoint.every_steps; set it, too" in capsys.readouterr().err
 
 
-def test_finished_training_can_drop_its_state(cli: Cli, tmp_path: Path) -> None:
+def test_finished_training_can_drop_its_state(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(*TINY, "checkpoint.keep_last=false", "hydra.run.dir=run") == 0
     assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == ["best.pt"]
+    for again in ((), ("checkpoint.resume=auto",)):
+        assert cli(*TINY, *again, "hydra.run.dir=run") == 2
+        message = "holds a run that would be overwritten; choose another folder"
+        assert message in capsys.readouterr().err
 
 
 def test_names_are_on_the_disk_after_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

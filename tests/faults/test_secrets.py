@@ -86,6 +86,7 @@ def test_nothing_that_a_run_leaves_contains_a_secret(
         ("https://host/?a=1&token=abc&b=2", "https://host/?a=1&token=***&b=2"),
         ("s3://bucket?aws_access_key_id=abc", "s3://bucket?aws_access_key_id=***"),
         ("https://host/?a=1", "https://host/?a=1"),
+        ("postgresql://me:pa/ss@host/db", "postgresql://***@host/db"),
     ],
 )
 def test_urls(text: str, masked: str) -> None:
@@ -95,7 +96,8 @@ def test_urls(text: str, masked: str) -> None:
 
 
 def test_keys() -> None:
-    secret = {"key": "a", "access_key_id": "b", "Token": "c", "db_password": "d", "apiKey": "e", "n": {"secret": ["f"]}}
+    secret = {"access_key_id": "b", "Token": "c", "db_password": "d", "apiKey": "e", "n": {"secret": ["f"]}}
     assert mask_secrets(secret) == {**dict.fromkeys(secret, "***"), "n": {"secret": ["***"]}}
-    classes = {"turkey": "bird", "keyboard": "device", "monkey": "ape"}
-    assert mask_secrets(classes) == classes
+    assert mask_secrets({"hooks": {"mine": {"key": "a"}}}) == {"hooks": {"mine": {"key": "***"}}}
+    plain = {"turkey": "bird", "keyboard": "device", "dataset": {"image_key": "rgb", "class_map": {"key": "tool"}}}
+    assert mask_secrets(plain) == plain

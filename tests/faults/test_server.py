@@ -116,7 +116,7 @@ def test_records_follow_in_order_after_each_outage(server: MLflowServer, tmp_pat
     assert codes == [0], errors
     assert history(server.uri) == expected(tmp_path / "run")
     log = (tmp_path / "run" / "run.log").read_text()
-    assert log.count(" is out of reach") == log.count(" is back after ")
+    assert log.count(" is unavailable") == log.count(" is back after ")
     assert "mode=sync" not in log
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["mlflow_run_id"]

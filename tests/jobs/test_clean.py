@@ -23,9 +23,9 @@ def runs(cli: Cli, tmp_path: Path) -> Path:
         folder = tmp_path / "outputs" / "a" / name
         summary = json.loads((folder / "summary.json").read_text())
         (folder / "summary.json").write_text(json.dumps({**summary, "status": status}))
-        for file in ("summary.json", "config.yaml"):
-            then = (folder / file).stat().st_mtime - MONTH_S
-            os.utime(folder / file, (then, then))
+        for file in folder.rglob("*"):
+            then = file.stat().st_mtime - MONTH_S
+            os.utime(file, (then, then))
     return tmp_path / "outputs" / "a"
 
 
@@ -72,6 +72,10 @@ def test_rule_and_runs_in_use(runs: Path, cli: Cli, capsys: pytest.CaptureFixtur
     assert cli("mode=clean", "clean.older_than_days=40", "clean.ask=false") == 0
     assert names(runs) == ["failed", "finished", "killed"]
     capsys.readouterr()
+    (runs / "killed" / "checkpoints" / "last.pt").touch()  # it was resumed
+    assert cli("mode=clean", "clean.status=[KILLED]", "clean.ask=false") == 0
+    assert "no run matches clean.status=[KILLED], clean.older_than_days=7" in capsys.readouterr().err
+    os.utime(runs / "killed" / "checkpoints" / "last.pt", (1e9, 1e9))
     with run_dir_lock(runs / "killed"):
         assert cli("mode=clean", "clean.status=[KILLED]", "clean.ask=false") == 0
     assert "no run matches clean.status=[KILLED], clean.older_than_days=7" in capsys.readouterr().err

@@ -162,7 +162,7 @@ def test_picture_that_cannot_be_drawn_is_not_in_the_table(
     wrong = evaluated("seq/01")._replace(label=np.zeros((3, 3), np.uint8))
     tracker.images("val", IMAGES, [wrong, evaluated("seq_01")], dataset)
     assert [row[-1] for row in image_rows(tracker)[1:3]] == ["", "plots/worst/val/seq_01_2.png"]
-    assert "picture of seq/01 could not be drawn" in caplog.text
+    assert "picture of seq/01 could not be written" in caplog.text
 
 
 def test_figure_that_cannot_be_drawn_is_not_fatal(
@@ -170,7 +170,7 @@ def test_figure_that_cannot_be_drawn_is_not_fatal(
 ) -> None:
     wrong = np.zeros((8, 8), np.uint8)
     tracker.samples("val", [EvaluatedSample("x", wrong, wrong, wrong)], dataset)
-    assert "could not be drawn" in caplog.text
+    assert "could not be written" in caplog.text
 
 
 def test_summary(tracker: LocalTracker) -> None:

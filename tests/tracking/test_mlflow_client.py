@@ -62,7 +62,7 @@ def test_records_and_artifacts_are_in_the_output_root(tmp_path: Path, caplog: py
         senders.start(Manifest("other", {}, {}))
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"logger mlflow (MLflow at {uri}) is out of reach; records stay in {run} and are sent when it is back: "
+        f"logger mlflow (MLflow at {uri}) is unavailable; records remain in {run} and are sent when it is back: "
         f"tracking.experiment=trials: was deleted in MLflow; restore it with mlflow experiments restore -x "
         f"{experiment.experiment_id} (MLFLOW_TRACKING_URI={uri}), or choose another tracking.experiment"
     )

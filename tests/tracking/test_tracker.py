@@ -155,8 +155,8 @@ def test_what_a_logger_refuses_is_skipped_with_one_warning(
             tracker.metrics({"train/loss": 2.0}, step=step, epoch=1)
         tracker.report("val", report, step=10, epoch=2)
         tracker.finish("FINISHED")
-    (warning,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
-    assert warning.startswith("logger a has refused ")
+    (warning,) = [record.getMessage() for record in caplog.records if "rejected" in record.getMessage()]
+    assert warning.startswith("logger a rejected ")
     assert "secret" not in warning
     assert broken.contents("metrics") == healthy.contents("metrics")
     assert broken.calls[-1] == healthy.calls[-1] == ("close", "FINISHED")
@@ -176,7 +176,7 @@ def test_outage_is_named_once_and_records_follow_in_order(
         tracker.finish("FINISHED")
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("logger a")]
     assert lines[0] == (
-        f"logger a is out of reach; records stay in {tmp_path} and are sent when it is back: "
+        f"logger a is unavailable; records remain in {tmp_path} and are sent when it is back: "
         "ConnectionError: no answer from http://***@host"
     )
     assert [line.partition(" after ")[0] for line in lines[1:]] == ["logger a is back"]
@@ -191,7 +191,7 @@ def test_outage_that_does_not_end_is_left_to_sync(tmp_path: Path, caplog: pytest
         tracker.metrics({"train/loss": 2.0}, step=5, epoch=1)
         tracker.finish("FINISHED")
     away, missing = [record.getMessage() for record in caplog.records]
-    assert "is out of reach" in away
+    assert "is unavailable" in away
     command = f"python -m pspexp mode=sync sync.runs={tmp_path}"
     assert missing == f"logger a has not received everything; send the rest with\n{command}"
     assert read_summary(tmp_path)["status"] == "FINISHED"

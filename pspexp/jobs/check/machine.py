@@ -47,7 +47,7 @@ def shared_memory(config: DictConfig, data: CheckedData) -> Iterator[Finding]:
 def disk_space(components: TrainingComponents, folder: Path, *, averages: bool) -> Iterator[Finding]:
     """Whether the checkpoints fit on the disk."""
     needed, free = checkpoint_bytes(components, averages=averages), free_space(folder)
-    if needed > free:
+    if free is not None and needed > free:
         place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         text = f"{mib(free)} are free, but the checkpoints need about {mib(needed)}"
         yield Finding("error", "disk space", place, text, FIX)
