@@ -142,9 +142,10 @@ def test_extension_is_recorded(cli: Cli, tmp_path: Path, capsys: pytest.CaptureF
     """MLflow keeps the parameter and gets a tag; auto finds a finished run that is extended."""
     from mlflow import MlflowClient
 
-    assert cli(*TINY, "tracking=mlflow", "trainer.epochs=1") == 0
+    logged = ("tracking=mlflow", "tracking.log_checkpoints=all")
+    assert cli(*TINY, *logged, "trainer.epochs=1") == 0
     (folder,) = (tmp_path / "outputs" / "shapes").iterdir()
-    extended = (*TINY, "tracking=mlflow", "trainer.epochs=2", "checkpoint.resume=auto", "scheduler.on_extend=stretch")
+    extended = (*TINY, *logged, "trainer.epochs=2", "checkpoint.resume=auto", "scheduler.on_extend=stretch")
     capsys.readouterr()
     assert cli(*extended) == 0
     assert "disabled" not in capsys.readouterr().out

@@ -96,10 +96,10 @@ def postgresql(folder: Path) -> Iterator[str]:
     assert programs is not None
     user = pwd.getpwnam("postgres") if os.getuid() == 0 else None
 
-    def run(*command: str) -> None:
+    def run(*command: str, check: bool = True) -> None:
         as_user = {"user": user.pw_uid, "group": user.pw_gid} if user else {}
         subprocess.run(
-            [str(programs / command[0]), *command[1:]], cwd=folder, check=True, stdout=subprocess.DEVNULL, **as_user
+            [str(programs / command[0]), *command[1:]], cwd=folder, check=check, stdout=subprocess.DEVNULL, **as_user
         )
 
     if user:
@@ -114,4 +114,4 @@ def postgresql(folder: Path) -> Iterator[str]:
     try:
         yield f"postgresql+psycopg2://pspexp@127.0.0.1:{port}/postgres"
     finally:
-        run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+        run("pg_ctl", "-D", str(data), "-m", "immediate", "stop", check=False)

@@ -295,9 +295,9 @@ def test_metrics_and_true_stride_are_checked_as_by_training(cli: Cli, capsys: py
 
 def test_full_disk_is_foreseen(sound: Folder, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
-    assert cli(*CHECK) == 0
+    assert cli(*CHECK) == 2  # training would be refused
     (row,) = findings(tmp_path / "out")
-    assert row["kind"] == "disk space"
+    assert (row["kind"], row["level"]) == ("disk space", "error")
 
 
 @pytest.fixture
