@@ -20,7 +20,7 @@ SUFFIXES = (
     *(".avif", ".dib", ".j2k", ".jfif", ".jpe", ".jpx", ".pbm", ".pgm", ".pnm", ".tga"),
 )
 # What Pillow raises for a file that it cannot read.
-BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
 MAX_PIXELS = 178_956_970  # Pillow's own default limit
 ORIENTATION = 0x0112  # EXIF tag
 BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 258, 284  # TIFF tags
@@ -121,7 +121,9 @@ def load(file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, name: s
 
 
 def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    """Raise UserError if an image of this width and height has more than ``max_pixels`` pixels."""
+    """Raise UserError if an image of this width and height has no pixels, or more than ``max_pixels``."""
+    if not all(size):
+        raise UserError(f"{name}: {size[0]}×{size[1]} pixels; an image must have some")
     if size[0] * size[1] > max_pixels:
         raise UserError(
             f"{name}: {size[0]}×{size[1]} pixels are more than "

@@ -109,7 +109,8 @@ class LabelDecoder:
         """Decode a label image of any mode that `as_label` returns; values without a meaning are no error here.
 
         Raises:
-            ValueError: Greys are numbers as well as VOC's colours of other classes.
+            ValueError: Greys are numbers as well as VOC's colours of other classes, or colours are declared, and a
+                palette lacks some.
         """
         if image.mode in ("P", "PA"):
             return self._decode_palette(image if image.mode == "P" else image.convert("P"))
@@ -143,8 +144,11 @@ class LabelDecoder:
         known = palette_colours(image)[:256]
         palette[: len(known)] = known
         if self._has_colours:
-            by_colour = self._decode_colours(palette[used][None])
-            if not by_colour.has_undeclared or not self._has_numbers:
+            # Viewers show an index beyond the palette in black, which may well be a class.
+            missing = used[used >= len(known)].tolist()
+            if missing and not self._has_numbers:
+                raise ValueError(f"index {missing[0]} has no colour: its palette has {len(known)}; save it in RGB")
+            if not self._has_numbers or (not missing and not self._decode_colours(palette[used][None]).has_undeclared):
                 return self._decode_colours(palette[indices])
         return self._decode_numbers(palette[indices, 0] if self._reads_greys(used, known) else indices)
 

@@ -44,8 +44,11 @@ def describe_unreadable(file: Path, error: Exception) -> str:
         return "is a web page, not a checkpoint; download the file that the page links to, logged in if necessary"
     if is_safetensors(file):
         return f"is a damaged safetensors file ({first_line(error)}); copy or download it again"
-    if zipfile.is_zipfile(file):
-        return _describe_zip(file, error)
+    try:
+        if zipfile.is_zipfile(file):
+            return _describe_zip(file, error)
+    except Exception as damage:  # of many classes: zip, zlib, unicode, ...
+        return f"is damaged ({first_line(damage)}); copy or download it again"
     if head.startswith(b"PK"):
         return "is incomplete; copy or download it again"
     return _describe_pickle(head, error)

@@ -58,10 +58,10 @@ def extract(
             different = [
                 str(path) for path, member in progress if not _unpack(member, output_dir / path, partial, overwrite)
             ]
-    except DAMAGED as error:
-        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
-        raise UserError(f"{archive}: damaged, or not a tar or zip ({reason}); download it again") from error
-    except OSError as error:
+    except (*DAMAGED, OSError) as error:
+        if not isinstance(error, OSError) or error.errno is None:  # gzip and bz2 raise OSError for damaged data
+            reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+            raise UserError(f"{archive}: damaged, or not a tar or zip ({reason}); download it again") from error
         raise UserError(f"{archive}: cannot be unpacked into {output_dir} ({error}); choose another folder") from error
     if different:
         raise UserError(

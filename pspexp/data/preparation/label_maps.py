@@ -14,7 +14,7 @@ from pspexp.data.labels import VOC_COLOURS
 from pspexp.data.preparation.convert import compare, in_parallel, listed_files
 from pspexp.data.preparation.downloads import SBD_LABELS
 from pspexp.data.preparation.mat import check_scipy, read_mat
-from pspexp.data.splits import read_lines
+from pspexp.data.splits import read_lines, text_lines
 from pspexp.data.voc import IMAGES, LABELS, SPLITS
 from pspexp.errors import UserError
 from pspexp.utils.files import atomic_write, write_text_atomic
@@ -191,8 +191,13 @@ def _convert(path: Path, *, output_dir: Path, decoder: LabelDecoder, to_colour: 
 
 
 def _names(path: Path) -> list[str]:
-    """The names in a list, or none if there is no such file."""
-    return path.read_text(encoding="utf-8-sig").split() if path.is_file() else []
+    """The names in a list, or none if there is no such file; raises UserError if it cannot be read."""
+    if not path.is_file():
+        return []
+    try:
+        return " ".join(text_lines(path)).split()
+    except UserError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 def _by_name(folder: Path, *suffixes: str) -> dict[str, Path]:

@@ -15,7 +15,11 @@ from pspexp.errors import UserError
 from pspexp.utils.text import first_line
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")  # lower-case endings
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError)  # what a broken archive raises
+# What a broken archive raises: also names that are not UTF-8, and versions of the format that do not exist.
+DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError),
+    *(UnicodeDecodeError, NotImplementedError),
+)
 _ZIP_MAGIC = (b"PK\3\4", b"PK\5\6")
 _ENCRYPTED = 1  # bit of a zip member's flags
 _MAX_LINK = 4096  # bytes of a link's target
@@ -74,7 +78,8 @@ def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, output_dir: Path) -
         kind = "symlink" if info.issym() else "hardlink"
     else:
         kind = "special"
-    return Member(info.name, kind, info.size, info.linkname, _refusal(info, output_dir), partial(_open_tar, tar, info))
+    refused = "null byte" if "\0" in info.name + info.linkname else _refusal(info, output_dir)
+    return Member(info.name, kind, info.size, info.linkname, refused, partial(_open_tar, tar, info))
 
 
 def _open_tar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -97,7 +102,7 @@ def _refusal(info: tarfile.TarInfo, output_dir: Path) -> str:
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     # The name as it is stored: Python cuts it at a null byte, and replaces the separators of Windows there.
     name, mode, link = info.orig_filename, info.external_attr >> 16, ""
-    kind: Literal["file", "folder", "symlink", "special"] = "folder" if info.is_dir() else "file"
+    kind: Literal["file", "folder", "symlink", "special"] = "folder" if info.filename.endswith("/") else "file"
     if stat.S_ISLNK(mode):
         kind, link = "symlink", _link_target(archive, info)
     elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):  # 0: not written on Unix
