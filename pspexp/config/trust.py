@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from pspexp.config.options import conf_dir
 from pspexp.config.targets import TargetError, find_target
@@ -30,16 +30,27 @@ from pspexp.errors import UserError
 VARIABLE = "PSPEXP_ALLOW_TARGETS"
 # Packages whose classes may be named, and functions that build networks.
 CLASSES = (
-    "albumentations.*", "segmentation_models_pytorch.*", "timm.*", "torch.nn.*", "torch.optim.*",
-    "torchvision.models.*", "torchvision.ops.*", "torchvision.transforms.*",
+    "albumentations.*", "segmentation_models_pytorch.*", "torch.nn.*", "torch.optim.*", "torchvision.models.*",
+    "torchvision.ops.*", "torchvision.transforms.*",
+    *(f"timm.{part}.*" for part in ("layers", "loss", "models", "optim", "scheduler")),
     *(f"pspexp.{room}.*" for room in ("data", "inference", "losses", "metrics", "models", "optim", "engine.hooks")),
+    "pspexp.tracking.mlflow.*",
+)  # fmt: skip
+FUNCTIONS = (
+    "timm.models._factory.create_model", "segmentation_models_pytorch.create_model", "torch.nn.functional.*",
+    "torch.nn.init.*", "torchvision.models.*", "torchvision.ops.*", "torchvision.transforms.*",
+)  # fmt: skip
+# Parts of these that generate code from names, or load files.
+EXCEPT = (
+    "timm.models._features*", "timm.models._h*", "torchvision.models.feature_extraction.*",
+    "torchvision.models._utils.*",
 )  # fmt: skip
 PACKAGES = {name.partition(".")[0] for name in CLASSES}
-FUNCTIONS = ("timm.models._factory.create_model", "segmentation_models_pytorch.create_model", "torchvision.models.*")
 # They run code that is named or contained in their arguments.
 NEVER = {*sys.stdlib_module_names, "hydra", "omegaconf", "pip", "pkg_resources", "setuptools", "cloudpickle", "joblib"}
-# Arguments of a device whose values are names to import.
+# Arguments of a device whose values are names to import, and of timm's function whose files may hold code.
 IMPORTED = ("plugin", "autocast", "grad_scaler", "sync_batch_norm")
+LOADED = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 PLUGINS = ("torch_npu", "torch_sdaa")
 # Taken from a checkpoint even if another option is chosen.
 ALWAYS_TAKEN = [("dataset", name) for name in ("mean", "std", "class_names", "label_values", "palette")]
@@ -92,6 +103,8 @@ def refuse_untrusted(
             problems.append(f"{source}: {place}={value}: {reason}")
         elif parts[-1] in IMPORTED and not _is_device_part(value, own=own):
             problems.append(f"{source}: {place}={value}: is not imported from a file; give it on the command line")
+        elif not own and {*LOADED} & {*parts}:
+            problems.append(f"{source}: {place}={value}: is not loaded because a file names it; give it yourself")
     if problems:
         raise UserError(*problems)
 
@@ -101,12 +114,8 @@ def refusal(path: str, *, own: bool) -> str | None:
     top = path.partition(".")[0]
     if top in NEVER:
         return "Python's own and Hydra's functions are never run because a file names them"
-    refused = (
-        f"is not run because a file names it; if you trust the file, set {VARIABLE}={top}.* "
-        f"(or pspexp.load(…, allow_targets=['{top}.*']))"
-    )
     if not own and top not in PACKAGES and not _matches(path, allowed()):  # it is not even imported
-        return refused
+        return _advice(f"{top}.*")
     try:
         found = find_target(path)
     except TargetError:
@@ -119,14 +128,29 @@ def refusal(path: str, *, own: bool) -> str | None:
         return f"is {name}, which is never run because a file names it"
     is_class, package = isinstance(found, type), module.partition(".")[0]
     if (
-        name in named_by_options()
-        or path in named_by_options()
+        {name, path} & named_by_options()
         or _matches(name, allowed())
         or _matches(name, CLASSES if is_class else FUNCTIONS)
-        or (own and package not in ("pspexp", "torch") and (is_class or is_users_module(package)))
-    ):
+        or (own and package not in ("pspexp", "torch") and (is_users_module(package) or _is_part(found)))
+    ) and not _matches(name, EXCEPT):
         return None
-    return refused
+    return _advice(f"{top}.*" if package == top and is_users_module(top) else name)
+
+
+def _advice(pattern: str) -> str:
+    return (
+        f"is not run because a file names it; if you trust the file, set {VARIABLE}={pattern} "
+        f"(or pspexp.load(…, allow_targets=['{pattern}']))"
+    )
+
+
+def _is_part(found: Any) -> bool:
+    """Whether a target is a class of networks, losses, metrics, optimizers or schedules: making one starts nothing."""
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    return isinstance(found, type) and issubclass(found, nn.Module | Optimizer | LRScheduler)
 
 
 def allowed() -> tuple[str, ...]:
@@ -179,9 +203,11 @@ def _select(config: DictConfig, parts: tuple[str, ...]) -> Any:
     """The value that the user has composed at a key; None if there is none."""
     node: Any = config
     for part in parts:
-        if not isinstance(node, DictConfig) or part not in node or OmegaConf.is_missing(node, part):
+        key: Any = int(part) if isinstance(node, ListConfig) and part.isdecimal() else part
+        inside = key < len(node) if isinstance(node, ListConfig) else isinstance(node, DictConfig) and key in node
+        if not inside:
             return None
-        node = node._get_node(part)
+        node = node._get_node(key)
     return node._value() if node is not None and not OmegaConf.is_config(node) else None
 
 
@@ -189,4 +215,4 @@ def _is_device_part(name: str, *, own: bool) -> bool:
     """Whether a name is that of a known plugin, or of torch's own part for a device; of one's own run, any plugin."""
     torchs = re.fullmatch(r"torch\.\w+\.(amp\.)?(autocast|GradScaler|SyncBatchNorm)", name)
     top = name.partition(".")[0]
-    return name in PLUGINS or bool(torchs) or (own and top not in NEVER and is_users_module(top))
+    return name in PLUGINS or bool(torchs) or (own and top not in NEVER)

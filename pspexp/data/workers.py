@@ -29,8 +29,8 @@ def iterate(loader: "DataLoader[Any]") -> Iterator[Any]:
 
     A UserError raised in a worker would arrive with a traceback as its message, so data sets return it as a value.
     """
-    if loader.num_workers and SHM.is_dir() and (free_space(SHM) or LOCKS) < LOCKS:
-        raise JobFailed(_no_shared_memory())
+    if loader.num_workers and shared_memory_is_full():
+        raise JobFailed(no_shared_memory())
     with _signals_blocked():  # until the workers ignore them
         items = iter(loader)
     _open_iterators.add(items)
@@ -51,13 +51,20 @@ def _failure(error: RuntimeError) -> str | None:
     """One line about workers that had no shared memory, or were killed; None for any other error."""
     key = setting("loader.num_workers")
     if "shared memory" in str(error) or "Bus error" in str(error):  # the latter: writing to it fails
-        return _no_shared_memory()
+        return no_shared_memory()
     if killed := re.search(r"DataLoader worker \(pid.*?\) .*", str(error)):
         return f"{killed[0].rstrip('. ')}; if memory ran out, lower {key} or {setting('loader.cache_mib')}"
     return None
 
 
-def _no_shared_memory() -> str:
+def shared_memory_is_full() -> bool:
+    """Whether there is not even enough for the locks of one worker."""
+    free = free_space(SHM) if SHM.is_dir() else None
+    return free is not None and free < LOCKS
+
+
+def no_shared_memory() -> str:
+    """One line about it."""
     return (
         f"{SHM}: too small for the workers of the loader ({mib(free_space(SHM) or 0)} are free); set "
         f"{setting('loader.num_workers', 0)}, or start the container with --shm-size=1g"

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from pspexp.errors import UserError, setting
 from pspexp.tracking import runs
-from pspexp.tracking.manifest import read_manifest, run_ids
+from pspexp.tracking.manifest import read_delivered, read_manifest, run_ids
 from pspexp.tracking.mlflow_client import delete_run, resolve_uri
 from pspexp.tracking.run_folder import read_summary
-from pspexp.tracking.secrets import is_masked
+from pspexp.tracking.secrets import is_masked, mask_logins
 from pspexp.utils.files import mib
 from pspexp.utils.tables import PIPED_WIDTH
 from pspexp.utils.text import count
@@ -65,10 +65,8 @@ def clean(config: DictConfig, folder: Path) -> None:
     if config.clean.ask and not confirmed(f"Remove {count(len(found), 'run')} for good?"):
         log.info("nothing was removed; to remove without a question, add %s", setting("clean.ask", False))
         return
-    uri = resolve_uri(config.tracking.get("tracking_uri"), config.output_root)
-    for run in found:
-        remove(run, uri)
-    log.info("%s removed", count(len(found), "run"))
+    removed = [run for run in found if remove(run, config)]
+    log.info("%s removed", count(len(removed), "run"))
 
 
 def rule(config: DictConfig) -> str:
@@ -78,13 +76,16 @@ def rule(config: DictConfig) -> str:
 
 
 def old_runs(config: DictConfig) -> Iterator[OldRun]:
-    """The runs that match the rule and are not in use."""
-    for folder in run_folders(config):
+    """The runs that match the rule, are not in use and contain no other run."""
+    folders = run_folders(config)
+    for folder in folders:
         status = str(read_summary(folder).get("status"))
         status = "KILLED" if status == "RUNNING" else status
-        files = [file.stat() for file in folder.rglob("*") if file.is_file()]
+        if runs.is_locked(folder) or any(other != folder and other.is_relative_to(folder) for other in folders):
+            continue
+        files = [file.stat() for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock"]
         age_days = (time.time() - max(file.st_mtime for file in files)) / DAY_S
-        if status not in config.clean.status or age_days < config.clean.older_than_days or runs.is_locked(folder):
+        if status not in config.clean.status or age_days < config.clean.older_than_days:
             continue
         # A hard link's space is freed with its last name, such as that in MLflow's artifacts, which goes, too.
         yield OldRun(folder, status, age_days, sum(file.st_size for file in files), run_ids(folder).get("mlflow"))
@@ -124,19 +125,32 @@ def confirmed(question: str) -> bool:
     return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
-def recorded_uri(folder: Path) -> str | None:
-    """The URI by which a run was configured to be recorded; None for the default, or if it contained a password."""
-    manifest = read_manifest(folder)
-    uri = manifest.tracking.get("tracking_uri") if manifest else None
-    return None if uri is None or is_masked(uri) else str(uri)
-
-
-def remove(run: OldRun, uri: str) -> None:
-    """Remove a run: first from MLflow, since only the folder knows its id there."""
+def remove(run: OldRun, config: DictConfig) -> bool:
+    """Remove a run: first from MLflow, since only the folder knows its id there; returns whether that was possible."""
     try:
         with runs.run_dir_lock(run.folder), runs.run_dir_lock(run.folder, runs.WRITER_LOCK):
             if run.mlflow_id is not None:
-                delete_run(run.mlflow_id, recorded_uri(run.folder) or uri)
+                delete_run(run.mlflow_id, mlflow_uri(run.folder, config))
             shutil.rmtree(run.folder)
     except (UserError, OSError) as error:
         log.warning("%s is kept: %s", run.folder, error)
+        return False
+    return True
+
+
+def mlflow_uri(folder: Path, config: DictConfig) -> str:
+    """Where a run is recorded: as the command line says, else as the run's configuration does, else by default.
+
+    Raises:
+        UserError: The run was recorded elsewhere.
+    """
+    manifest = read_manifest(folder)
+    recorded = manifest.tracking.get("tracking_uri") if manifest else None
+    given = config.tracking.get("tracking_uri") or (None if is_masked(recorded) else recorded)
+    uri = resolve_uri(given, config.output_root)
+    place = read_delivered(folder, "mlflow").place
+    if place and place != mask_logins(f"MLflow at {uri}"):
+        raise UserError(
+            f"it was recorded by {place}, but {setting('tracking.tracking_uri')} is {mask_logins(uri)} here"
+        )
+    return uri

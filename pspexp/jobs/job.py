@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from pspexp.config.build import build, init_distributed
 from pspexp.config.modes import MODES
+from pspexp.data.workers import no_shared_memory, shared_memory_is_full
 from pspexp.engine.checkpoint import what_is_kept
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
@@ -54,6 +55,8 @@ class Job(Request):
             except (OSError, RuntimeError) as error:
                 if (cause := disk_error(error)) is None:
                     raise
+                if cause.filename is None and shared_memory_is_full():  # where processes keep their locks
+                    raise JobFailed(no_shared_memory()) from error
                 text = describe_disk_error(cause, Path(cause.filename or folder))
                 kept = f"; {what_is_kept(folder / 'checkpoints')}" if job.config.mode == "train" else ""
                 raise JobFailed(text + kept) from error

@@ -57,6 +57,12 @@ def training_state_file(folder: Path) -> Path:
     return folder / "checkpoints" / "last.pt"
 
 
+def has_finished(folder: Path) -> bool:
+    """Whether a folder holds the weights of a finished training, whose state may have been dropped."""
+    best = training_state_file(folder).with_name("best.pt")
+    return best.is_file() and read_summary(folder).get("status") == "FINISHED"
+
+
 def start_tracker(job: Request, components: Components, splits: dict[str, Split], *, resume: bool) -> Tracker:
     """A tracker that has begun to record: in the run folder, and in the configured loggers.
 
@@ -73,8 +79,7 @@ def start_tracker(job: Request, components: Components, splits: dict[str, Split]
     """
     world = components.world
     last = training_state_file(job.folder)
-    best = last.with_name("best.pt")
-    if not resume and world.broadcast_from_main(lambda: last.is_file() or (best.is_file() and not job.is_restart)):
+    if not resume and world.broadcast_from_main(lambda: last.is_file() or has_finished(job.folder)):
         how = f"resume it with {setting('checkpoint.resume', 'auto')}, or choose" if last.is_file() else "choose"
         raise UserError(
             f"{setting('hydra.run.dir', job.folder)}: holds a run that would be overwritten; {how} another folder",

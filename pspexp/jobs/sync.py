@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,20 @@ def sync(config: DictConfig, folder: Path) -> None:
     places = list(named_folders(config))
     skipped = 0
     for place, named in places:
-        try:
-            with runs.run_dir_lock(place), runs.run_dir_lock(place, runs.WRITER_LOCK):
+        with ExitStack() as stack:
+            try:
+                for lock in (runs.LAUNCHER_LOCK, runs.WRITER_LOCK):
+                    stack.enter_context(runs.run_dir_lock(place, lock))
+            except UserError as error:
+                skipped += 1
+                log.warning("skipped: %s", error)
+            else:
                 failed += sync_folder(place, config, named=named)
-        except UserError as error:
-            skipped += 1
-            log.warning("skipped: %s", error)
     if failed:
-        head = "not everything could be sent; repeat the command when the cause is fixed:"
+        head = "not everything could be sent; where the cause can be fixed, repeat the command then:"
         raise JobFailed("\n".join([head, *failed]))
-    log.info("%s: all records have been received", count(len(places) - skipped, "run"))
+    text = f"{count(len(places) - skipped, 'run')}: all records have been received"
+    log.info("%s", f"{text}; {skipped} skipped" if skipped else text)
 
 
 def named_folders(config: DictConfig) -> Iterator[tuple[Path, bool]]:
@@ -76,7 +80,10 @@ def sync_folder(folder: Path, config: DictConfig, *, named: bool) -> list[str]:
     node, problems = tracking_node(manifest, config, named=named)
     if problems:
         return [f"{folder}: {problem}" for problem in problems]
-    refuse_untrusted({"tracking": node}, str(folder), own=True, today=config)
+    try:
+        refuse_untrusted({"tracking": node}, str(folder), own=True, today=config)
+    except UserError as error:
+        return [*error.problems]
     loggers = build_loggers(OmegaConf.create(node), folder)
     expected = {*(["mlflow"] if "tracking_uri" in node else []), *node.get("loggers", {})}
     failed = [f"{folder}: logger {name} cannot be built (see above)" for name in sorted(expected - {*loggers})]

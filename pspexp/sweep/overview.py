@@ -95,7 +95,8 @@ def close_killed(folder: Path) -> None:
         overrides = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
         config: Any = OmegaConf.load(folder / "config.yaml")
         try:
-            refuse_untrusted(OmegaConf.to_container(config), str(folder), own=True)
+            tracking = OmegaConf.to_container(config.tracking) if "tracking" in config else {}
+            refuse_untrusted({"tracking": tracking}, str(folder), own=True)
         except UserError as error:
             log.warning("%s", error)
         else:
@@ -211,7 +212,7 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
 def log_overview(sweep: Sweep, config: DictConfig, status: Status) -> bool:
     """Record the overview with the configured loggers; returns whether MLflow has it."""
     tags = {"kind": "sweep", "git_commit": git_commit() or "unknown"}
-    tracking = mask_secrets(OmegaConf.to_container(config.tracking, resolve=True))
+    tracking = mask_secrets(OmegaConf.to_container(config.tracking, resolve=True), "tracking")
     name, files = f"sweep {sweep.id}", (CSV, NOTE, *PLOTS)
     manifest = Manifest(name, sweep.varies, tags, NOTE, files, status=status, tracking=tracking)
     manifest.save(sweep.folder)

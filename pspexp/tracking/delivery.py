@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 from pspexp.errors import UserError
 from pspexp.tracking.local import set_ids
@@ -46,7 +47,7 @@ class Delivery:
         self.last_progress, self.sends_file = time.monotonic(), False
         self._position = 0  # in metrics.jsonl, after the received records; unknown at first
         self._skip = self.received.records
-        self._saved = ""
+        self._saved, self._saving = "", Lock()
 
     def __str__(self) -> str:
         place = self.place()
@@ -55,7 +56,10 @@ class Delivery:
     def place(self) -> str:
         """Where the logger records, if it says so; not what a class shows of its arguments, which may be secret."""
         described = "__str__" in {name for kind in type(self.logger).__mro__[:-1] for name in vars(kind)}
-        return mask_logins(str(self.logger)) if described else ""
+        try:
+            return mask_logins(str(self.logger)) if described else ""
+        except Exception:  # it may not know before it is open
+            return ""
 
     def deliver(self, manifest: Manifest, *, records: bool = True) -> None:
         """Send what the logger has not received.
@@ -184,6 +188,7 @@ class Delivery:
         for path, version in self._new_files(patterns).items():
             self._call("a file", partial(self.logger.files, self.folder, [path]), f" ({path})")
             self.received.files[path] = version
+            self._save()
 
     def _new_files(self, patterns: Sequence[str]) -> dict[str, list[int]]:
         """The version of each file that is new or has changed, by its path."""
@@ -211,12 +216,13 @@ class Delivery:
                 log.warning(text, self, what, which, self.folder, reason(error))
 
     def _save(self) -> None:
-        if (content := repr(self.received)) != self._saved:
-            try:
-                self.received.save(self.folder, self.name)
-                self._saved = content
-            except OSError as error:  # the worst that follows: another process sends the same again
-                log.debug("%s: %s", self, error)
+        with self._saving:  # by the thread that delivers, and by the one that rewinds
+            if (content := repr(self.received)) != self._saved:
+                try:
+                    self.received.save(self.folder, self.name)
+                    self._saved = content
+                except OSError as error:  # the worst that follows: another process sends the same again
+                    log.debug("%s: %s", self, error)
 
 
 def reason(error: Exception) -> str:

@@ -40,6 +40,8 @@ REFUSALS = {
     "BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 }  # fmt: skip
+# How long a run waits at its start until it is open here: a new database takes seconds, on a busy machine many.
+DATABASE_S, SERVER_S = 120.0, 5.0
 OUTAGES = (401, 403, 404, 408, 429)
 LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}  # seconds
 STOP_S = 5.0  # for system metrics to stop at the end of a run; a call to a server that is down takes longer
@@ -64,11 +66,13 @@ class MLflowLogger:
         log_checkpoints: Literal["best", "last", "all", "none"] = "best",
         system_metrics: bool = False,
     ) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
         import_module("mlflow")  # not in a thread: a process that is forked meanwhile could never import it
         for name, value in LIMITS.items():  # for all calls: the environment must not change while other threads read it
             os.environ.setdefault(name, value)
         self._experiment = experiment
         self._uri = resolve_uri(tracking_uri, output_root)
+        self.open_wait_s = DATABASE_S if sqlite_file(self._uri) else SERVER_S
         self._checkpoints = {"all": {"best.pt", "last.pt"}, "none": set[str]()}.get(
             log_checkpoints, {f"{log_checkpoints}.pt"}
         )
@@ -85,8 +89,8 @@ class MLflowLogger:
 
     def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
         """Start a run or continue ``run_id``; one that this MLflow does not have is replaced by a new run."""
-        # A server needs no database; but it may be slow, and meanwhile the run's own log must not be silent.
-        with self._call(), quiet() if not self._uri.startswith("http") else nullcontext():
+        # Only while the run waits: its own log must not be silent.
+        with self._call(), quiet() if self.open_wait_s == DATABASE_S else nullcontext():
             from mlflow.entities import Param, RunTag
 
             experiment_id = self._connect()

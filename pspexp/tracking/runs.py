@@ -10,7 +10,8 @@ from filelock import FileLock, Timeout
 from pspexp.errors import UserError
 from pspexp.tracking.run_folder import read_summary
 
-WRITER_LOCK = ".writing.lock"  # held by the process that writes records and checkpoints; its launcher holds `.lock`
+# Held by the process that writes records and checkpoints, and by its launcher.
+WRITER_LOCK, LAUNCHER_LOCK = ".writing.lock", ".lock"
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def require_file(where: str, file: Path, what: str) -> Path:
 def run_folder(checkpoint: Path) -> Path | None:
     """The run folder of a checkpoint (``<run>/checkpoints/last.pt``) or exported file; None for a file elsewhere."""
     folder = checkpoint.absolute().parent.parent
-    known = checkpoint.parent.name in ("checkpoints", "export")
+    known = checkpoint.absolute().parent.name in ("checkpoints", "export")
     return folder if known and (folder / "config.yaml").is_file() else None
 
 
@@ -108,7 +109,7 @@ def unfinished(parent: Path, continues: Callable[[Path], bool] = lambda folder: 
 
 
 @contextmanager
-def run_dir_lock(folder: Path, lock: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+def run_dir_lock(folder: Path, lock: str = LAUNCHER_LOCK, *, wait: bool = False) -> Iterator[None]:
     """Lock a folder against other processes; the operating system releases the lock if this process is killed.
 
     Args:

@@ -9,8 +9,9 @@ SECRET = re.compile(_WORDS, re.IGNORECASE)
 # Elsewhere, a key is the name of a column, a class or an entry of a file.
 KEY = re.compile(rf"{_WORDS}|(?<![a-z])keys?(?![a-z])", re.IGNORECASE)
 WITH_KEYS = ("tracking", "hooks")
-LOGIN = re.compile(r"(?<=//)[^@\s]+@")
-QUERY = re.compile(rf"(?i)([?&][^=&\s]*(?:{SECRET.pattern})[^=&\s]*=)[^&\s'\"]+")
+# A password may contain slashes; what stands before an @ without a colon, or after a port, need not be a login.
+LOGIN = re.compile(r"(?<=//)[^@\s/:]+(?::(?!\d+/)[^@\s]*)?@")
+QUERY = re.compile(rf"(?i)([?&][^=&\s]*(?:{KEY.pattern})[^=&\s]*=)[^&\s'\"]+")
 MASK = "***"
 MASKED_DIFF = "# secrets in this diff are masked: git apply cannot use it unchanged\n"
 _FILE_DIFF = re.compile(r"(?m)^(?=diff --git )")
@@ -41,9 +42,13 @@ def mask_secrets(node: Any, key: str = "") -> Any:
     if isinstance(node, list):
         return [mask_secrets(value, key) for value in node]
     if isinstance(node, str):
-        words = KEY if key.lstrip("+~").partition(".")[0] in WITH_KEYS else SECRET
-        return MASK if words.search(key) else mask_logins(node)
+        return MASK if _words(key).search(key.rpartition(".")[2]) else mask_logins(node)
     return node
+
+
+def _words(key: str) -> re.Pattern[str]:
+    """What the names of secrets contain at this place of the configuration."""
+    return KEY if key.lstrip("+~").partition(".")[0] in WITH_KEYS else SECRET
 
 
 def is_masked(value: Any) -> bool:
@@ -83,5 +88,5 @@ def mask_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def _mask_value(value: str, key: str) -> str:
-    nested = value.lstrip().startswith(("{", "[")) and SECRET.search(value)  # a key in it may be that of a secret
+    nested = value.lstrip().startswith(("{", "[")) and _words(key).search(value)  # a key in it may be that of a secret
     return MASK if nested else str(mask_secrets(value, key))

@@ -15,7 +15,9 @@ from pspexp.tracking.logger import Logger
 from pspexp.tracking.manifest import Manifest, run_ids
 from pspexp.utils.text import count, duration, quoted
 
-OPEN_WAIT_S = 5.0  # how long a run waits until its loggers have opened it: the id is then on the disk from the start
+# How long a run waits until its loggers have opened it, so that its id is on the disk from the start; a logger may have
+# an attribute ``open_wait_s`` of its own.
+OPEN_WAIT_S = 5.0
 FIRST_RETRY_S, MAX_RETRY_S, LAST_RETRY_S = 1.0, 30.0, 0.5
 SLOW_S = 2.0  # a longer wait is announced
 POLL_S = 0.05
@@ -44,8 +46,8 @@ class Sender(Thread):
     def run(self) -> None:
         """Deliver until the run has ended and everything has arrived, or the time to wait for it is over."""
         while True:
+            self._woken.clear()  # first: what is new from now on wakes it again
             ending = self._ending.is_set()
-            self._woken.clear()
             try:
                 self._attempt()
             except BaseException:  # such as SystemExit in a logger
@@ -78,7 +80,7 @@ class Sender(Thread):
     def is_hopeless(self, ended_s: float) -> bool:
         """Whether the end of a run, at a time of the monotonic clock, has waited long enough."""
         idle_s = time.monotonic() - max(ended_s, self.delivery.last_progress)
-        if self.away_since is not None:
+        if self.away_since is not None and self.delivery.last_progress <= self.away_since:  # else it is back
             return idle_s > self._wait_s + CALL_S  # the attempt that ends the wait may take as long as a call
         return idle_s > max(self._wait_s, UPLOAD_S if self.delivery.sends_file else CALL_S)
 
@@ -134,9 +136,10 @@ class Senders:
         ]
         for sender in self._senders:
             sender.start()
-        deadline = time.monotonic() + OPEN_WAIT_S
+        began = time.monotonic()
         for sender in self._senders:
-            sender.attempted.wait(max(deadline - time.monotonic(), 0))
+            wait_s = float(getattr(sender.delivery.logger, "open_wait_s", OPEN_WAIT_S))
+            sender.attempted.wait(max(began + wait_s - time.monotonic(), 0))
 
     def rewind(self, kept: int, last_step: int) -> None:
         """See `Delivery.rewind`."""

@@ -201,13 +201,12 @@ class Tracker:
             late_files=CHECKPOINTS if status == "FAILED" else (),
         )
         try:
+            ended.save(self.folder)
             self._local.curves()
             self._local.summary(status, best=best, last=last, images_per_second=images_per_second, loggers=self.ids)
-            ended.save(self.folder)
         finally:  # the disk may be full, but the loggers are to know how the run ended
-            missing = self._senders.finish(ended, self._wait_s, self._limits_s.get(status, math.inf))
-        for delivery in missing:
-            warn_missing(delivery)
+            for delivery in self._senders.finish(ended, self._wait_s, self._limits_s.get(status, math.inf)):
+                warn_missing(delivery)
 
 
 class SilentTracker(Tracker):

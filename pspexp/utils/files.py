@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV)
+SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+DISK_ERRORS = (*SPACE_ERRORS, errno.EIO, errno.ESTALE, errno.ENODEV)
 
 
 @contextmanager
@@ -96,7 +97,9 @@ def disk_error(error: BaseException) -> OSError | None:
 
 
 def describe_disk_error(error: OSError, path: Path, size: int | None = None) -> str:
-    """One line about a file that could not be written: why, the space that it needs in bytes, and the free space."""
+    """One line about a file that could not be written: why, the space that it needs, and the free space, in bytes."""
+    if error.errno not in SPACE_ERRORS:  # the disk may as well have failed in reading
+        return f"{path}: {error.strerror}"
     needed, free = "" if size is None else f", {mib(size)} are needed", free_space(path)
     return f"{path}: cannot be written: {error.strerror}{needed}" + ("" if free is None else f", {mib(free)} are free")
 

@@ -38,6 +38,8 @@ HOSTILE = [
     "torch.nn.functional.np.testing.runstring", "torch.nn.functional.np.savetxt", "timm.models.load_state_dict",
     "timm.models._hub.hf_hub_download", "torch.nn.functional.torch._C.PyTorchFileWriter",
     "pspexp.utils.console_handler.LogFile", "pspexp.tracking.local.LocalTracker",
+    "torchvision.models.feature_extraction.create_feature_extractor", "timm.models._features_fx.FeatureGraphNet",
+    "timm.data.readers.reader_image_folder.ReaderImageFolder",
     "numpy.load", "mlflow.run", "transformers.pipeline", "timm.models._hub.os.system",
 ]  # fmt: skip
 
@@ -56,11 +58,26 @@ def test_hostile_targets_are_refused(path: str, own: bool, monkeypatch: pytest.M
     [
         "pspexp.models.pspnet.pspnet", "pspexp.losses.Dice", "pspexp.models.exported.ExportedNetwork", "torch.nn.ReLU",
         "torch.optim.RMSprop", "torch.optim.lr_scheduler.StepLR", "torchvision.transforms.v2.RandomCrop",
-        "pspexp.data.augment.pipelines.Albumentations",
+        "pspexp.data.augment.pipelines.Albumentations", "torch.nn.functional.cross_entropy", "timm.create_model",
+        "torchvision.ops.sigmoid_focal_loss", "torchvision.models.resnet18", "pspexp.tracking.MLflowLogger",
     ],
 )  # fmt: skip
 def test_what_options_and_libraries_build_is_allowed(path: str) -> None:
     assert refusal(path, own=False) is None
+
+
+def test_own_runs_may_name_parts_of_any_package() -> None:
+    assert refusal("torchmetrics.classification.MulticlassCohenKappa", own=True) is None
+    assert refusal("torchmetrics.classification.MulticlassCohenKappa", own=False)
+    assert refusal("subprocess.Popen", own=True)
+    assert refusal("rich.console.Console", own=True)  # a class, but no part of a training
+
+
+def test_targets_in_lists_of_the_users_own_option_are_theirs() -> None:
+    saved = {"loss": {"terms": [{"_target_": "numpy.load"}]}}
+    with pytest.raises(UserError):
+        refuse_untrusted(saved, "file", own=False)
+    refuse_untrusted(saved, "file", own=False, today=OmegaConf.create(saved))
 
 
 def test_every_option_is_allowed() -> None:
@@ -75,6 +92,7 @@ def test_every_option_is_allowed() -> None:
         ({"dataset": {"class_names": ("a", {"_target_": "os.mkdir"})}}, ()),
         ({"dataset": {"root.x": {"_target_": "os.mkdir"}}}, ("dataset.root",)),
         ({"dataset": {"mean": {"_target_": "os.mkdir"}}}, ("dataset",)),
+        ({"model": {"_target_": "timm.create_model", "pretrained_cfg_overlay": {"hf_hub_id": "evil/net"}}}, ()),
         ({"model": {"part": {"_target_": "pspexp.engine.device.Device", "plugin": "evil"}}}, ()),
     ],
 )

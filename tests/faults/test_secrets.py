@@ -87,6 +87,9 @@ def test_nothing_that_a_run_leaves_contains_a_secret(
         ("s3://bucket?aws_access_key_id=abc", "s3://bucket?aws_access_key_id=***"),
         ("https://host/?a=1", "https://host/?a=1"),
         ("postgresql://me:pa/ss@host/db", "postgresql://***@host/db"),
+        ("https://host/?key=abc", "https://host/?key=***"),
+        ("git+https://github.com/a/b@v1", "git+https://github.com/a/b@v1"),
+        ("https://host:8080/x@3", "https://host:8080/x@3"),
     ],
 )
 def test_urls(text: str, masked: str) -> None:
@@ -101,3 +104,6 @@ def test_keys() -> None:
     assert mask_secrets({"hooks": {"mine": {"key": "a"}}}) == {"hooks": {"mine": {"key": "***"}}}
     plain = {"turkey": "bird", "keyboard": "device", "dataset": {"image_key": "rgb", "class_map": {"key": "tool"}}}
     assert mask_secrets(plain) == plain
+    nodes = {"model": {"token_mixer": {"_target_": "my.Pool"}}, "hooks": {"save_keys": {"_target_": "my.Hook"}}}
+    assert mask_secrets(nodes) == nodes
+    assert mask_overrides(["+hooks.mine={_target_: my.Hook, key: abc}"]) == ["+hooks.mine=***"]

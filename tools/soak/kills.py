@@ -92,7 +92,7 @@ def until_finished(
     found: list[str] = []
     while True:
         by_time = f"0:{1000 * chance.uniform(0.3, 1) * seconds:.0f}"
-        plan = "" if len(used) >= kills else by_time if len(used) % 3 == 2 else plans.pop()
+        plan = "" if len(used) >= kills else by_time if len(used) % 3 == 2 else chance.choice(plans)
         result = run(home, scenario.command, kill=plan)
         if scenario.leaves_processes and (left := wait_for_orphans(home)):
             found.append(f"processes are left: {left}")

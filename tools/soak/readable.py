@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-UNFINISHED = (".part",)
+UNFINISHED = (".part", ".partial")  # of files and folders
 
 
 def read_json_lines(file: Path) -> None:
@@ -55,7 +55,7 @@ def unreadable(home: Path) -> list[str]:
     found = []
     for file in sorted(home.rglob("*")):
         reader = READERS.get(file.suffix)
-        if reader is None or not file.is_file():
+        if reader is None or not file.is_file() or any(part.endswith(UNFINISHED) for part in file.parts):
             continue
         try:
             reader(file)
