@@ -83,7 +83,7 @@ def old_runs(config: DictConfig) -> Iterator[OldRun]:
         status = "KILLED" if status == "RUNNING" else status
         if runs.is_locked(folder) or any(other != folder and other.is_relative_to(folder) for other in folders):
             continue
-        files = [file.stat() for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock"]
+        files = [file.stat() for file in folder.rglob("*") if file.is_file() and not file.name.endswith(".lock")]
         age_days = (time.time() - max(file.st_mtime for file in files)) / DAY_S
         if status not in config.clean.status or age_days < config.clean.older_than_days:
             continue
