@@ -192,27 +192,18 @@ class LocalTracker:
     ) -> None:
         """Write ``summary.json``: arguments of `Tracker.finish`, ``RUNNING`` until then; ``loggers``: ids by name."""
         with _SUMMARY:  # a logger may just be opened in its thread
-            self._summary(status, best or {}, last or {}, images_per_second, run_ids(self.folder) | dict(loggers or {}))
-
-    def _summary(
-        self,
-        status: str,
-        best: Mapping[str, float],
-        last: Mapping[str, float],
-        images_per_second: float | None,
-        loggers: Mapping[str, str],
-    ) -> None:
-        content = {
-            "status": status,
-            "best": finite(best),
-            "last": finite(last),
-            "images_per_second": finite({"it": images_per_second or math.nan}).get("it"),
-            "mlflow_run_id": loggers.get("mlflow"),
-            "loggers": dict(loggers),
-            "git_commit": git_commit(),
-            "versions": versions(),
-        }
-        write_text_atomic(self.folder / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+            ids = run_ids(self.folder) | dict(loggers or {})
+            content = {
+                "status": status,
+                "best": finite(best or {}),
+                "last": finite(last or {}),
+                "images_per_second": finite({"it": images_per_second or math.nan}).get("it"),
+                "mlflow_run_id": ids.get("mlflow"),
+                "loggers": ids,
+                "git_commit": git_commit(),
+                "versions": versions(),
+            }
+            write_text_atomic(self.folder / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def set_ids(folder: Path, loggers: Mapping[str, str]) -> None:

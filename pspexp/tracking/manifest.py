@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from pspexp.tracking.run_folder import read_json
 from pspexp.utils.files import write_text_atomic
 
 TRACKING = "tracking"
@@ -118,12 +119,3 @@ def run_ids(folder: Path) -> dict[str, str]:
         if run_id := read_json(file).get("run_id"):
             found[unquote(file.stem)] = str(run_id)
     return found
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; empty if it cannot be read."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

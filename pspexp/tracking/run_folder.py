@@ -39,10 +39,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """``provenance.json`` of a run folder; empty if there is none that can be read."""
+    return read_json(folder / "provenance.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; empty if it cannot be read."""
     try:
-        return dict(json.loads((folder / "provenance.json").read_text(encoding="utf-8")))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:

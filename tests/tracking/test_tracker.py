@@ -70,6 +70,15 @@ def start(tracker: Tracker, *, resume: bool = False) -> None:
     )
 
 
+def record_all(tracker: Tracker, report: Report) -> None:
+    """A whole run: two records, an evaluation, and its end."""
+    start(tracker)
+    for step in (5, 6):
+        tracker.metrics({"train/loss": 2.0}, step=step, epoch=1)
+    tracker.report("val", report, step=10, epoch=2)
+    tracker.finish("FINISHED")
+
+
 def test_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: Report, dataset: DatasetInfo) -> None:
     logger = Recorder()
     tracker = Tracker(LocalTracker(tmp_path), {"mine": logger})
@@ -150,11 +159,7 @@ def test_what_a_logger_refuses_is_skipped_with_one_warning(
     broken, healthy = Recorder(method, error=ValueError), Recorder()
     tracker = Tracker(LocalTracker(tmp_path), {"a": broken, "c": healthy})
     with caplog.at_level(logging.WARNING):
-        start(tracker)
-        for step in (5, 6):
-            tracker.metrics({"train/loss": 2.0}, step=step, epoch=1)
-        tracker.report("val", report, step=10, epoch=2)
-        tracker.finish("FINISHED")
+        record_all(tracker, report)
     (warning,) = [record.getMessage() for record in caplog.records if "rejected" in record.getMessage()]
     assert warning.startswith("logger a rejected ")
     assert "secret" not in warning
@@ -169,11 +174,7 @@ def test_outage_is_named_once_and_records_follow_in_order(
     away, healthy = Recorder(method, attempts=2), Recorder()
     tracker = Tracker(LocalTracker(tmp_path), {"a": away, "c": healthy}, wait_s=60)
     with caplog.at_level(logging.INFO):
-        start(tracker)
-        for step in (5, 6):
-            tracker.metrics({"train/loss": 2.0}, step=step, epoch=1)
-        tracker.report("val", report, step=10, epoch=2)
-        tracker.finish("FINISHED")
+        record_all(tracker, report)
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("logger a")]
     assert lines[0] == (
         f"logger a is unavailable; records remain in {tmp_path} and are sent when it is back: "

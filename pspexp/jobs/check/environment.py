@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pspexp.config.build import build
+from pspexp.data.workers import SHM
 from pspexp.engine.device import AUTO_ORDER, HOST, Device, unavailable_reason
 from pspexp.engine.precision import AUTOCAST_DTYPES, Precision, unsupported_reason
 from pspexp.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pillow", "mlflow")
-SHM = Path("/dev/shm")
 
 Rows = list[tuple[str, str]]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pspexp.data.inspection.findings import Finding
+from pspexp.data.workers import SHM
 from pspexp.engine.components import TrainingComponents
 from pspexp.jobs.check.data import CheckedData
-from pspexp.jobs.check.environment import SHM
 from pspexp.jobs.disk_space import FIX, checkpoint_bytes
 from pspexp.utils.files import free_space, mib
 
