@@ -1,7 +1,9 @@
 """Tracking servers that tests start, pause, kill and restart."""
 
+import json
 import os
 import pwd
+import resource
 import shutil
 import signal
 import socket
@@ -9,9 +11,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 START_S = 120  # on a busy machine
 
@@ -71,12 +76,89 @@ class MLflowServer:
         assert self.process is not None
         os.killpg(self.process.pid, number)
 
+    def limit_files(self, size: int) -> None:
+        """Let it write no file beyond ``size`` bytes, as if its disk were full; -1 for no limit."""
+        assert self.process is not None
+        for folder in Path("/proc").glob("[0-9]*"):
+            pid = int(folder.name)
+            try:
+                if os.getpgid(pid) == self.process.pid:
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            except ProcessLookupError:
+                continue
+
     def kill(self) -> None:
         """Kill it."""
         if self.process is not None:
             self.send(signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+Answer = Callable[[str, bytes], tuple[int, dict[str, str]] | None]
+
+
+class Proxy(ThreadingHTTPServer):
+    """Passes requests on to a server, except those that it answers itself.
+
+    Attributes:
+        answer: Called with path and body of a request; returns a status with the error, or None to pass it on.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, server: MLflowServer) -> None:
+        super().__init__(("127.0.0.1", 0), ProxyHandler)
+        self.behind, self.answer = server, passed_on
+        Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+def passed_on(path: str, body: bytes) -> None:
+    """An `Answer` that leaves everything to the server."""
+
+
+class ProxyHandler(BaseHTTPRequestHandler):
+    """One request to a `Proxy`."""
+
+    server: Proxy
+
+    def _handle(self) -> None:
+        body = self._body()
+        if (own := self.server.answer(self.path, body)) is not None:
+            status, content = own[0], json.dumps(own[1]).encode()
+        else:
+            connection = HTTPConnection("127.0.0.1", self.server.behind.port, timeout=60)
+            dropped = ("host", "transfer-encoding", "content-length", "connection")
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            status, content = answer.status, answer.read()
+            connection.close()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle  # noqa: N815 - names that the base class looks for
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
 
 
 def postgresql_programs() -> Path | None:
