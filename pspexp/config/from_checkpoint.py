@@ -280,8 +280,8 @@ def resumes_run(mode: object, resume: object) -> bool:
 def read_resumed(resume: str, output_root: str, tracking_uri: str | None) -> Plain:
     """The configuration of the run that ``checkpoint.resume`` names.
 
-    The record in its folder is that of the last command, which may have changed what a resume can; the training state
-    has that of its own command.
+    The record in its folder is that of the last command, which may have changed what a resume can; an earlier state, or
+    one elsewhere, has that of its own command.
 
     Raises:
         UserError: There is no training state, or it has no configuration.
@@ -290,7 +290,7 @@ def read_resumed(resume: str, output_root: str, tracking_uri: str | None) -> Pla
     from pspexp.tracking import runs
 
     file = find_state(resume, output_root, tracking_uri)
-    if folder := runs.run_folder(file):
+    if file.name == "last.pt" and (folder := runs.run_folder(file)):
         return read_config(str(folder), output_root, tracking_uri, "checkpoint.resume")
     found: Plain = checkpoint.read(file)["config"]
     return found

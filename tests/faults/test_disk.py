@@ -201,6 +201,9 @@ def test_earlier_states_are_kept(cli: Cli, tmp_path: Path, capsys: pytest.Captur
     assert torch.load(folder / "step_00000003.pt", weights_only=True)["step"] == 3
     whole = last(tmp_path / "run")
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*.pt")}
+    record = tmp_path / "run" / "config.yaml"  # as if the run had been resumed with another value since
+    record.write_text(record.read_text().replace("weight_decay: 0.0\n", "weight_decay: 0.1\n"))
+    assert "weight_decay: 0.1" in record.read_text()
     assert cli(*TINY, *states, "hydra.run.dir=again", f"checkpoint.resume={folder}/step_00000003.pt") == 0
     assert "resuming from step 3" in capsys.readouterr().out
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*.pt")} == before
