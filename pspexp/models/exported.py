@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pspexp.errors import UserError
+from pspexp.models import pt2_safety
 from pspexp.utils.text import one_line
 
 ONNX, PT2 = ".onnx", ".pt2"
@@ -121,6 +122,7 @@ def _onnx_run(file: Path) -> Run:
 
 def _pt2_run(file: Path) -> Run:
     try:
+        pt2_safety.check(file)
         network = torch.export.load(file).module()
     except Exception as error:  # see `read_description`
         raise UserError(f"{file}: not a readable exported network ({one_line(error)})") from error
