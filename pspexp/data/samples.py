@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from pspexp.data.bands import AnyImage
-from pspexp.data.dataset import Sample, Split
+from pspexp.data.dataset import DatasetInfo, Sample, Split
 from pspexp.data.sampling import SampleKey
 from pspexp.data.transforms import to_tensors
-from pspexp.errors import UserError
+from pspexp.errors import UserError, setting
 from pspexp.utils.text import one_line
 
 Augment = Callable[[AnyImage, Image.Image, np.random.Generator], Sample]
@@ -175,6 +175,26 @@ def collate(items: Sequence[Loadable]) -> Loaded | UserError:
             assert not isinstance(read, UserError)
             groups.setdefault(read[1].shape, []).append(read)
     return Loaded([_one_batch(group) for group in groups.values()], skipped)
+
+
+def refuse_unknown_ids(batch: Batch, names: Sequence[str], info: DatasetInfo) -> None:
+    """Raise UserError if a label holds an id that is neither a class nor ignored: it would crash an accelerator.
+
+    Labels from files never do; those of other data sets and augmentations may.
+
+    Args:
+        batch: On the CPU.
+        names: Names of all images of the split.
+        info: The classes.
+    """
+    wrong = (batch.labels >= info.num_classes) & (batch.labels != info.ignore_index)
+    if wrong.any():
+        row = int(wrong.flatten(1).any(1).nonzero()[0])
+        name, found = names[batch.indices[row]], int(batch.labels[row][wrong[row]][0])
+        raise UserError(
+            f"{name}: its label holds the id {found}; must be 0 to {info.num_classes - 1}, or "
+            f"{setting('dataset.ignore_index', info.ignore_index)}; correct the data set or the augmentation"
+        )
 
 
 def _one_batch(items: Sequence[_Item]) -> Batch:

@@ -8,12 +8,15 @@ from torch import nn
 
 from pspexp.data.dataset import EvaluatedSample
 from pspexp.data.loader import Batch
+from pspexp.data.samples import refuse_unknown_ids
 from pspexp.data.transforms import normalize
 from pspexp.engine.components import Components
 from pspexp.engine.tally import Tally
+from pspexp.errors import setting
 from pspexp.metrics import Report
 from pspexp.metrics.images import ImageScores
 from pspexp.models.folding import fold_batch_norms
+from pspexp.utils.text import count, first_names
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,13 @@ class Evaluation:
     """The result of an evaluation.
 
     Attributes:
-        report: The metrics.
+        report: The metrics; all undefined if ``nonfinite`` has images.
         loss: Mean over images.
         samples: A few images to display.
         skipped: Number of images that could not be read.
         images: The metrics of each image, worst first.
         worst: The first of these images, to display.
+        nonfinite: Names of the images for which the network's outputs are NaN or infinite somewhere.
     """
 
     report: Report
@@ -35,6 +39,7 @@ class Evaluation:
     skipped: int = 0
     images: list[ImageScores] = field(default_factory=list)
     worst: list[EvaluatedSample] = field(default_factory=list)
+    nonfinite: list[str] = field(default_factory=list)
 
     def extra(self, prefix: str) -> dict[str, float]:
         """Metric name → value, of those that are not in the report."""
@@ -43,6 +48,14 @@ class Evaluation:
     def scalars(self, prefix: str) -> dict[str, float]:
         """Metric name → value, as in ``val/mean_iou``."""
         return self.extra(prefix) | self.report.scalars(prefix)
+
+    def describe_nonfinite(self) -> str:
+        """One line about the images in ``nonfinite``."""
+        return (
+            f"the network's outputs for {len(self.nonfinite)} of {count(len(self.images), 'image')} "
+            f"({first_names(self.nonfinite)}) are NaN or infinite, so there are no metrics; set "
+            f"{setting('precision', 'fp32')}, or train with a lower {setting('optimizer.lr')}"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,12 +100,13 @@ class Evaluator:
         tally = Tally(parts, names, self.num_samples)
         network: nn.Module | None = None
         for batch in batches:
+            refuse_unknown_ids(batch, names, info)
             images = normalize(parts.device.move(batch.images), info.mean, info.std, torch.float32)
             labels = parts.device.move(batch.labels).long()
             network = network or fold_batch_norms(model, images)
             with parts.precision.autocast(parts.device):
                 logits = parts.inference.logits(network, images)
-            prediction = logits.max(1).indices  # six times as fast as argmax on CPUs
-            tally.add(batch, logits, prediction, labels)
+            best = logits.max(1)  # six times as fast as argmax on CPUs; NaN if any of the logits is
+            tally.add(batch, logits, best.indices, labels, best.values.isfinite().flatten(1).all(1))
             on_batch_end(len(batch.indices))
         return Evaluation(**tally.total())

@@ -1,5 +1,6 @@
 """A trained network applied to single images: for ``mode=predict`` and from Python."""
 
+import math
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -17,7 +18,7 @@ from pspexp.data.band_files import as_bands, check_bands, read_bands
 from pspexp.data.bands import AnyImage, Bands
 from pspexp.data.transforms import normalize
 from pspexp.engine.components import Components
-from pspexp.errors import ArgumentError
+from pspexp.errors import ArgumentError, UserError, setting
 from pspexp.inference.base import as_logits
 from pspexp.models.folding import fold_batch_norms
 
@@ -95,7 +96,7 @@ class Predictor:
             with_probabilities: Whether to return the probabilities of all classes, too.
 
         Raises:
-            UserError: The image cannot be read.
+            UserError: The image cannot be read, or the network's outputs are NaN or infinite.
         """
         image = self.read(image)
         left, top, right, bottom = self.inference.region(*image.size)
@@ -112,6 +113,11 @@ class Predictor:
                 if probabilities is not None:
                     probabilities[:, rows, left:right] = logits.float().softmax(1)[0].cpu().numpy()
                 row = rows.stop
+        if not math.isfinite(confidence):
+            raise UserError(
+                f"the network's outputs for this image are NaN or infinite; set {setting('precision', 'fp32')}, or "
+                f"train with a lower {setting('optimizer.lr')}"
+            )
         return Prediction(ids, confidence / ((right - left) * (bottom - top)), probabilities)
 
     def probabilities(self, image: Source) -> npt.NDArray[np.float32]:

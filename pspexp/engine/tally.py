@@ -45,6 +45,7 @@ class Tally:
         self._matrix = ConfusionMatrix(info.num_classes, info.ignore_index)
         # By image: their mean must not depend on the batch size or on which process evaluated which image.
         self._losses = torch.zeros(len(names), device=parts.device.torch)
+        self._nonfinite = torch.zeros(len(names), dtype=torch.int64, device=parts.device.torch)
         self._evaluated = torch.zeros(len(names), dtype=torch.int64)
         self._totals = torch.zeros(len(names), 3, info.num_classes, dtype=torch.int64)
         self._shown = set(np.linspace(0, len(names) - 1, min(num_samples, len(names))).astype(int).tolist())
@@ -53,7 +54,7 @@ class Tally:
         self._unread: tuple[Batch, Fetched] | None = None
         self._metrics = FurtherMetrics(parts.metrics, parts.device, parts.world)
 
-    def add(self, batch: Batch, logits: Tensor, prediction: Tensor, labels: Tensor) -> None:
+    def add(self, batch: Batch, logits: Tensor, prediction: Tensor, labels: Tensor, is_finite: Tensor) -> None:
         """Add a batch.
 
         Args:
@@ -61,10 +62,12 @@ class Tally:
             logits: ``[N, C, H, W]`` on the device.
             prediction: Class ids ``[N, H, W]`` on the device.
             labels: int64 ``[N, H, W]`` on the device.
+            is_finite: Whether the outputs for an image are neither NaN nor infinite, ``[N]`` on the device.
         """
         totals = []
         for row, index in enumerate(batch.indices):
             own = slice(row, row + 1)
+            self._nonfinite[index] = ~is_finite[row]
             self._losses[index] = mean_loss(self._parts.loss, {"out": logits[own]}, labels[own])
             matrix = self._matrix.count(prediction[own], labels[own])
             totals.append(matrix.totals)
@@ -101,6 +104,7 @@ class Tally:
         self._matrix.counts, losses = world.all_reduce_cpu(self._matrix.counts), world.all_reduce_cpu(self._losses)
         totals = world.all_reduce_cpu(self._totals).tolist()
         found = world.all_reduce_cpu(self._evaluated).nonzero().flatten().tolist()
+        nonfinite = [self._names[index] for index in world.all_reduce_cpu(self._nonfinite).nonzero().flatten().tolist()]
         scores = {index: image_scores(self._names[index], *totals[index]) for index in found}
         # Only what is among the worst of all processes is sent to the others.
         worst = [index for index in worst_first(scores) if not math.isnan(scores[index].mean_iou)][:NUM_WORST]
@@ -110,14 +114,15 @@ class Tally:
             for parts in zip(*world.all_gather_object((self._samples, kept)), strict=True)
         )
         others, class_columns = self._metrics.compute(self._info.num_classes)
-        report = self._matrix.report(self._info.class_names)
+        report = replace(self._matrix.report(self._info.class_names), others=others, class_columns=class_columns)
         return {
-            "report": replace(report, others=others, class_columns=class_columns),
+            "report": report.without_metrics() if nonfinite else report,
             "loss": losses.double().sum().item() / max(len(found), 1),
             "samples": [samples[index] for index in sorted(samples)],
             "skipped": len(self._names) - len(found),
             "images": [scores[index] for index in worst_first(scores)],
             "worst": [pictures[index] for index in worst],
+            "nonfinite": nonfinite,
         }
 
 

@@ -9,7 +9,7 @@ from pspexp.config.training_data import test_split
 from pspexp.engine import checkpoint
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
-from pspexp.errors import Interrupted, UserError, setting
+from pspexp.errors import Interrupted, JobFailed, UserError, setting
 from pspexp.jobs.class_weights import resolve_class_weights
 from pspexp.jobs.evaluate import describe, evaluate, look_at_labels, warn_unlike_training
 from pspexp.jobs.records import Request, recorded, start_tracker
@@ -40,6 +40,8 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
 
     with recorded(tracker, lambda: {"last": found}):
         evaluation = evaluate(parts.model, split, "test", parts, config, tracker, stop_if_asked)
+        if evaluation.nonfinite:
+            raise JobFailed(evaluation.describe_nonfinite())
         if isinstance(parts.model, ExportedNetwork) and parts.model.interface == "image":
             evaluation = replace(evaluation, loss=math.nan)  # there are no logits
         found |= evaluation.scalars("test")

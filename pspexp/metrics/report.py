@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Any
 
 MEANS = ("overall_acc", "mean_acc", "freqw_acc", "mean_iou", "mean_dice", "mean_precision", "mean_recall")
 """The metrics that every evaluation has, except for the IoU of each class."""
@@ -57,6 +58,14 @@ class Report:
     def mean_recall(self) -> float:
         """Mean of `recall` over the classes with ground truth, which is `mean_acc`."""
         return self.mean_acc
+
+    def without_metrics(self) -> "Report":
+        """The report of the same pixels with every metric undefined: the predictions mean nothing."""
+        column = (math.nan,) * len(self.class_names)
+        undefined: dict[str, Any] = dict.fromkeys(MEANS, math.nan)
+        undefined |= dict.fromkeys(("iou", "dice", "precision", "accuracy"), column)
+        del undefined["mean_recall"]  # which follows from the others
+        return replace(self, **undefined, others={}, class_columns={})
 
     def scalars(self, prefix: str) -> dict[str, float]:
         """Defined metrics by name, prefixed with ``prefix/``."""

@@ -195,7 +195,10 @@ def predict_one(
     if isinstance(found, UserError):
         raise found
     image, label = found
-    prediction = predictor.predict(image, with_probabilities="probabilities" in written.kinds)
+    try:
+        prediction = predictor.predict(image, with_probabilities="probabilities" in written.kinds)
+    except UserError as error:
+        raise UserError(*(f"{item.image}: {problem}" for problem in error.problems)) from error
     return image, prediction, describe_image(item, image, label, prediction, info)
 
 
