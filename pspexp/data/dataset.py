@@ -16,6 +16,7 @@ from pspexp.data.images import MAX_PIXELS
 from pspexp.errors import ArgumentError, setting
 
 MAX_CLASSES = 255
+MIN_STD = 1e-6  # smaller ones make images of numbers that overflow in float32
 Role = Literal["train", "val", "test"]
 Sample = tuple[AnyImage, Image.Image]  # image, "L" label of the same size
 
@@ -150,7 +151,7 @@ def check_mean_std(mean: Sequence[float], std: Sequence[float], num_bands: int |
         ]
     elif not mean or len(mean) != len(std):
         problems = [f"mean={list(mean)}, std={list(std)}: each needs one value per band, as fractions of 255"]
-    if min(std, default=1.0) <= 0:
-        problems.append(f"std={list(std)}: must be positive")
+    if min(std, default=1.0) < MIN_STD:
+        problems.append(f"std={list(std)}: must be at least {MIN_STD:g}, as fractions of 255")
     if problems:
         raise ArgumentError(*problems)

@@ -191,7 +191,7 @@ def test_cached_samples_equal_the_original_ones(bands: int) -> None:
     [
         ([0.5] * 4, [0.5] * 3, "each needs one value per band"),
         ([], [], "each needs one value per band"),
-        ([0.5], [0.0], r"std=\[0\.0\]: must be positive"),
+        ([0.5], [0.0], r"std=\[0\.0\]: must be at least 1e-06"),
     ],
 )
 def test_mean_and_std_have_one_value_per_band(mean: list[float], std: list[float], problem: str) -> None:
