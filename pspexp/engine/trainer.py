@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pspexp.data.loader import Batch
+from pspexp.data.samples import refuse_unknown_ids
 from pspexp.data.transforms import normalize
 from pspexp.engine.checkpoint import CheckpointDir, to_cpu
 from pspexp.engine.components import TrainingComponents
@@ -22,8 +23,9 @@ from pspexp.engine.hooks import Hook
 from pspexp.engine.state import StepTimer, TrainState
 from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.engine.unused import freeze_unused
-from pspexp.errors import ArgumentError, Interrupted, UserError, setting
+from pspexp.errors import ArgumentError, Interrupted, JobFailed, UserError, setting
 from pspexp.losses import LossSum, can_chunk, loss_sum
+from pspexp.models.nonfinite import nonfinite_names
 from pspexp.models.segmenter import can_defer_upsampling
 from pspexp.optim.optimizers import load_optimizer_state, supports_found_inf
 from pspexp.optim.schedules import Schedule
@@ -39,8 +41,8 @@ MAX_CONSECUTIVE_OVERFLOWS = 32  # by then the scaler has halved its scale as oft
 log = logging.getLogger(__name__)
 
 
-class NonFiniteLossError(ArithmeticError):
-    """The loss or its gradient is NaN or infinite; raised before the weights are changed."""
+class NonFiniteError(JobFailed):
+    """NaN or infinity: in a loss or gradient, before the weights are changed, or in weights, before they are saved."""
 
 
 class Trainer:
@@ -111,7 +113,7 @@ class Trainer:
             checkpoint: Content of a ``last.pt`` to resume from; later records are removed.
 
         Raises:
-            NonFiniteLossError: Names the step and its images; nothing has been saved since.
+            NonFiniteError: Names the step and its images, or the weights; nothing has been saved since.
             Interrupted: A signal requested a stop; ``last.pt`` has been saved.
         """
         self._call_hooks("on_fit_start")
@@ -224,9 +226,12 @@ class Trainer:
             self.network = self.world.wrap_ddp(self.model)
 
     def _load(self, batches: Iterator[Batch]) -> list[Batch]:
-        """The batches of a step; raises UserError if images cannot be read, in a single process after saving."""
+        """The batches of a step; raises UserError for unreadable images or wrong labels, one process after saving."""
         try:
-            return [next(batches) for _ in range(self.config.accumulate)]
+            group = [next(batches) for _ in range(self.config.accumulate)]
+            for batch in group:
+                refuse_unknown_ids(batch, self.components.training.names, self.components.dataset.info)
+            return group
         except UserError:
             if self.world.size == 1 and self.state.step:  # several processes would have to save at the same step
                 self._save_last()
@@ -274,7 +279,7 @@ class Trainer:
         """Wait for the device and check the losses and gradient norms of the last steps, in all processes.
 
         Raises:
-            NonFiniteLossError: Names the first step with a value that is not finite; the weights are those before it.
+            NonFiniteError: Names the first step with a value that is not finite; the weights are those before it.
         """
         unread, self.unread = self.unread, []
         found = self.world.all_gather_cpu(torch.stack([values for _, values in unread]))
@@ -291,7 +296,7 @@ class Trainer:
             self.state.overflows += overflow
 
     def _refuse(self, step: int, losses: list[list[float]], loss: float, norm: float) -> NoReturn:
-        """Raise NonFiniteLossError; ``losses`` by process, then by batch."""
+        """Raise NonFiniteError; ``losses`` by process, then by batch."""
         batches = [
             (batch, value)
             for rank, values in enumerate(losses)
@@ -300,10 +305,27 @@ class Trainer:
         bad = [batch for batch, value in batches if not math.isfinite(value)] or [batch for batch, _ in batches]
         names = ", ".join(self.components.training.names[key.index] for batch in bad for key in batch)
         precision = setting("precision", "fp32" if self.scaler is None else "bf16 or fp32")
-        raise NonFiniteLossError(
+        # Before the first step, the learning rate has had no effect.
+        cause = f"Lower {setting('optimizer.lr')}" if step > 1 else "Check the initial weights and the loss"
+        raise NonFiniteError(
             f"step {step}: the loss is {loss}, the gradient norm {norm} (images {names}); the weights are "
-            f"unchanged. Lower {setting('optimizer.lr')}, set {precision}, or check these images"
+            f"unchanged. {cause}, set {precision}, or check these images"
         )
+
+    def _refuse_nonfinite_weights(self) -> None:
+        """Raise NonFiniteError in all processes if weights or statistics of one are NaN or infinite.
+
+        Those after a step, of which the next loss would show it, and those of the moving average.
+        """
+        networks = dict.fromkeys((self.model, self.evaluated_model))
+        own = [name for network in networks for name in nonfinite_names(network.state_dict())]
+        found = list(dict.fromkeys(name for names in self.world.all_gather_object(own) for name in names))
+        if found:
+            raise NonFiniteError(
+                f"step {self.state.step}: after it, {count(len(found), 'tensor')} of the network hold NaN or infinite "
+                f"values: {first_names(found)}; not saved, earlier checkpoints are kept. Lower "
+                f"{setting('optimizer.lr')}, or set {setting('precision', 'fp32')}"
+            )
 
     def _log_if_due(self, progress: Progress) -> None:
         state, ended = self.state, self.state.step == self.last_step or self.stop_reason is not None
@@ -335,12 +357,15 @@ class Trainer:
         self._wait_for_losses()
         state, epoch = self.state, self.epoch
         self.world.broadcast_buffers(self.evaluated_model)
+        self._refuse_nonfinite_weights()
         if not len(self.components.validation):
             state.validated_step = state.step
             self._save("best.pt")
             self._save_last()
             return
         evaluation = self.validate(self.evaluated_model, self._stop_if_asked)
+        if evaluation.nonfinite and self.world.is_main_process:
+            log.warning("validation after step %d: %s", state.step, evaluation.describe_nonfinite())
         metrics = evaluation.scalars("val")
         if self.loader.skip_errors:
             metrics["train/skipped_images"] = float(len(state.skipped))
@@ -370,6 +395,7 @@ class Trainer:
     def _save_last(self) -> None:
         """Save everything needed to resume from here."""
         self._wait_for_losses()  # nothing is saved after a step that was refused
+        self._refuse_nonfinite_weights()
         training = {
             "world_size": self.world.size,
             "precision": self.components.precision.resolve(self.device),
@@ -437,7 +463,7 @@ class Trainer:
                 getattr(hook, event)(self, *values)
             except ArgumentError as error:
                 raise UserError(*(f"{setting('hooks')}.{name}.{problem}" for problem in error.problems)) from error
-            except (UserError, Interrupted, NonFiniteLossError):
+            except (UserError, Interrupted, NonFiniteError):
                 raise
             except Exception as error:
                 raise RuntimeError(f"{setting('hooks')}.{name}: {event} failed: {error!r}") from error

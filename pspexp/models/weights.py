@@ -12,9 +12,11 @@ from pspexp.errors import UserError, setting
 from pspexp.models.checkpoint_file import load_checkpoint_file
 from pspexp.models.layouts import OWN_LAYOUT, our_names
 from pspexp.models.mismatches import made_with, mismatches, other_network
+from pspexp.models.nonfinite import nonfinite_names
 from pspexp.models.pip_weights import pip_weights
 from pspexp.models.pretrained import adapt_to_bands, imagenet_weights
 from pspexp.models.segmenter import Segmenter
+from pspexp.utils.text import first_names
 
 FORMAT = "pspexp/1"  # the value of "format" in this project's checkpoints
 # Keys under which other projects save a state dict; the first one is that of the reference.
@@ -128,6 +130,7 @@ def match_weights(
 
     if problems := mismatches(ours, names, state, content, where):
         raise UserError(*problems, f"{where}: read in the layout of {layout.name}; nothing was loaded")
+    refuse_nonfinite({theirs: state[theirs] for theirs in names}, where)
     part, size = ("backbone", len(ours)) if is_backbone else ("network", len(model.state_dict()))
     return Matched(layout.name, names, state, where, part, size)
 
@@ -189,6 +192,15 @@ def adapted_file(path: str, in_channels: int) -> Mapping[str, Any]:
 
     log.info("%s: the first convolution takes 3 bands, and is adapted to %d", path, in_channels)
     return {**state, first[0]: adapt_input_conv(in_channels, state[first[0]])}
+
+
+def refuse_nonfinite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError if weights are NaN or infinite; ``where`` is the name of the checkpoint."""
+    if found := nonfinite_names(state):
+        hold = "weight holds" if len(found) == 1 else "weights hold"
+        raise UserError(
+            f"{where}: {len(found)} {hold} NaN or infinite values: {first_names(found)}; choose an earlier checkpoint"
+        )
 
 
 def count_classes(content: Mapping[str, Any], where: str) -> int | None:

@@ -1,5 +1,6 @@
 """Multiple processes give the same results as a single one."""
 
+import math
 import os
 import pickle
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from pspexp.data.sampling import SampleKey
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World, create_store, process_info_from_torchrun
 from pspexp.engine.finetune_config import FinetuneConfig
-from pspexp.engine.trainer import Trainer
+from pspexp.engine.hooks import Hook, PeriodicSave, TrainingLoop
+from pspexp.engine.trainer import NonFiniteError, Trainer
 from pspexp.errors import Interrupted, UserError
 from pspexp.launchers.elastic import exit_without_teardown
 from pspexp.losses import OHEM, CrossEntropy, LossSum, SegmentationLoss
@@ -198,7 +200,7 @@ def bad_image(world: World) -> Any:
     trained(world, 2, CrossEntropy(NUM_CLASSES), max_steps=2, hooks={"capture": good})
     with TemporaryDirectory() as run:
         trainer = make(world, 2, BadImage(NUM_CLASSES), run=Path(run), log_every=4)
-        with pytest.raises(ArithmeticError) as caught:
+        with pytest.raises(NonFiniteError) as caught:
             trainer.fit()
     same = [torch.equal(*pair) for pair in zip(trainer.model.parameters(), good.weights[1], strict=True)]
     bad = [key.index for key in next(trainer.loader.sample_keys(2, 3, rank=1))]
@@ -234,6 +236,44 @@ def all_reduces(world: World, accumulate: int) -> int:
     return len(sent)
 
 
+def validation_of_one_image(world: World) -> Any:
+    """Return the results of a validation on fewer images than there are processes, as text since NaN equals nothing."""
+    torch.manual_seed(5)
+    found = evaluate(make_components(world=world, num_val=1), Net())
+    return repr((found.report, found.loss, found.images, found.skipped))
+
+
+class Overflowing(Net):
+    """Gives NaN in process 1."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": super().forward(images)["out"] * (float("nan") if os.environ["RANK"] == "1" else 1)}
+
+
+def bad_outputs(world: World) -> Any:
+    """Return what each process finds if one process evaluates images with outputs that are NaN."""
+    found = evaluate(make_components(world=world), Overflowing())
+    return found.nonfinite, math.isnan(found.report.mean_iou)
+
+
+class SpoilStatistics(Hook):
+    """Makes running statistics infinite in process 1."""
+
+    def on_step_end(self, trainer: TrainingLoop) -> None:
+        if os.environ["RANK"] == "1":
+            trainer.model.layers[1].running_var.fill_(math.inf)  # type: ignore[union-attr, index]
+
+
+def bad_statistics(world: World) -> Any:
+    """Return the error and the files if only one process has bad statistics when the training state is saved."""
+    hooks = {"save": PeriodicSave(1), "spoil": SpoilStatistics()}
+    with TemporaryDirectory() as run:
+        trainer = make(world, 2, CrossEntropy(NUM_CLASSES), run=Path(run), model=Frozen, hooks=hooks)
+        with pytest.raises(NonFiniteError) as caught:
+            trainer.fit()
+        return str(caught.value), [file.name for file in Path(run).rglob("*.pt")]
+
+
 def different_problems(world: World) -> None:
     world.raise_collectively(["a: wrong", *(["b: wrong"] if world.rank else [])])
 
@@ -267,6 +307,9 @@ TWO: dict[str, Task] = {
     "accumulated order": partial(sample_order, batch_size=1, accumulate=2),
     "validation": validation,
     "bad image": bad_image,
+    "validation of one image": validation_of_one_image,
+    "bad outputs": bad_outputs,
+    "bad statistics": bad_statistics,
     "stop request": stop_request,
     "all-reduces": partial(all_reduces, accumulate=1),
     "all-reduces of an accumulated step": partial(all_reduces, accumulate=3),
@@ -334,6 +377,22 @@ def test_bad_image_of_one_process_is_named_by_all_processes(two: dict[str, list[
     for message, unchanged, names in two["bad image"]:
         assert f"step 3: the loss is inf, the gradient norm nan (images {', '.join(names)})" in message
         assert unchanged
+
+
+def test_validation_on_fewer_images_than_processes(two: dict[str, list[Any]]) -> None:
+    assert two["validation of one image"] == [in_one_process(validation_of_one_image)] * 2
+
+
+def test_bad_outputs_of_one_process_are_known_to_all(two: dict[str, list[Any]]) -> None:
+    assert two["bad outputs"] == [(["val_00001"], True)] * 2
+
+
+def test_bad_statistics_of_one_process_end_all_before_saving(two: dict[str, list[Any]]) -> None:
+    first, second = two["bad statistics"]
+    assert first == second
+    assert first[1] == []
+    assert first[0].startswith("step 1: after it, 1 tensor of the network hold")
+    assert "layers.1.running_var" in first[0]
 
 
 def test_all_processes_stop_at_the_same_step(two: dict[str, list[Any]]) -> None:

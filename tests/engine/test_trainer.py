@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pspexp.engine import checkpoint
 from pspexp.engine.hooks import DataWaitWarning, EarlyStopping, Hook, PeriodicSave, WeightAveraging
 from pspexp.engine.state import StepTimer
-from pspexp.engine.trainer import NonFiniteLossError, Trainer
+from pspexp.engine.trainer import NonFiniteError, Trainer
 from pspexp.errors import Interrupted
 from pspexp.losses import OHEM, CrossEntropy, LossSum
 from pspexp.models.segmenter import Segmenter
@@ -211,7 +211,7 @@ class ExplodesAt(CrossEntropy):
 def test_non_finite_loss_stops_before_the_weights_change(make: Make) -> None:
     sane, exploding = make("sane", max_steps=4), make("bad", loss=ExplodesAt(5))
     sane.fit()
-    with pytest.raises(NonFiniteLossError) as caught:
+    with pytest.raises(NonFiniteError) as caught:
         exploding.fit()
     assert "step 5: the loss is nan" in str(caught.value)
     assert sum(f"train_{index:05d}" in str(caught.value) for index in range(10)) == 2
@@ -226,7 +226,7 @@ def test_non_finite_gradient_stops_before_the_weights_change(make: Make, grad_cl
     weight = trainer.model.layers[0].weight  # type: ignore[union-attr, index]
     weight.register_hook(lambda gradient: gradient * math.inf)
     before = weight.detach().clone()
-    with pytest.raises(NonFiniteLossError, match="step 1: the loss is"):
+    with pytest.raises(NonFiniteError, match="step 1: the loss is"):
         trainer.fit()
     assert torch.equal(weight, before)
 
@@ -246,7 +246,7 @@ def test_weights_stay_unchanged_if_a_nan_is_detected_late(make: Make, fused: boo
         without_fused_kernels(sane)
         without_fused_kernels(trainer)
     sane.fit()
-    with pytest.raises(NonFiniteLossError, match="step 5: the loss is nan"):
+    with pytest.raises(NonFiniteError, match="step 5: the loss is nan"):
         trainer.fit()
     assert trainer.state.step == (10 if fused else 4)  # detected by the validation, which reads the losses
     for (name, weight), other in zip(trainer.model.named_parameters(), sane.model.parameters(), strict=True):
@@ -256,7 +256,7 @@ def test_weights_stay_unchanged_if_a_nan_is_detected_late(make: Make, fused: boo
 
 def test_stop_after_a_non_finite_loss_saves_nothing(make: Make) -> None:
     trainer = make("run", loss=ExplodesAt(3), stop_after=4, log_every=100)
-    with pytest.raises(NonFiniteLossError, match="step 3"):
+    with pytest.raises(NonFiniteError, match="step 3"):
         trainer.fit()
     assert not (trainer.checkpoints.folder / "last.pt").exists()
 
@@ -453,7 +453,7 @@ def test_fp16_overflow_skips_the_step_and_lowers_the_scale(make: Make) -> None:
 def test_fp16_fails_if_no_scale_avoids_overflow(make: Make) -> None:
     trainer = make("run", precision="fp16", loss=Steep(1e30), epochs=10, log_every=4)
     before = [weight.clone() for weight in trainer.model.parameters()]
-    with pytest.raises(NonFiniteLossError, match=r"the weights are unchanged.*precision=bf16 or fp32"):
+    with pytest.raises(NonFiniteError, match=r"the weights are unchanged.*precision=bf16 or fp32"):
         trainer.fit()
     assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
 
@@ -461,7 +461,7 @@ def test_fp16_fails_if_no_scale_avoids_overflow(make: Make) -> None:
 def test_fp16_distinguishes_a_non_finite_loss_from_an_overflow(make: Make) -> None:
     sane, exploding = make("sane", precision="fp16", max_steps=4), make("bad", precision="fp16", loss=ExplodesAt(5))
     sane.fit()
-    with pytest.raises(NonFiniteLossError, match=r"step 5: .*images "):
+    with pytest.raises(NonFiniteError, match=r"step 5: .*images "):
         exploding.fit()
     for ours, theirs in zip(exploding.model.parameters(), sane.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
