@@ -1,5 +1,6 @@
 """The evaluator, for validation during training, ``mode=test`` and any other evaluation of a model."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -54,7 +55,7 @@ class Evaluation:
         return (
             f"the network's outputs for {len(self.nonfinite)} of {count(len(self.images), 'image')} "
             f"({first_names(self.nonfinite)}) are NaN or infinite, so there are no metrics; set "
-            f"{setting('precision', 'fp32')}, or train with a lower {setting('optimizer.lr')}"
+            f"{setting('precision', 'fp32')} if it is another, or train with a lower {setting('optimizer.lr')}"
         )
 
 
@@ -107,6 +108,7 @@ class Evaluator:
             with parts.precision.autocast(parts.device):
                 logits = parts.inference.logits(network, images)
             best = logits.max(1)  # six times as fast as argmax on CPUs; NaN if any of the logits is
-            tally.add(batch, logits, best.indices, labels, best.values.isfinite().flatten(1).all(1))
+            is_finite = best.values.abs().flatten(1).amax(1) < math.inf
+            tally.add(batch, logits, best.indices, labels, is_finite)
             on_batch_end(len(batch.indices))
         return Evaluation(**tally.total())

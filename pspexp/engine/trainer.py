@@ -304,12 +304,11 @@ class Trainer:
         ]
         bad = [batch for batch, value in batches if not math.isfinite(value)] or [batch for batch, _ in batches]
         names = ", ".join(self.components.training.names[key.index] for batch in bad for key in batch)
-        precision = setting("precision", "fp32" if self.scaler is None else "bf16 or fp32")
         # Before the first step, the learning rate has had no effect.
         cause = f"Lower {setting('optimizer.lr')}" if step > 1 else "Check the initial weights and the loss"
         raise NonFiniteError(
             f"step {step}: the loss is {loss}, the gradient norm {norm} (images {names}); the weights are "
-            f"unchanged. {cause}, set {precision}, or check these images"
+            f"unchanged. {cause}{self._other_precision()}, or check these images"
         )
 
     def _refuse_nonfinite_weights(self) -> None:
@@ -321,11 +320,19 @@ class Trainer:
         own = [name for network in networks for name in nonfinite_names(network.state_dict())]
         found = list(dict.fromkeys(name for names in self.world.all_gather_object(own) for name in names))
         if found:
-            raise NonFiniteError(
-                f"step {self.state.step}: after it, {count(len(found), 'tensor')} of the network hold NaN or infinite "
-                f"values: {first_names(found)}; not saved, earlier checkpoints are kept. Lower "
-                f"{setting('optimizer.lr')}, or set {setting('precision', 'fp32')}"
+            tensors = (
+                "1 tensor of the network holds" if len(found) == 1 else f"{len(found)} tensors of the network hold"
             )
+            raise NonFiniteError(
+                f"step {self.state.step}: after it, {tensors} NaN or infinite values: {first_names(found)}; not saved, "
+                f"earlier checkpoints are kept. Lower {setting('optimizer.lr')}{self._other_precision()}"
+            )
+
+    def _other_precision(self) -> str:
+        """The part of an advice that names formats with a larger range or more digits, if there are any."""
+        used = self.components.precision.resolve(self.device)
+        better = {"fp32": None, "fp16": "bf16 or fp32"}.get(used, "fp32")
+        return f", set {setting('precision', better)}" if better else ""
 
     def _log_if_due(self, progress: Progress) -> None:
         state, ended = self.state, self.state.step == self.last_step or self.stop_reason is not None
