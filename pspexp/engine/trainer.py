@@ -320,12 +320,10 @@ class Trainer:
         own = [name for network in networks for name in nonfinite_names(network.state_dict())]
         found = list(dict.fromkeys(name for names in self.world.all_gather_object(own) for name in names))
         if found:
-            tensors = (
-                "1 tensor of the network holds" if len(found) == 1 else f"{len(found)} tensors of the network hold"
-            )
+            hold = "tensor of the network holds" if len(found) == 1 else "tensors of the network hold"
             raise NonFiniteError(
-                f"step {self.state.step}: after it, {tensors} NaN or infinite values: {first_names(found)}; not saved, "
-                f"earlier checkpoints are kept. Lower {setting('optimizer.lr')}{self._other_precision()}"
+                f"step {self.state.step}: after it, {len(found)} {hold} NaN or infinite values: {first_names(found)}; "
+                f"not saved, earlier checkpoints are kept. Lower {setting('optimizer.lr')}{self._other_precision()}"
             )
 
     def _other_precision(self) -> str:
