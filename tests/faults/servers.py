@@ -94,6 +94,8 @@ class MLflowServer:
             self.process.wait()
             self.process = None
 
+    close = kill
+
 
 Answer = Callable[[str, bytes], tuple[int, dict[str, str]] | None]
 

@@ -12,6 +12,7 @@
   predict    mode=predict, from image files to masks and overlays, vs. the bare network
   startup    time from the command to its first output and to its first training step
   logging    time of one record of metrics and of one of an evaluation
+  outage     a training step while the MLflow server answers, hangs or is down
 
 Repeats are interleaved in rotating order, so that other load on the machine affects all rows alike. Times are wall
 times with the device synchronised before and after; "ratio" is the baseline's median divided by the row's.
@@ -41,6 +42,7 @@ from tools.bench.head import bench_head
 from tools.bench.loader import bench_loader
 from tools.bench.networks import bench_networks, bench_variants
 from tools.bench.options import Options, parse
+from tools.bench.outage import bench_outage
 from tools.bench.overhead import bench_overhead
 from tools.bench.prediction import bench_prediction
 from tools.bench.records import bench_logging
@@ -58,6 +60,7 @@ BENCHES: dict[str, Callable[[Options], Iterator[Table]]] = {
     "predict": bench_prediction,
     "startup": bench_startup,
     "logging": bench_logging,
+    "outage": bench_outage,
 }
 
 
