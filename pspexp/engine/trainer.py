@@ -20,10 +20,11 @@ from pspexp.engine.components import TrainingComponents
 from pspexp.engine.distributed import no_sync
 from pspexp.engine.evaluator import Evaluation
 from pspexp.engine.hooks import Hook
+from pspexp.engine.nonfinite import NonFiniteError, bad_loss, bad_weights
 from pspexp.engine.state import StepTimer, TrainState
 from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.engine.unused import freeze_unused
-from pspexp.errors import ArgumentError, Interrupted, JobFailed, UserError, setting
+from pspexp.errors import ArgumentError, Interrupted, UserError, setting
 from pspexp.losses import LossSum, can_chunk, loss_sum
 from pspexp.models.nonfinite import nonfinite_names
 from pspexp.models.segmenter import can_defer_upsampling
@@ -39,10 +40,6 @@ RANK_SEED_STRIDE = 2**32  # between the random streams of two processes: configu
 MAX_CONSECUTIVE_OVERFLOWS = 32  # by then the scaler has halved its scale as often, from 2**16
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteError(JobFailed):
-    """NaN or infinity: in a loss or gradient, before the weights are changed, or in weights, before they are saved."""
 
 
 class Trainer:
@@ -303,13 +300,8 @@ class Trainer:
             for batch, value in zip(self.loader.sample_keys(step - 1, step, rank), values, strict=True)
         ]
         bad = [batch for batch, value in batches if not math.isfinite(value)] or [batch for batch, _ in batches]
-        names = ", ".join(self.components.training.names[key.index] for batch in bad for key in batch)
-        # Before the first step, the learning rate has had no effect.
-        cause = f"Lower {setting('optimizer.lr')}" if step > 1 else "Check the initial weights and the loss"
-        raise NonFiniteError(
-            f"step {step}: the loss is {loss}, the gradient norm {norm} (images {names}); the weights are "
-            f"unchanged. {cause}{self._other_precision()}, or check these images"
-        )
+        names = [self.components.training.names[key.index] for batch in bad for key in batch]
+        raise bad_loss(step, loss, norm, names, self.components.precision.resolve(self.device))
 
     def _refuse_nonfinite_weights(self) -> None:
         """Raise NonFiniteError in all processes if weights or statistics of one are NaN or infinite.
@@ -320,17 +312,7 @@ class Trainer:
         own = [name for network in networks for name in nonfinite_names(network.state_dict())]
         found = list(dict.fromkeys(name for names in self.world.all_gather_object(own) for name in names))
         if found:
-            hold = "tensor of the network holds" if len(found) == 1 else "tensors of the network hold"
-            raise NonFiniteError(
-                f"step {self.state.step}: after it, {len(found)} {hold} NaN or infinite values: {first_names(found)}; "
-                f"not saved, earlier checkpoints are kept. Lower {setting('optimizer.lr')}{self._other_precision()}"
-            )
-
-    def _other_precision(self) -> str:
-        """The part of an advice that names formats with a larger range or more digits, if there are any."""
-        used = self.components.precision.resolve(self.device)
-        better = {"fp32": None, "fp16": "bf16 or fp32"}.get(used, "fp32")
-        return f", set {setting('precision', better)}" if better else ""
+            raise bad_weights(self.state.step, found, self.components.precision.resolve(self.device))
 
     def _log_if_due(self, progress: Progress) -> None:
         state, ended = self.state, self.state.step == self.last_step or self.stop_reason is not None

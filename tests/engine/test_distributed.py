@@ -22,7 +22,8 @@ from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World, create_store, process_info_from_torchrun
 from pspexp.engine.finetune_config import FinetuneConfig
 from pspexp.engine.hooks import Hook, PeriodicSave, TrainingLoop
-from pspexp.engine.trainer import NonFiniteError, Trainer
+from pspexp.engine.nonfinite import NonFiniteError
+from pspexp.engine.trainer import Trainer
 from pspexp.errors import Interrupted, UserError
 from pspexp.launchers.elastic import exit_without_teardown
 from pspexp.losses import OHEM, CrossEntropy, LossSum, SegmentationLoss

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pspexp.engine import checkpoint
 from pspexp.engine.hooks import DataWaitWarning, EarlyStopping, Hook, PeriodicSave, WeightAveraging
+from pspexp.engine.nonfinite import NonFiniteError
 from pspexp.engine.state import StepTimer
-from pspexp.engine.trainer import NonFiniteError, Trainer
+from pspexp.engine.trainer import Trainer
 from pspexp.errors import Interrupted
 from pspexp.losses import OHEM, CrossEntropy, LossSum
 from pspexp.models.segmenter import Segmenter

@@ -20,7 +20,7 @@ from pspexp import optim
 from pspexp.data.dataset import Sample, check_mean_std
 from pspexp.engine.components import TrainingComponents
 from pspexp.engine.hooks import Hook, PeriodicSave, TrainingLoop, WeightAveraging
-from pspexp.engine.trainer import NonFiniteError
+from pspexp.engine.nonfinite import NonFiniteError
 from pspexp.errors import ArgumentError, UserError
 from pspexp.losses import CrossEntropy, LossSum
 from tests.conftest import TINY, Cli, run_commands
