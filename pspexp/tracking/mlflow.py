@@ -20,6 +20,7 @@ from pspexp.tracking.logger import Record, Status
 from pspexp.tracking.manifest import ID_TAG
 from pspexp.tracking.mlflow_client import (
     URI_VARIABLE,
+    create_database,
     local_folder,
     quiet,
     remove_misnamed_folders,
@@ -234,6 +235,7 @@ class MLflowLogger:
         database.parent.mkdir(parents=True, exist_ok=True)
         # If several processes created the tables of a new database at the same time, all but one would fail.
         with FileLock(f"{database}.lock", timeout=120):
+            create_database(database)
             self._client = MlflowClient(tracking_uri=self._uri)
             experiment_id = self._experiment_id((database.parent / "mlartifacts").as_uri())
             remove_misnamed_folders(self._uri)

@@ -1,6 +1,7 @@
 """Access to MLflow: where its records are, quiet calls with bounded retries, files of runs."""
 
 import atexit
+import glob
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
+from uuid import uuid4
 
 from pspexp.errors import UserError, setting
 from pspexp.tracking.secrets import mask_logins
@@ -61,6 +63,19 @@ def remove_misnamed_folders(uri: str) -> None:
         while uri.startswith(SQLITE) and ("%" in str(folder) or folder.parts[:1] == ("file:",)):
             folder.rmdir()
             folder = folder.parent
+
+
+def create_database(database: Path) -> None:
+    """Create an MLflow database if it is missing, all at once: MLflow cannot go on with one that is half created."""
+    if database.exists() and database.stat().st_size:
+        return
+    from mlflow import MlflowClient
+
+    for left in database.parent.glob(f"{glob.escape(database.name)}.new.*"):  # by a process that was killed
+        left.unlink()
+    new = database.with_name(f"{database.name}.new.{uuid4().hex}")  # MLflow remembers the databases that it knows
+    MlflowClient(tracking_uri=sqlite_uri(new)).search_experiments(max_results=1)
+    new.replace(database)
 
 
 @contextmanager

@@ -320,6 +320,20 @@ def test_system_metrics_with_mlflows_own_monitor(output_root: Path, monkeypatch:
 
 
 @pytest.mark.slow
+def test_database_is_created_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that is killed meanwhile, nothing is left that MLflow could not go on with."""
+    logger = MLflowLogger("x", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", lambda *_: 1 / 0)
+        with pytest.raises(ConnectionError):
+            logger.open(run_id=None, name="x", params={}, tags={})
+    assert not (tmp_path / "mlflow.db").exists()
+    assert list(tmp_path.glob("mlflow.db.new.*"))
+    found = MLflowLogger("x", str(tmp_path)).open(run_id=None, name="x", params={}, tags={})
+    assert client(tmp_path).get_run(found).info.status == "RUNNING"
+    assert {file.name for file in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
+
+
 def test_concurrent_processes_share_a_new_database_quietly(tmp_path: Path) -> None:
     script = (
         "import logging, sys; logging.basicConfig(level=logging.INFO); early = logging.getLogger('early'); "
