@@ -9,6 +9,7 @@ Results are kept in the folder: the same command continues where it was stopped.
 
 import argparse
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,12 +27,16 @@ from tools.soak.kills import scenarios, soak
 RESULTS = "results.json"
 AT_ONCE = 10  # kills between two looks at the clock, and between two records
 TRAINING_KILLS, OTHER_KILLS = 100, 20
-# Faults that tests bring about, with how often they are repeated.
+OUTAGES = "tests/faults/test_server.py::test_records_follow_in_order_after_each_outage"
+# Faults that tests bring about: which tests, and the faults in each of them.
 TESTS = {
-    "tracking server away, hanging, killed (sqlite)": ("tests/faults/test_server.py -k outage_and_sqlite", 20),
-    "tracking server away, hanging, killed (PostgreSQL)": ("tests/faults/test_server.py -k outage_and_postgresql", 20),
-    "disk full, read-only, limited": ("tests/faults/test_disk.py", 20),
-    "hostile configurations": ("tests/config/test_trust.py", 20),
+    "tracking server away, hanging, killed (sqlite)": (f"{OUTAGES}[sqlite]", 3),
+    "tracking server away, hanging, killed (PostgreSQL)": (f"{OUTAGES}[postgresql]", 3),
+    "tracking server answers errors, rejects, is full": ("tests/faults/test_server.py -k 'not in_order'", 1),
+    "disk full, read-only, limited, small /dev/shm": ("tests/faults/test_disk.py", 1),
+    "hostile files and configurations": ("tests/config/test_trust.py tests/models/test_pt2_safety.py", 1),
+    "numbers that are NaN or infinite": ("tests/faults/test_bad_numbers.py", 1),
+    "two commands at once": ("tests/faults/test_two_at_once.py", 1),
 }
 
 
@@ -70,7 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def default_number(name: str) -> int:
     """How often a fault is tried."""
-    return TESTS[name][1] if name in TESTS else TRAINING_KILLS if name == "train" else OTHER_KILLS
+    return TRAINING_KILLS if name == "train" else OTHER_KILLS
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -94,11 +99,14 @@ def one_round(name: str, wanted: int, results: dict[str, dict[str, Any]], folder
 
 def repeat_test(name: str) -> dict[str, Any]:
     """Run the tests of a fault once."""
-    arguments = [one.replace("_and_", " and ") for one in TESTS[name][0].split()]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    arguments, faults = TESTS[name]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *shlex.split(arguments)]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    lost = [] if done.returncode == 0 else [f"{name}: {done.stdout[-2000:]}"]
-    return {"tried": 1, "lost": lost, "command": shlex.join(["pytest", *arguments])}
+    passed, failed = (
+        sum(map(int, re.findall(rf"(\d+) (?:{word})", done.stdout))) for word in ("passed", "failed|error")
+    )
+    lost = [] if done.returncode == 0 else [f"{name}: {done.stdout[-2000:]}"] * max(failed, 1)
+    return {"tried": faults * passed + len(lost), "lost": lost, "command": f"pytest {arguments}"}
 
 
 def add(before: dict[str, Any] | None, more: dict[str, Any]) -> dict[str, Any]:
