@@ -4,7 +4,6 @@ import getpass
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,6 +26,8 @@ from pspexp.tracking.mlflow_client import (
     resolve_uri,
     sqlite_file,
 )
+from pspexp.tracking.mlflow_limits import Names, is_refusal
+from pspexp.tracking.mlflow_system import start_system_metrics
 from pspexp.tracking.run_folder import read_provenance
 from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.files import link_atomic
@@ -34,16 +35,10 @@ from pspexp.utils.text import shorten
 
 log = logging.getLogger(__name__)
 
-MAX_PARAM, MAX_TAG, MAX_NAME, MAX_DIGEST = 6000, 5000, 250, 36  # characters; MLflow truncates or refuses longer ones
+MAX_PARAM, MAX_TAG, MAX_DIGEST = 6000, 5000, 36  # characters; MLflow truncates or refuses longer ones
 MAX_METRICS = 1000  # values in one call
-# Errors of MLflow that another attempt would not cure, and HTTP statuses that it might.
-REFUSALS = {
-    "BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS",
-    "RESOURCE_DOES_NOT_EXIST",
-}  # fmt: skip
 # How long a run waits at its start until it is open here: a new database takes seconds, on a busy machine many.
 DATABASE_S, SERVER_S = 120.0, 5.0
-OUTAGES = (401, 403, 404, 408, 429)
 LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}  # seconds
 STOP_S = 5.0  # for system metrics to stop at the end of a run; a call to a server that is down takes longer
 
@@ -80,7 +75,6 @@ class MLflowLogger:
         self._system_metrics = system_metrics
         self._monitor: Any = None
         self._names = Names()
-        self._sent: dict[str, tuple[int, int]] = {}
         self._client: Any = None
         self._run_id, self._dataset = "", ""
         self._artifacts: Path | None = None  # the folder of a local store
@@ -150,19 +144,14 @@ class MLflowLogger:
                 raise refused[0] from error
 
     def files(self, folder: Path, paths: Sequence[str]) -> None:
-        """Upload files that are new or changed; checkpoints as ``log_checkpoints`` says."""
+        """Upload files; checkpoints as ``log_checkpoints`` says."""
         with self._call():
             for path in paths:
                 parent, name = PurePosixPath(path).parent.as_posix(), PurePosixPath(path).name
                 unwanted = parent == "checkpoints" and name not in self._checkpoints
                 if unwanted or not (folder / path).exists():  # pictures of an earlier evaluation are removed
                     continue
-                state = (folder / path).stat()
-                version = (state.st_mtime_ns, state.st_size)
-                if self._sent.get(path) == version:
-                    continue
                 self._upload(folder, path, parent)
-                self._sent[path] = version
                 if path == "provenance.json":
                     self._log_data(read_provenance(folder)["attempts"][-1]["data"])
 
@@ -283,53 +272,6 @@ class MLflowLogger:
         self._client.update_run(run_id, status="RUNNING")
         self._run_id = str(run_id)
         return dict(known.data.params)
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether an error that a call to MLflow has raised means that it will not take what it was given."""
-    if isinstance(error, ImportError):  # of a package for a kind of storage
-        return True
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return 400 <= status < 500 and status not in OUTAGES
-    return getattr(error, "error_code", None) in REFUSALS
-
-
-class Names:
-    """Replaces names by ones that every version of MLflow accepts; different names stay different."""
-
-    def __init__(self) -> None:
-        self._given: dict[str, str] = {}
-
-    def __call__(self, name: str) -> str:
-        """``iou/a+b`` to ``iou/a_b`` (``iou/a_b_2`` if that is taken)."""
-        if name not in self._given:
-            # MLflow reads names as paths: no empty, "." or ".." parts.
-            parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
-            clean = "/".join("_" if part in ("", ".", "..") else part for part in parts)[: MAX_NAME - 4]
-            taken, number, unique = set(self._given.values()), 2, clean
-            while unique in taken:
-                unique, number = f"{clean}_{number}", number + 1
-            self._given[name] = unique
-        return self._given[name]
-
-
-def start_system_metrics(run_id: str, uri: str) -> Any:
-    """MLflow's monitor of system metrics, running in a thread of its own; None, with a warning, if it cannot run."""
-    try:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        untyped: Any = SystemMetricsMonitor
-        monitor = untyped(run_id, resume_logging=True, tracking_uri=uri)
-        monitor.start()  # a daemon thread that logs its errors: it can neither fail the run nor hold it up
-    except (ImportError, TypeError) as error:  # TypeError: MLflow is too old to monitor anything but its global URI
-        log.warning(
-            "%s: not recorded (%s); run pip install --upgrade mlflow 'pspexp[system-metrics]'",
-            setting("tracking.system_metrics", True),
-            error,
-        )
-        return None
-    return monitor
 
 
 def _source_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -17,8 +17,8 @@ from pspexp.tracking import MLflowLogger, mlflow_loggers
 from pspexp.tracking.local import LocalTracker
 from pspexp.tracking.logger import Record
 from pspexp.tracking.manifest import Delivered
-from pspexp.tracking.mlflow import Names
 from pspexp.tracking.mlflow_client import download_file, resolve_uri, sqlite_file
+from pspexp.tracking.mlflow_limits import Names
 from pspexp.tracking.run_folder import read_records, read_summary
 from pspexp.tracking.secrets import mask_logins
 from pspexp.tracking.tracker import Tracker
@@ -195,22 +195,6 @@ def test_log_checkpoints(tmp_path: Path, output_root: Path, log_checkpoints: Any
     run = logger.open(run_id=None, name="x", params={}, tags={})
     logger.files(tmp_path, paths)
     assert artifacts(client(output_root), run) == {f"checkpoints/{name}" for name in logged}
-
-
-def test_unchanged_files_are_not_uploaded_again(
-    tmp_path: Path, output_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    logger = MLflowLogger("trials", str(output_root))
-    logger.open(run_id=None, name="x", params={}, tags={})
-    uploaded: list[str] = []
-    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", lambda _self, _run, path, _to: uploaded.append(path))
-    file = tmp_path / "config.yaml"
-    file.write_text("a")
-    logger.files(tmp_path, ["config.yaml"])
-    logger.files(tmp_path, ["config.yaml"])
-    file.write_text("ab")
-    logger.files(tmp_path, ["config.yaml"])
-    assert uploaded == [str(file)] * 2
 
 
 def test_long_note_is_truncated_at_a_line_break(tmp_path: Path, output_root: Path) -> None:

@@ -119,6 +119,19 @@ def test_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: Re
     assert (summary["mlflow_run_id"], summary["loggers"]) == (None, {"mine": "new-id"})
 
 
+def test_files_are_sent_once_unless_they_change(tmp_path: Path, report: Report) -> None:
+    logger = Recorder()
+    tracker = Tracker(LocalTracker(tmp_path), {"mine": logger})
+    record_all(tracker, report)
+    first = [path for paths in logger.contents("files") for path in paths]  # type: ignore[attr-defined]
+    assert len({*first}) == len(first)
+    (tmp_path / "tables" / "val_iou.csv").write_text("changed")
+    delivery, manifest = Delivery("mine", logger, tmp_path), read_manifest(tmp_path)
+    assert manifest is not None
+    delivery.deliver(manifest)
+    assert [path for paths in logger.contents("files") for path in paths][len(first) :] == ["tables/val_iou.csv"]  # type: ignore[attr-defined]
+
+
 def test_resume_after_a_hard_kill_restores_each_loggers_id(tmp_path: Path) -> None:
     first = Tracker(LocalTracker(tmp_path), {"mlflow": Recorder(new_id="a"), "csv": Recorder(new_id="b")})
     start(first)

@@ -19,8 +19,8 @@ from pspexp.jobs.compare.run_set import (
     explicit_settings,
     is_complete,
 )
-from pspexp.tracking.mlflow import Names
 from pspexp.tracking.mlflow_client import reader, sweep_filter
+from pspexp.tracking.mlflow_limits import Names
 from pspexp.tracking.run_folder import finite
 from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.text import count, one_line
