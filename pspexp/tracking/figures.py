@@ -30,6 +30,7 @@ Series = Sequence[tuple[int, int, float]]
 BLUE, ORANGE, INK, GRID, EMPTY = "#1f6fb4", "#d9690f", "#333333", "#d9d9d9", "#e4e4e4"
 DPI = 150
 MAX_MARKERS = 60  # points; more are drawn as a line only
+MAX_MEDIANS = 1000  # points of a running median, which is smooth; the figure is not wider
 MAX_ANNOTATED = 24  # classes; numbers in smaller cells are illegible
 MAX_LEGEND = 24  # classes in the legend of a sample
 MAX_CHARACTERS = 30  # of a class name
@@ -45,8 +46,8 @@ def train_loss(series: Series) -> Figure:
     else:
         window = max(5, len(values) // 40) | 1  # odd: as many before a point as after it
         axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.8, label="logged")
-        median = _running_median(values, window)
-        axes.plot(steps, median, color=BLUE, linewidth=2, label=f"running median of {window}")
+        places, medians = _running_median(values, window)
+        axes.plot(steps[places], medians, color=BLUE, linewidth=2, label=f"running median of {window}")
         axes.legend(frameon=False)
     # The first losses may be many times the others; if the axis included them, the curve would look flat.
     low, high = values.min(), min(values.max(), 1.5 * np.percentile(values, 98))
@@ -162,10 +163,18 @@ def _points(series: Series) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float
     return np.array([step for step, *_ in series]), np.array([value for *_, value in series], np.float64)
 
 
-def _running_median(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """Median of the ``window`` values around each value, of fewer at the ends. Unlike a mean, it ignores spikes."""
-    padded = np.pad(values, window // 2, constant_values=np.nan)
-    return np.asarray(np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1))
+def _running_median(
+    values: npt.NDArray[np.float64], window: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Median of the ``window`` values around a value, of fewer at the ends. Unlike a mean, it ignores spikes.
+
+    Returns:
+        Indices of at most `MAX_MEDIANS` values, evenly spaced, and the medians there.
+    """
+    count = len(values)
+    places = np.linspace(0, count - 1, min(count, MAX_MEDIANS)).round().astype(np.int64)
+    around = (values[max(place - window // 2, 0) : place + window // 2 + 1] for place in places)
+    return places, np.array([np.median(near) for near in around])
 
 
 def _legend(label: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8], dataset: DatasetInfo) -> list[Patch]:

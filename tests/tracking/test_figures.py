@@ -33,6 +33,19 @@ def test_running_median_is_centred_and_shorter_at_the_ends() -> None:
     np.testing.assert_array_equal(line.get_ydata(), expected)
 
 
+def test_median_of_many_points_is_drawn_where_it_can_be_seen() -> None:
+    """At each point it would take longer than the training between two validations."""
+    values = [3 / i for i in range(1, 100_001)]
+    pale, bold = figures.train_loss([(i, 1, value) for i, value in enumerate(values)]).axes[0].lines
+    assert len(pale.get_xdata()) == 100_000
+    steps, medians = bold.get_data()
+    assert len(steps) == figures.MAX_MEDIANS
+    assert (steps[0], steps[-1]) == (0, 99_999)
+    half = int(bold.get_label().split()[-1]) // 2
+    expected = [np.median(values[max(i - half, 0) : i + half + 1]) for i in steps]
+    np.testing.assert_array_equal(medians, expected)
+
+
 def test_val_loss_marks_the_best() -> None:
     loss = [(10, 1, 2.0), (20, 2, 1.0), (30, 3, 1.5)]
     figure = figures.val_loss(loss, [(10, 1, 0.1), (20, 2, 0.2), (30, 3, 0.3)])
