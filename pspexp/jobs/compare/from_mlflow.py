@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,13 +20,14 @@ from pspexp.jobs.compare.run_set import (
     explicit_settings,
     is_complete,
 )
-from pspexp.tracking.mlflow_client import reader, sweep_filter
+from pspexp.tracking.mlflow_client import local_folder, reader, sweep_filter
 from pspexp.tracking.mlflow_limits import Names
 from pspexp.tracking.run_folder import finite
 from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.text import count, one_line
 
 PAGE_SIZE = 200  # runs per request
+SMALL_FILES = ("overrides.txt", "config.yaml", "summary.json", "tables")
 EXAMPLE = "example: params.`optimizer.lr` = '0.001' and metrics.`best/mean_iou` > 0.5"
 KEY = re.compile(r"\b(param|metric|tag)(?:eter)?s?\.(?:`([^`]+)`|\"([^\"]+)\"|([\w./-]+))")
 
@@ -134,40 +136,40 @@ def read(client: Any, runs: list[Any], source: str) -> RunSet:
     found, notes = [], []
     with TemporaryDirectory() as folder:
         for run in runs:
-            copies = Path(folder) / run.info.run_id
-            missing = download(client, run.info.run_id, copies)
-            one = read_run(run, copies)
+            files = small_files(client, run, Path(folder))
+            missing = [name for name in SMALL_FILES if not (files / name).exists() and name != "overrides.txt"]
+            one = read_run(run, files)
             found.append(one)
             if missing and one.status == "FINISHED":
                 notes.append(f"{one.name}: no {', '.join(missing)} in MLflow; its params and metrics are used instead")
     return RunSet(found, notes, source)
 
 
-def download(client: Any, run_id: str, copies: Path) -> list[str]:
-    """Copy a run's small files; returns the missing ones that hold metrics or the configuration."""
-    copies.mkdir()
-    missing = []
-    for name in ("overrides.txt", "config.yaml", "summary.json", "tables"):
-        try:
-            client.download_artifacts(run_id, name, str(copies))
-        except Exception:  # MLflow raises half a dozen types; params and metrics are used instead
-            missing.append(name)
-    return [name for name in missing if name != "overrides.txt"]
+def small_files(client: Any, run: Any, copies: Path) -> Path:
+    """The folder with a run's `SMALL_FILES`: its artifacts if they are local, else copies below ``copies``."""
+    if root := local_folder(run.info.artifact_uri):  # MLflow would look the run up eight times, and copy the files
+        return root
+    root = copies / run.info.run_id
+    root.mkdir()
+    for name in SMALL_FILES:
+        with suppress(Exception):  # MLflow raises half a dozen types; params and metrics are used instead
+            client.download_artifacts(run.info.run_id, name, str(root))
+    return root
 
 
-def read_run(run: Any, copies: Path) -> Run:
+def read_run(run: Any, folder: Path) -> Run:
     """Convert an MLflow run.
 
     Args:
         run: MLflow's entity.
-        copies: Folder with copies of the run's files.
+        folder: Folder with the run's files.
     """
-    config, summary, tables = read_files(copies)
+    config, summary, tables = read_files(folder)
     metrics: Mapping[str, float] = run.data.metrics
     config = config or as_text(run.data.params)
     finished = run.info.status == "FINISHED"
     complete = is_complete(config, run.info.status, began="host" in run.data.tags)
-    keys = read_explicit_keys(copies)
+    keys = read_explicit_keys(folder)
     return Run(
         name=run.info.run_name,
         where=f"runs:/{run.info.run_id}",

@@ -1,6 +1,7 @@
 """Prints the result and writes it to files."""
 
 import textwrap
+from bisect import bisect_left
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ Rows = list[list[object]]
 MIN_WIDTH = 80
 HEADER_WIDTHS = 10, 20
 MAX_ROWS = 40  # per table on the terminal
+MAX_OMITTED = 20  # names of columns that are only in the files
 STYLES = {"best": "bold", "differs": "magenta", "unfinished": "red"}
 
 
@@ -122,19 +124,24 @@ def show(result: Comparison, folder: Path, files: Sequence[str]) -> None:
 
 def fitting(table: ComparisonTable, console: Console) -> tuple[Table, list[str]]:
     """A table that fits the console, and what it omits."""
-    columns, omitted = list(range(len(table.columns))), []
-    printed = as_rich_table(table, columns)
-    unbounded = console.options.update_width(10_000)
-    while console.measure(printed, options=unbounded).maximum > console.width:
-        dropped = max(reversed(columns), key=lambda index: table.columns[index].drop_order)
-        if not table.columns[dropped].drop_order:
-            break
-        columns.remove(dropped)
-        omitted.append(table.columns[dropped].header)
-        printed = as_rich_table(table, columns)
+    columns, unbounded = range(len(table.columns)), console.options.update_width(10_000)
+    droppable = [index for index in columns if table.columns[index].drop_order]
+    droppable.sort(key=lambda index: (table.columns[index].drop_order, index), reverse=True)
+
+    def without(number: int) -> Table:
+        dropped = {*droppable[:number]}
+        return as_rich_table(table, [index for index in columns if index not in dropped])
+
+    def fits(number: int) -> bool:
+        return console.measure(without(number), options=unbounded).maximum <= console.width
+
+    number = bisect_left(range(len(droppable)), True, key=fits)  # one at a time, a thousand runs would take minutes
+    omitted = [table.columns[index].header for index in droppable[:number]]
+    if len(omitted) > MAX_OMITTED:
+        omitted = [*omitted[:MAX_OMITTED], f"{len(omitted) - MAX_OMITTED} more columns"]
     if len(table.rows) > MAX_ROWS:
         omitted.append(f"{len(table.rows) - MAX_ROWS} more rows")
-    return printed, omitted
+    return without(number), omitted
 
 
 def as_rich_table(table: ComparisonTable, columns: Sequence[int]) -> Table:

@@ -3,14 +3,19 @@
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
 
+from pspexp.jobs.compare import report
+from pspexp.jobs.compare.report import as_rich_table
+from pspexp.jobs.compare.tables import Cell, Column, ComparisonTable
 from tests.conftest import Cli
 
 Iou = Mapping[str, float | None]
@@ -631,3 +636,24 @@ def test_invalid_comparisons_are_explained_and_leave_no_files(
 def test_compare_settings_need_mode_compare(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("compare.runs=[a,b]", "dataset=shapes", "model=pspnet18") == 2
     assert "compare.runs=['a', 'b']: has no effect on mode=train; add mode=compare" in capsys.readouterr().err
+
+
+def test_terminal_shows_as_many_of_a_thousand_columns_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropping them one at a time took minutes."""
+    built: list[int] = []
+
+    def counted(table: ComparisonTable, columns: Sequence[int]) -> Table:
+        built.append(len(columns))
+        return as_rich_table(table, columns)
+
+    monkeypatch.setattr(report, "as_rich_table", counted)
+    columns = [
+        Column("class"),
+        *(Column(f"run {index}", is_number=True, drop_order=1 + index) for index in range(1000)),
+    ]
+    table = ComparisonTable("Classes", "", columns, [[Cell("cat"), *[Cell("50.00")] * 1000]])
+    printed, omitted = report.fitting(table, Console(width=40))
+    assert sum(built) < 5 * len(columns)
+    assert [str(column.header) for column in printed.columns] == ["class", *(f"run {index}" for index in range(5))]
+    assert omitted[:2] == ["run 999", "run 998"]
+    assert omitted[-1] == "975 more columns"

@@ -210,3 +210,28 @@ def test_unreachable_server_is_a_user_error(
     stderr = capsys.readouterr().err
     assert "127.0.0.1:9" in stderr
     assert "secret" not in stderr
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_files_are_read_where_they_are_or_downloaded(
+    is_local: bool, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow looks a run up eight times to copy its files, which took most of the time of a comparison of many runs."""
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("pspexp", artifact_location=(tmp_path / "artifacts").as_uri())
+    for mean_iou in (0.25, 0.5):
+        run = client.create_run(experiment, run_name=f"run {mean_iou}").info
+        make_run(tmp_path / "artifacts" / run.run_id / "artifacts", mean_iou, config={"optimizer.lr": mean_iou})
+        client.set_terminated(run.run_id)
+    if is_local:
+        monkeypatch.setattr(mlflow.MlflowClient, "download_artifacts", lambda *_: pytest.fail("downloaded"))
+    else:
+        monkeypatch.setattr("pspexp.jobs.compare.from_mlflow.local_folder", lambda _: None)
+    runs = compared_runs(cli, uri)
+    assert [(row["run"], row["best/mean_iou"], row["optimizer.lr"]) for row in runs] == [
+        ("run 0.5", "0.5", "0.5"),
+        ("run 0.25", "0.25", "0.25"),
+    ]
