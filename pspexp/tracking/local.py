@@ -1,5 +1,6 @@
 """The run folder: the record of a run that always exists, from which everything else is derived."""
 
+import gc
 import json
 import logging
 import math
@@ -150,8 +151,10 @@ class LocalTracker:
             if train := _series(records, "train/loss"):
                 figures.save(figures.train_loss(train), self.folder / "plots" / "train_loss.png")
             if loss := _series(records, "val/loss"):
-                figure = figures.val_loss(loss, _series(records, "val/mean_iou"))
-                figures.save(figure, self.folder / "plots" / "val_loss.png")
+                mean_iou = _series(records, "val/mean_iou")
+                figures.save(figures.val_loss(loss, mean_iou), self.folder / "plots" / "val_loss.png")
+        # The figures of this evaluation: cycles of references, which Python collects only after a dozen evaluations.
+        gc.collect()
 
     def samples(self, split: str, samples: Sequence[EvaluatedSample], dataset: DatasetInfo) -> None:
         """Draw ``plots/samples/<name>.png``, see `Tracker.samples`."""

@@ -1,0 +1,1 @@
+"""Large loads: generated, measured, and compared with bounds; see `tools.load.__main__`."""
