@@ -1,4 +1,4 @@
-"""Large loads in short: nothing grows while a training runs, nothing is left when it ends; `python -m tools.load` has more."""
+"""Nothing grows while a training runs, nothing is left when it ends; `python -m tools.load` measures large loads."""
 
 import time
 from pathlib import Path

@@ -149,12 +149,12 @@ def small_files(client: Any, run: Any, copies: Path) -> Path:
     """The folder with a run's `SMALL_FILES`: its artifacts if they are local, else copies below ``copies``."""
     if root := local_folder(run.info.artifact_uri):  # MLflow would look the run up eight times, and copy the files
         return root
-    root = copies / run.info.run_id
-    root.mkdir()
+    folder = copies / str(run.info.run_id)
+    folder.mkdir()
     for name in SMALL_FILES:
         with suppress(Exception):  # MLflow raises half a dozen types; params and metrics are used instead
-            client.download_artifacts(run.info.run_id, name, str(root))
-    return root
+            client.download_artifacts(run.info.run_id, name, str(folder))
+    return folder
 
 
 def read_run(run: Any, folder: Path) -> Run:
