@@ -18,6 +18,8 @@ from tests.conftest import TINY, Cli
 from tests.end_to_end.conftest import Start, wait_for, wait_until
 from tests.faults.servers import Answer, MLflowServer, Proxy, passed_on, postgresql, postgresql_programs
 
+pytestmark = pytest.mark.slow  # starting a server takes about ten seconds
+
 GATE = '''
 """A hook that lets a training wait at every fourth step until the test opens a gate."""
 
@@ -91,7 +93,6 @@ def expected(folder: Path) -> dict[str, list[tuple[int, float, int]]]:
     return found
 
 
-@pytest.mark.slow
 def test_records_follow_in_order_after_each_outage(server: MLflowServer, tmp_path: Path, start: Start) -> None:
     (tmp_path / "gate.py").write_text(GATE)
     training = start(*COMMAND, f"tracking.tracking_uri={server.uri}", PYTHONPATH=f"{Path(__file__).parents[2]}:.")
