@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from pspexp.errors import UserError
 from pspexp.models.file_kinds import describe_unreadable, is_safetensors
 
+NUMBERS = ("f4", "f8", "i4", "i8", "b1")  # types of NumPy numbers that are read
+
 
 def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     """Read a file that ``torch.save`` or safetensors wrote, onto the CPU, without running any code in it.
@@ -38,22 +40,38 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     return contents
 
 
+class _NumberType:
+    """Stands for ``numpy.dtype`` in pickled NumPy numbers.
+
+    NumPy's own accepts a state with which numbers are read as addresses of Python objects: a file could name any.
+    """
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        self.name, self.byte_order = name, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.byte_order = state[1]
+
+
+def _scalar(kind: _NumberType, data: bytes) -> Any:
+    """NumPy's function that makes a number of its bytes."""
+    if kind.name not in NUMBERS or kind.byte_order not in ("<", ">", "|", "="):
+        raise ValueError(f"a NumPy value of type {kind.name}")
+    return np.frombuffer(data, np.dtype(kind.name).newbyteorder(kind.byte_order))[0]  # type: ignore[arg-type]
+
+
 @cache
 def _allow_numpy_numbers() -> None:
     """Let ``torch.load`` read pickled NumPy numbers, since the reference saves its best score as one.
 
-    None of the types allowed for this can run code. NumPy 1 and 2 name the constructor differently, and each must read
+    None of what is allowed for this can run code. NumPy 1 and 2 name the constructor differently, and each must read
     the other's files.
     """
-
-    def scalar(dtype: Any, data: bytes) -> Any:
-        return np.frombuffer(data, dtype)[0]
-
     constructors: list[Any] = []
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        constructor = FunctionType(scalar.__code__, globals(), "scalar")
+        constructor = FunctionType(_scalar.__code__, globals(), "scalar")
         constructor.__module__, constructor.__qualname__ = module, "scalar"
         constructors.append(constructor)
-    kinds = {type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")}
+    dtype: Any = type("dtype", (_NumberType,), {"__module__": "numpy"})
     # torch 2.5 and later allow codecs.encode (text to bytes) by default
-    torch.serialization.add_safe_globals([*constructors, np.dtype, *kinds, codecs.encode])
+    torch.serialization.add_safe_globals([*constructors, dtype, codecs.encode])
