@@ -22,7 +22,7 @@ from pspexp.data.images import (
     turned,
 )
 from pspexp.errors import UserError, setting
-from pspexp.utils.text import count, one_line
+from pspexp.utils.text import count, first_line, one_line
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NO_TIFFFILE = "this kind of TIFF file needs tifffile; pip install 'pspexp[tiff]'"
@@ -88,7 +88,7 @@ def as_bands(image: Image.Image, num_bands: int, name: str, label_size: tuple[in
     except BROKEN_IMAGE as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{name}: not a readable image ({error})") from error
+        raise UserError(f"{name}: not a readable image ({first_line(error)})") from error
     check_bands(max(found, len(bands)), num_bands, name)
     return turned(Bands(bands), turn, name, label_size)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pspexp.data.splits import text_lines
 from pspexp.errors import UserError, setting
+from pspexp.utils.text import first_names
 
 LABELMAP, CLASSES = "labelmap.txt", "classes.txt"
 _LABELMAP_LINE = re.compile(r"(.+?):(\d+),(\d+),(\d+):.*")
@@ -60,5 +61,5 @@ def _read_labelmap(folder: Path) -> list[tuple[str, str]]:
         if not match or any(int(part) > 255 for part in match.groups()[1:])
     ]
     if wrong or not lines:
-        raise UserError(f"{path}: '{wrong[0] if wrong else ''}' is not name:r,g,b:parts:actions, as CVAT writes it")
+        raise UserError(f"{path}: '{first_names(wrong[:1])}' is not name:r,g,b:parts:actions, as CVAT writes it")
     return [(match[1], f"#{int(match[2]):02x}{int(match[3]):02x}{int(match[4]):02x}") for match in matches if match]

@@ -13,14 +13,15 @@ from PIL import Image, UnidentifiedImageError
 
 from pspexp.data.bands import Bands
 from pspexp.errors import UserError, setting
+from pspexp.utils.text import first_line
 
 # Lower-case endings of the files that are images.
 SUFFIXES = (
     *(".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
     *(".avif", ".dib", ".j2k", ".jfif", ".jpe", ".jpx", ".pbm", ".pgm", ".pnm", ".tga"),
 )
-# What Pillow raises for a file that it cannot read.
-BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
+# What Pillow raises for a damaged file: errors of many classes, such as IndexError and AssertionError.
+BROKEN_IMAGE = Exception
 MAX_PIXELS = 178_956_970  # Pillow's own default limit
 ORIENTATION = 0x0112  # EXIF tag
 BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 258, 284  # TIFF tags
@@ -80,7 +81,7 @@ def as_rgb(image: Image.Image, name: str, label_size: tuple[int, int] | None = N
     except BROKEN_IMAGE as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{name}: not a readable image ({error})") from error
+        raise UserError(f"{name}: not a readable image ({first_line(error)})") from error
     return turned(rgb, turn, name, label_size)
 
 
@@ -114,9 +115,8 @@ def load(file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, name: s
     except BROKEN_IMAGE as error:
         if isinstance(error, UserError):
             raise
-        reason = (
-            "unknown format" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", 0) or error
-        )
+        unknown = "unknown format" if isinstance(error, UnidentifiedImageError) else None
+        reason = unknown or getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{name or file}: not a readable {what} ({reason})") from error
 
 

@@ -17,8 +17,10 @@ from pspexp.errors import UserError, did_you_mean, setting
 from pspexp.utils.text import count, first_names
 
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-NUMBERS = re.compile(r"(.+?)(?:[\s,;]+[-+]?\d+)+")  # a name, then columns of numbers
+# A name, then columns of numbers, from its end: forwards, a long line takes time that grows with its square.
+NUMBERS_REVERSED = re.compile(r"(?:\d+[-+]?[\s,;]+)+(.+)")
 MAX_COMPARED = 5000  # ids that a missing one is compared with
+MAX_PATH = 4096  # characters; systems allow no more
 SEPARATOR = re.compile(r"\s*[\t,;]\s*|\s+")  # between image and mask in a line
 
 log = logging.getLogger(__name__)
@@ -155,13 +157,15 @@ def find_samples(
 def _first_columns(lines: Sequence[str], root: Path, image_of: _Lookup) -> list[str]:
     """What the lines name, relative to ``root``, without the numbers behind it if all lines have some."""
     texts = [below(root, unicodedata.normalize("NFC", line)) for line in lines]
-    without = [match[1] for text in texts if image_of(text) is None and (match := NUMBERS.fullmatch(text))]
+    without = [
+        match[1][::-1] for text in texts if image_of(text) is None and (match := NUMBERS_REVERSED.fullmatch(text[::-1]))
+    ]
     return without if len(without) == len(texts) and any(map(image_of, without)) else texts
 
 
 def _missing_images(lines: Sequence[str], images: Mapping[str, Path], image_of: _Lookup, root: Path, path: Path) -> str:
     """A message about lines that name no image."""
-    several = f" ({lines[0]} is in several folders)" if image_of.is_ambiguous(lines[0]) else ""
+    several = f" ({first_names(lines[:1])} is in several folders)" if image_of.is_ambiguous(lines[0]) else ""
     hint = did_you_mean(lines[0], [*images][:MAX_COMPARED])
     return (
         f"{path}: {count(len(lines), 'image')} missing: {first_names(lines)}{several}{hint}; a line is an id, an "
@@ -177,6 +181,8 @@ def below(root: Path, text: str) -> str:
 
 def _pair(line: str, image_of: _Lookup, mask_of: _Lookup, root: Path, exists: "_Existence") -> SampleFiles | None:
     """The sample that an image and its mask in a line are; both may contain spaces."""
+    if len(line) > 2 * MAX_PATH:
+        return None
     for match in SEPARATOR.finditer(line):
         parts = [below(root, part.strip("\"' ")) for part in (line[: match.start()], line[match.end() :])]
         if not all(parts):
