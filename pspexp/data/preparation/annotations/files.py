@@ -15,7 +15,7 @@ from pspexp.data.preparation.annotations.shapes import Size
 from pspexp.data.preparation.convert import in_parallel
 from pspexp.errors import UserError
 from pspexp.utils.arguments import describe
-from pspexp.utils.text import shorten
+from pspexp.utils.text import first_line, shorten
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def image_size(path: Path) -> Size:
         with image:
             return image.size if orientation(image) < 5 else (image.height, image.width)
     except BROKEN_IMAGE as error:
-        raise UserError(f"{path}: its size cannot be read ({error})") from error
+        raise UserError(f"{path}: its size cannot be read ({first_line(error)})") from error
 
 
 def read_bytes(path: Path) -> bytes:

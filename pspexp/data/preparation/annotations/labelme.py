@@ -25,6 +25,7 @@ from pspexp.data.preparation.annotations.shapes import (
     size_problem,
 )
 from pspexp.errors import UserError
+from pspexp.utils.text import first_line
 
 
 class _Shape(BaseModel):
@@ -99,7 +100,7 @@ def _patch(points: Sequence[Point], encoded: str) -> Patch:
         with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))) as image:
             pixels = np.asarray(image.convert("L")) > 0
     except BROKEN_IMAGE as error:
-        raise UserError(f"its mask is not a PNG in base64 ({error}); draw it again") from error
+        raise UserError(f"its mask is not a PNG in base64 ({first_line(error)}); draw it again") from error
     left, top, right, bottom = (round(value) for value in corners)
     size = pixels.shape[1], pixels.shape[0]
     # Labelme stores the size of the mask in whole points only: fractions may round to another one.
