@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
@@ -9,15 +10,13 @@ from typing import IO
 from rich.progress import track
 
 from pspexp.data.preparation.convert import remove_leftovers
-from pspexp.data.preparation.members import DAMAGED, Member, open_archive
+from pspexp.data.preparation.members import Member, max_unpacked, open_archive, too_large
 from pspexp.errors import UserError
-from pspexp.utils.text import count, first_names
+from pspexp.utils.text import count, first_line, first_names, shorten, shorten_middle
 
 _MAX_LINKS = 10
 _SHOWN = 20
 _BLOCK = 1 << 20
-# Images hardly compress: an archive that unpacks to more than this is a decompression bomb.
-_MAX_RATIO, _ANY_RATIO_BELOW = 100, 1 << 30  # times its size; bytes
 
 
 def extract(
@@ -58,9 +57,11 @@ def extract(
             different = [
                 str(path) for path, member in progress if not _unpack(member, output_dir / path, partial, overwrite)
             ]
-    except (*DAMAGED, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive raises errors of many classes
         if not isinstance(error, OSError) or error.errno is None:  # gzip and bz2 raise OSError for damaged data
-            reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+            reason = first_line(error).rstrip(":")
             raise UserError(f"{archive}: damaged, or not a tar or zip ({reason}); download it again") from error
         raise UserError(f"{archive}: cannot be unpacked into {output_dir} ({error}); choose another folder") from error
     if different:
@@ -81,11 +82,11 @@ def _safe_files(
         problem = _unsafe_name(member) or member.refused
         path = PurePosixPath(member.name)
         if problem:
-            problems.append(f"{member.name!r}: {problem}")
+            problems.append(f"{_shown(member.name)}: {shorten(problem, 300)}")
         elif member.kind == "folder" or path.name.startswith("._"):  # macOS stores attributes in these
             continue
         elif path in safe:
-            problems.append(f"{member.name!r}: occurs twice in the archive")
+            problems.append(f"{_shown(member.name)}: occurs twice in the archive")
         else:
             safe[path] = member
     files: dict[PurePosixPath, Member] = {}
@@ -93,17 +94,22 @@ def _safe_files(
         try:
             content = _content(safe, path)
         except ValueError as error:
-            problems.append(f"{str(path)!r}: {error}")
+            problems.append(f"{_shown(str(path))}: {error}")
             continue
         target = place(path)
         if target in files:
-            problems.append(f"{str(path)!r}: occurs twice in the archive, as {target}")
+            problems.append(f"{_shown(str(path))}: occurs twice in the archive, as {_shown(str(target))}")
         elif target is not None:
             files[target] = content
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise UserError(f"{archive}: unsafe; nothing was unpacked:", *problems[:_SHOWN], *more)
     return files
+
+
+def _shown(name: str) -> str:
+    """A name in an archive, for messages: without control characters, and not as long as it may be."""
+    return repr(shorten_middle(name, 120))
 
 
 def _unsafe_name(member: Member) -> str:
@@ -113,6 +119,8 @@ def _unsafe_name(member: Member) -> str:
         return "absolute path"
     if ".." in path.parts or "\\" in member.name:
         return "path with '..' or a backslash"
+    if any(unicodedata.category(character) == "Cc" for character in member.name):
+        return "control character in its name"
     if not path.parts and member.kind != "folder":
         return "file without a name"
     if member.kind == "special":
@@ -131,20 +139,17 @@ def _content(members: dict[PurePosixPath, Member], path: PurePosixPath) -> Membe
         # Resolved by name only: links to folders are refused below.
         path = PurePosixPath(os.path.normpath(start / member.link))
         if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"link to {member.link!r}, outside the archive")
+            raise ValueError(f"link to {_shown(member.link)}, outside the archive")
         if path not in members:
-            raise ValueError(f"link to {member.link!r}, which is not a file in this archive")
+            raise ValueError(f"link to {_shown(member.link)}, which is not a file in this archive")
         member = members[path]
     raise ValueError(f"chain of more than {_MAX_LINKS} links")
 
 
 def _check_space(files: dict[PurePosixPath, Member], archive: Path, output_dir: Path) -> None:
-    total, size = sum(member.size for member in files.values()), archive.stat().st_size
-    if total > max(_ANY_RATIO_BELOW, _MAX_RATIO * size):
-        raise UserError(
-            f"{archive}: unpacks to {total:,} bytes, more than {_MAX_RATIO} times its size: no archive of images; "
-            "download it again"
-        )
+    total = sum(member.size for member in files.values())
+    if total > max_unpacked(archive):
+        raise UserError(f"{archive}: {too_large(f'{total:,}')}")
     needed = sum(member.size for path, member in files.items() if not (output_dir / path).exists())
     there = next(folder for folder in [output_dir, *output_dir.absolute().parents] if folder.exists())
     free = shutil.disk_usage(there).free

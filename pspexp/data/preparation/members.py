@@ -3,26 +3,21 @@
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from lzma import LZMAError
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from pspexp.errors import UserError
 from pspexp.utils.text import first_line
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")  # lower-case endings
-# What a broken archive raises: also names that are not UTF-8, and versions of the format that do not exist.
-DAMAGED = (
-    *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError),
-    *(UnicodeDecodeError, NotImplementedError),
-)
 _ZIP_MAGIC = (b"PK\3\4", b"PK\5\6")
+_MAX_RATIO, _ANY_RATIO_BELOW = 100, 1 << 30  # of what an archive unpacks to: times its size; bytes
 _ENCRYPTED = 1  # bit of a zip member's flags
 _MAX_LINK = 4096  # bytes of a link's target
+_MAX_READ = 1 << 26  # bytes that are read at once, such as names in headers; contents are read in smaller parts
 
 
 class Member(NamedTuple):
@@ -54,7 +49,8 @@ def open_archive(path: Path, output_dir: Path) -> Iterator[list[Member]]:
         output_dir: Folder that it will be unpacked into.
 
     Raises:
-        UserError: A zip is encrypted. A damaged archive raises one of `DAMAGED`, here or while a content is read.
+        UserError: A zip is encrypted, or a tar decompresses to more than `max_unpacked`. A damaged archive raises
+            errors of many classes, here or while a content is read.
     """
     with path.open("rb") as file:
         is_zip = file.read(4) in _ZIP_MAGIC  # zipfile.is_zipfile is true for a tar that ends with a zip
@@ -64,8 +60,53 @@ def open_archive(path: Path, output_dir: Path) -> Iterator[list[Member]]:
                 raise UserError(f"{path}: is encrypted; unpack it with another program, and give the folder")
             yield [_zip_member(archive, info) for info in archive.infolist()]
     else:
-        with tarfile.open(path) as tar:
+        with _Tar.open(path, max_size=max_unpacked(path)) as tar:
             yield [_tar_member(tar, info, output_dir) for info in tar.getmembers()]
+
+
+class _Tar(tarfile.TarFile):
+    """A tar whose members can be listed, for which all of it is decompressed, within bounds of time and memory."""
+
+    def __init__(self, name: Any, mode: Any, fileobj: Any = None, *, max_size: int, **options: Any) -> None:
+        super().__init__(name, mode, fileobj and _Bounded(fileobj, name, max_size), **options)
+
+    def next(self) -> tarfile.TarInfo | None:
+        info = super().next()
+        if info is not None and info.size < 0:  # the next member would be an earlier one, for ever
+            raise tarfile.ReadError(f"a file of {info.size:,} bytes")
+        return info
+
+
+class _Bounded:
+    """A decompressed file that cannot be read beyond ``max_size``, and of which not much is read at once."""
+
+    def __init__(self, file: IO[bytes], name: str, max_size: int) -> None:
+        self._file, self._name, self._max_size = file, name, max_size
+        self.tell, self.close = file.tell, file.close
+
+    def seek(self, offset: int) -> int:
+        self._check(offset)
+        return self._file.seek(offset)
+
+    def read(self, size: int) -> bytes:
+        if size > _MAX_READ:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        self._check(self._file.tell() + size)
+        return self._file.read(size)
+
+    def _check(self, end: int) -> None:
+        if end > self._max_size:
+            raise UserError(f"{self._name}: {too_large(f'more than {self._max_size:,}')}")
+
+
+def max_unpacked(path: Path) -> int:
+    """Bytes that an archive may unpack to: images hardly compress, and one of more is a decompression bomb."""
+    return max(_ANY_RATIO_BELOW, _MAX_RATIO * path.stat().st_size)
+
+
+def too_large(size: str) -> str:
+    """What is wrong with an archive that unpacks to ``size`` bytes."""
+    return f"unpacks to {size} bytes, more than {_MAX_RATIO} times its size: no archive of images; download it again"
 
 
 def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, output_dir: Path) -> Member:

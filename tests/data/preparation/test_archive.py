@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pspexp.data.preparation import archive as archives
+from pspexp.data.preparation import members
 from pspexp.data.preparation.archive import extract
 from pspexp.errors import UserError
 
@@ -64,7 +64,7 @@ def test_links_in_zips_become_plain_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(archives, "_ANY_RATIO_BELOW", 1 << 16)
+    monkeypatch.setattr(members, "_ANY_RATIO_BELOW", 1 << 16)
     (tmp_path / "zeros").write_bytes(bytes(1 << 20))
     bomb = tmp_path / f"bomb.{kind}"
     if kind == "zip":
@@ -73,7 +73,7 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     else:
         with tarfile.open(bomb, "w:gz") as tar:
             tar.add(tmp_path / "zeros", "d/zeros")
-    with pytest.raises(UserError, match="unpacks to 1,048,576 bytes, more than 100 times its size"):
+    with pytest.raises(UserError, match=r"unpacks to (1,048,576|more than .*) bytes, more than 100 times its size"):
         extract(bomb, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
