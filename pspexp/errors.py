@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 EXIT_USER_ERROR = 2  # exit code of the command
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that terminals obey, except tab and line feed
 
 
 class UserError(ValueError):
@@ -16,8 +17,10 @@ class UserError(ValueError):
     """
 
     def __init__(self, *problems: str, shared: bool = False) -> None:
-        super().__init__(*problems)
-        self.problems, self.shared = problems, shared
+        # Messages quote names and texts in files, from whomever.
+        self.problems = tuple(CONTROL.sub(lambda found: repr(found[0])[1:-1], problem) for problem in problems)
+        super().__init__(*self.problems)
+        self.shared = shared
 
     def __str__(self) -> str:
         return "\n".join(self.problems)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from os import PathLike
 
+MAX_NAME = 200  # characters of a name or reason in a message
+
 
 def printable(text: str) -> str:
     """``text`` with escapes for control characters and for bytes that are not text, as in ``a\\nb``."""
@@ -31,13 +33,14 @@ def one_line(error: object, limit: int = 300) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class if it has none."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
+    """The first line of an error's message, shortened, or the name of its class if it has none."""
+    return shorten((str(error).strip() or type(error).__name__).split("\n")[0], MAX_NAME)
 
 
 def first_names(names: Sequence[str], limit: int = 5) -> str:
-    """The first ``limit`` names, comma-separated, and an ellipsis if there are more."""
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+    """The first ``limit`` names, comma-separated, each shortened and printable, and an ellipsis if there are more."""
+    shown = [shorten(printable(name), MAX_NAME) for name in names[:limit]]
+    return ", ".join(shown) + (", …" if len(names) > limit else "")
 
 
 def count(number: int, noun: str) -> str:
