@@ -84,7 +84,7 @@ def saved_class_names(file: str) -> list[str] | None:
     """The class names in a checkpoint of this project; None for any other file."""
     import torch  # takes seconds
 
-    from pspexp.models.weights import FORMAT
+    from pspexp.models.checkpoint_file import FORMAT
 
     try:  # the weights themselves are not read
         content = torch.load(str(Path(file).expanduser()), map_location="cpu", weights_only=True, mmap=True)

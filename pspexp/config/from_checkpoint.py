@@ -118,8 +118,9 @@ def checkpoint_choices(path: str, output_root: str, tracking_uri: str | None) ->
     from pspexp.engine import checkpoint  # imports torch, which takes seconds
     from pspexp.tracking import runs
 
-    content = checkpoint.read(runs.find_checkpoint(path, "best.pt", output_root, tracking_uri), foreign=True)
-    found: Plain = content["config"]["choices"] if checkpoint.is_own_format(content) else {}
+    file = runs.find_checkpoint(path, "best.pt", output_root, tracking_uri)
+    content = checkpoint.read(file, foreign=True)
+    found: Plain = checkpoint.saved_config(content, file)["choices"] if checkpoint.is_own_format(content) else {}
     return found
 
 
@@ -140,7 +141,7 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     if not checkpoint.is_own_format(content):
         take_classes(config, content, explicit_keys(overrides, {}))  # the command line describes the model
         return
-    explicit = explicit_keys(overrides, content["config"].get("choices", {}))
+    explicit = explicit_keys(overrides, checkpoint.saved_config(content, config.checkpoint.path)["choices"])
     if is_exported(config.checkpoint.path):
         content["config"]["model"] = exported_node(config.checkpoint.path, content)
     used = {key: content["config"].get(key) for key in FROM_CHECKPOINT if is_used(key, config.mode)}
@@ -292,5 +293,4 @@ def read_resumed(resume: str, output_root: str, tracking_uri: str | None) -> Pla
     file = find_state(resume, output_root, tracking_uri)
     if file.name == "last.pt" and (folder := runs.run_folder(file)):
         return read_config(str(folder), output_root, tracking_uri, "checkpoint.resume")
-    found: Plain = checkpoint.read(file)["config"]
-    return found
+    return checkpoint.saved_config(checkpoint.read(file), file)

@@ -54,6 +54,6 @@ def _of_start_weights(config: DictConfig) -> tuple[list[float], list[float]] | N
         if isinstance(path, str) and Path(path).is_file():
             with suppress(UserError):  # reported when the weights are loaded
                 content = checkpoint.read(Path(path), foreign=True)
-                dataset = content["config"]["dataset"] if checkpoint.is_own_format(content) else {}
+                dataset = checkpoint.saved_config(content, path)["dataset"] if checkpoint.is_own_format(content) else {}
                 return (dataset["mean"], dataset["std"]) if {*KEYS} <= {*dataset} else None
     return None

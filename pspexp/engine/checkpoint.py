@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from pspexp.errors import JobFailed, UserError, setting
-from pspexp.models.checkpoint_file import load_checkpoint_file
+from pspexp.models.checkpoint_file import FORMAT, load_checkpoint_file
 from pspexp.models.exported import is_exported, read_description
-from pspexp.models.weights import FORMAT
 from pspexp.utils.files import atomic_write, describe_disk_error, disk_error, link_atomic
+from pspexp.utils.text import shorten
 
 
 class CheckpointDir:
@@ -78,7 +78,8 @@ def num_bytes(value: Any) -> int:
 
 def is_own_format(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's content has this project's current format."""
-    return content.get("format") == FORMAT
+    kind = content.get("format")
+    return isinstance(kind, str) and kind == FORMAT
 
 
 def to_cpu(value: Any) -> Any:
@@ -111,8 +112,9 @@ def read(path: Path, *, training: bool = False, foreign: bool = False) -> dict[s
         }
     content = load_checkpoint_file(path)
     if not is_own_format(content) and not foreign:
+        kind = shorten(repr(content.get("format")), 100)
         raise UserError(
-            f"{path}: not a checkpoint of this project (format {content.get('format')!r}, expected {FORMAT!r}); "
+            f"{path}: not a checkpoint of this project (format {kind}, expected {FORMAT!r}); "
             f"to start from foreign weights, use {setting('model.weights')}=<file>"
         )
     if training and "training" not in content:
@@ -120,3 +122,11 @@ def read(path: Path, *, training: bool = False, foreign: bool = False) -> dict[s
         where = last if last != path and last.is_file() else "the run's last.pt"
         raise UserError(f"{path}: holds weights only; resume from {where}")
     return content
+
+
+def saved_config(content: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """The configuration in the content of one of this project's checkpoints; UserError if there is none."""
+    config: dict[str, Any] = content.get("config", {})
+    if not {"choices", "dataset"} <= {*config}:
+        raise UserError(f"{path}: is damaged (it has no configuration); copy or download it again")
+    return config

@@ -1,6 +1,7 @@
 """Reads a file of weights without running any code in it."""
 
 import codecs
+import zipfile
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -14,6 +15,9 @@ from safetensors.torch import load_file
 from pspexp.errors import UserError
 from pspexp.models.file_kinds import describe_unreadable, is_safetensors
 
+FORMAT = "pspexp/1"  # the value of "format" in this project's checkpoints
+MAX_DEPTH = 40  # of a configuration
+MAX_RATIO, ANY_RATIO_BELOW = 100, 1 << 30  # of what a file unpacks to: times its size; bytes
 NUMBERS = ("f4", "f8", "i4", "i8", "b1")  # types of NumPy numbers that are read
 
 
@@ -30,6 +34,7 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         if is_safetensors(file):
             return dict(load_file(file))
+        _refuse_bomb(file)
         contents = torch.load(file, map_location="cpu", weights_only=True)
         if isinstance(contents, torch.jit.ScriptModule):  # torch 2.4 loads them in spite of weights_only
             raise TypeError("a TorchScript network")
@@ -37,7 +42,41 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path}: {describe_unreadable(file, error)}") from error
     if not isinstance(contents, dict):
         raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
+    if problem := _damage(contents):
+        raise UserError(f"{path}: is damaged ({problem}); copy or download it again")
     return contents
+
+
+def _refuse_bomb(file: Path) -> None:
+    """Raise ValueError for a zip that unpacks to far more than its size; torch never compresses what it saves."""
+    with file.open("rb") as stream:
+        if stream.read(2) != b"PK":
+            return
+    with zipfile.ZipFile(file) as archive:
+        size = sum(info.file_size for info in archive.infolist())
+    if size > max(ANY_RATIO_BELOW, MAX_RATIO * file.stat().st_size):
+        raise ValueError(f"unpacks to {size:,} bytes, more than {MAX_RATIO} times its size")
+
+
+def _damage(contents: dict[str, Any]) -> str | None:
+    """What is wrong with those parts of one of this project's checkpoints that all readers rely on."""
+    if not isinstance(kind := contents.get("format", ""), str) or kind != FORMAT:
+        return None
+    config, training = contents.get("config", {}), contents.get("training", {})
+    if not isinstance(config, dict) or not _is_plain(config):
+        return "its configuration does not consist of plain values"
+    if wrong := [key for key in ("choices", "dataset", "model") if not isinstance(config.get(key, {}), dict)]:
+        return f"{wrong[0]} in its configuration is a {type(config[wrong[0]]).__name__}"
+    return None if isinstance(training, dict) else f"its training state is a {type(training).__name__}"
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a value consists of those of YAML."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        return depth < MAX_DEPTH and all(_is_plain(item, depth + 1) for item in value)
+    return value is None or type(value) in (str, int, float, bool)
 
 
 class _NumberType:

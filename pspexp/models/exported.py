@@ -16,6 +16,7 @@ from pspexp.models import pt2_safety
 from pspexp.utils.text import one_line
 
 ONNX, PT2 = ".onnx", ".pt2"
+REQUIRED = ("config", "input", "class_names", "step", "epoch", "size_rule", "mean", "std")
 DESCRIPTION = "pspexp.json"  # the extra file in a .pt2, and without suffix the key in an ONNX file's metadata
 
 Run = Callable[[Tensor], list[Tensor]]
@@ -34,13 +35,15 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     try:
         text = _onnx_description(path) if path.suffix == ONNX else _pt2_description(path)
+        found: Any = None if text is None else json.loads(text)
     except ImportError as error:
         raise UserError(f"{path}: needs ONNX Runtime ({error}); pip install 'pspexp[export]'") from error
     except Exception as error:  # a damaged file raises errors of many classes
         raise UserError(f"{path}: not a readable exported network ({one_line(error)})") from error
     if text is None:
         raise UserError(f"{path}: was not written by mode=export: it has no description of classes and input")
-    found: dict[str, Any] = json.loads(text)
+    if not isinstance(found, dict) or not {*REQUIRED} <= {*found} or not isinstance(found["config"], dict):
+        raise UserError(f"{path}: is damaged (its description lacks {', '.join(REQUIRED)}); export the network again")
     return found
 
 

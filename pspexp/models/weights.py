@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pspexp.errors import UserError, setting
-from pspexp.models.checkpoint_file import load_checkpoint_file
+from pspexp.models.checkpoint_file import FORMAT, load_checkpoint_file
 from pspexp.models.layouts import OWN_LAYOUT, our_names
 from pspexp.models.mismatches import made_with, mismatches, other_network
 from pspexp.models.nonfinite import nonfinite_names
 from pspexp.models.pip_weights import pip_weights
 from pspexp.models.pretrained import adapt_to_bands, imagenet_weights
 from pspexp.models.segmenter import Segmenter
-from pspexp.utils.text import first_names
+from pspexp.utils.text import first_names, one_line
 
-FORMAT = "pspexp/1"  # the value of "format" in this project's checkpoints
 # Keys under which other projects save a state dict; the first one is that of the reference.
 WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
 
@@ -215,7 +215,7 @@ def count_classes(content: Mapping[str, Any], where: str) -> int | None:
     """
     state = find_state_dict(content, where)
     _, names = our_names(state)
-    sizes = [len(state[theirs]) for theirs, ours in names.items() if ours == "classifier.weight"]
+    sizes = [len(state[key]) for key, ours in names.items() if ours == "classifier.weight" and state[key].ndim]
     return sizes[0] if sizes else None
 
 
@@ -230,16 +230,26 @@ def find_state_dict(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tens
     """
     state: Any
     if "format" in checkpoint:
-        if checkpoint["format"] != FORMAT:
-            raise UserError(f"{where}: has format {checkpoint['format']}; this version reads {FORMAT}")
-        state = {**checkpoint["model"], **(checkpoint.get("ema") or {})}  # an average may lack the counters
+        kind = checkpoint["format"]
+        if not isinstance(kind, str) or kind != FORMAT:
+            raise UserError(f"{where}: has format {one_line(kind, 100)}; this version reads {FORMAT}")
+        parts = [checkpoint.get("model"), checkpoint.get("ema")]  # an average may lack the counters
+        parts = [part for part in parts if part is not None]
+        state = {k: v for part in parts for k, v in part.items()} if all(isinstance(p, Mapping) for p in parts) else {}
     else:
         state = _unwrap(checkpoint)
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"{where}: holds no weights")
-    if others := [str(key) for key, value in state.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{where}: holds no state dict; these entries are not weights: {', '.join(others)}")
+    if others := [str(key) for key, value in state.items() if not (isinstance(key, str) and _is_weight(value))]:
+        raise UserError(f"{where}: holds no state dict; these entries are not weights: {first_names(others)}")
     return dict(state)
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether a value is a tensor that a parameter can be copied from; sparse ones, for example, cannot."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return False
+    return not (value.is_nested or value.is_meta or value.is_quantized or value.is_complex())
 
 
 def _warn_of_backbone(where: str, is_allowed: bool) -> None:
