@@ -1,0 +1,1 @@
+"""Fuzzing of the readers of files; see `tools.fuzz.__main__`."""
