@@ -233,9 +233,10 @@ def find_state_dict(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tens
         kind = checkpoint["format"]
         if not isinstance(kind, str) or kind != FORMAT:
             raise UserError(f"{where}: has format {one_line(kind, 100)}; this version reads {FORMAT}")
-        parts = [checkpoint.get("model"), checkpoint.get("ema")]  # an average may lack the counters
-        parts = [part for part in parts if part is not None]
-        state = {k: v for part in parts for k, v in part.items()} if all(isinstance(p, Mapping) for p in parts) else {}
+        model: Any = checkpoint.get("model")
+        average: Any = {} if checkpoint.get("ema") is None else checkpoint["ema"]
+        is_whole = isinstance(model, Mapping) and isinstance(average, Mapping)
+        state = {**model, **average} if is_whole else {}  # an average may lack the counters
     else:
         state = _unwrap(checkpoint)
     if not isinstance(state, Mapping) or not state:

@@ -60,15 +60,16 @@ def open_archive(path: Path, output_dir: Path) -> Iterator[list[Member]]:
                 raise UserError(f"{path}: is encrypted; unpack it with another program, and give the folder")
             yield [_zip_member(archive, info) for info in archive.infolist()]
     else:
-        with _Tar.open(path, max_size=max_unpacked(path)) as tar:
+        with _Tar.open(path) as tar:
             yield [_tar_member(tar, info, output_dir) for info in tar.getmembers()]
 
 
 class _Tar(tarfile.TarFile):
     """A tar whose members can be listed, for which all of it is decompressed, within bounds of time and memory."""
 
-    def __init__(self, name: Any, mode: Any, fileobj: Any = None, *, max_size: int, **options: Any) -> None:
-        super().__init__(name, mode, fileobj and _Bounded(fileobj, name, max_size), **options)
+    def __init__(self, name: Any, mode: Any, fileobj: Any = None, **options: Any) -> None:
+        bounded: Any = fileobj and _Bounded(fileobj, Path(name))  # without compression there is no object
+        super().__init__(name, mode, bounded, **options)
 
     def next(self) -> tarfile.TarInfo | None:
         info = super().next()
@@ -78,10 +79,10 @@ class _Tar(tarfile.TarFile):
 
 
 class _Bounded:
-    """A decompressed file that cannot be read beyond ``max_size``, and of which not much is read at once."""
+    """An archive's decompressed content that cannot be read beyond `max_unpacked`, nor much of it at once."""
 
-    def __init__(self, file: IO[bytes], name: str, max_size: int) -> None:
-        self._file, self._name, self._max_size = file, name, max_size
+    def __init__(self, file: IO[bytes], archive: Path) -> None:
+        self._file, self._archive, self._max_size = file, archive, max_unpacked(archive)
         self.tell, self.close = file.tell, file.close
 
     def seek(self, offset: int) -> int:
@@ -89,14 +90,14 @@ class _Bounded:
         return self._file.seek(offset)
 
     def read(self, size: int) -> bytes:
-        if size > _MAX_READ:
+        if not 0 <= size <= _MAX_READ:  # a negative one stands for everything
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         self._check(self._file.tell() + size)
         return self._file.read(size)
 
     def _check(self, end: int) -> None:
         if end > self._max_size:
-            raise UserError(f"{self._name}: {too_large(f'more than {self._max_size:,}')}")
+            raise UserError(f"{self._archive}: {too_large(f'more than {self._max_size:,}')}")
 
 
 def max_unpacked(path: Path) -> int:
