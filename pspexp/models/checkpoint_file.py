@@ -16,7 +16,7 @@ from pspexp.errors import UserError
 from pspexp.models.file_kinds import describe_unreadable, is_safetensors
 
 FORMAT = "pspexp/1"  # the value of "format" in this project's checkpoints
-MAX_DEPTH = 40  # of a configuration
+MAX_DEPTH, MAX_VALUES = 40, 100_000  # of a configuration
 MAX_RATIO, ANY_RATIO_BELOW = 100, 1 << 30  # of what a file unpacks to: times its size; bytes
 NUMBERS = ("f4", "f8", "i4", "i8", "b1")  # types of NumPy numbers that are read
 
@@ -70,13 +70,19 @@ def _damage(contents: dict[str, Any]) -> str | None:
     return None if isinstance(training, dict) else f"its training state is a {type(training).__name__}"
 
 
-def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a value consists of those of YAML."""
-    if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple):
-        return depth < MAX_DEPTH and all(_is_plain(item, depth + 1) for item in value)
-    return value is None or type(value) in (str, int, float, bool)
+def _is_plain(value: Any) -> bool:
+    """Whether a value consists of those of YAML, and not of endlessly many: a pickled list may contain itself."""
+    left, number = [(value, 0)], 0
+    while left:
+        (one, depth), number = left.pop(), number + 1
+        inner = [*one.keys(), *one.values()] if isinstance(one, dict) else one
+        if number > MAX_VALUES or depth > MAX_DEPTH:
+            return False
+        if isinstance(inner, list | tuple):
+            left += [(item, depth + 1) for item in inner]
+        elif one is not None and type(one) not in (str, int, float, bool):
+            return False
+    return True
 
 
 class _NumberType:

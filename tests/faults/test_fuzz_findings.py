@@ -182,6 +182,9 @@ def test_damaged_images_are_read_or_refused(tmp_path: Path, content: bytes, num_
             reader(tmp_path / "a.png", *arguments)  # type: ignore[operator]
 
 
+SHARED: dict[str, Any] = {"a": 1}  # to be read in 2**30 places
+for _ in range(30):
+    SHARED = {"a": SHARED, "b": SHARED}
 NETWORK = {"backbone.weight": torch.ones(2, 3, 1, 1), "backbone.bias": torch.ones(2)}
 
 
@@ -200,6 +203,7 @@ NETWORK = {"backbone.weight": torch.ones(2, 3, 1, 1), "backbone.bias": torch.one
         {"format": FORMAT, "model": NETWORK, "config": 3},
         {"format": FORMAT, "model": NETWORK, "config": {"choices": 3}},
         {"format": FORMAT, "model": NETWORK, "config": {"model": {"a": torch.ones(1)}}},
+        {"format": FORMAT, "model": NETWORK, "config": {"choices": SHARED}},
         {"format": FORMAT, "model": NETWORK, "training": 3},
         {"format": torch.ones(99, 99), "model": NETWORK},
     ],
