@@ -203,8 +203,9 @@ def _select(config: DictConfig, parts: tuple[str, ...]) -> Any:
     """The value that the user has composed at a key; None if there is none."""
     node: Any = config
     for part in parts:
-        key: Any = int(part) if isinstance(node, ListConfig) and part.isdecimal() else part
-        inside = key < len(node) if isinstance(node, ListConfig) else isinstance(node, DictConfig) and key in node
+        is_list = isinstance(node, ListConfig)
+        key: Any = int(part) if is_list and part.isdecimal() else part
+        inside = key in range(len(node)) if is_list else isinstance(node, DictConfig) and key in node
         if not inside:
             return None
         node = node._get_node(key)

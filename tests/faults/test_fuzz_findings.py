@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import pspexp
+from pspexp.config.trust import refuse_untrusted
 from pspexp.data.band_files import read_bands
 from pspexp.data.file_split import read_label
 from pspexp.data.label_decoder import LabelDecoder
@@ -220,6 +222,12 @@ def test_a_checkpoint_without_configuration_is_refused(tmp_path: Path, content: 
     command = ["mode=predict", "predict.input=.", f"checkpoint.path={tmp_path}/a.pt"]
     with pytest.raises(UserError, match=r"a\.pt: is damaged"):
         pspexp.compose(command)
+
+
+def test_a_target_in_the_place_of_a_list_is_refused() -> None:
+    saved = {"inference": {"scales": {"_target_": "os.system"}}}
+    with pytest.raises(UserError, match=r"inference\.scales\._target_=os\.system"):
+        refuse_untrusted(saved, "a.pt", own=False, today=OmegaConf.create({"inference": {"scales": [1.0]}}))
 
 
 def test_a_checkpoint_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
