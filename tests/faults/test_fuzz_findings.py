@@ -92,9 +92,9 @@ def test_a_damaged_checkpoint_is_described_briefly(tmp_path: Path) -> None:
         assert_refused_in_a_line(tmp_path / "a.pt", load_checkpoint_file, tmp_path / "a.pt")
 
 
-def tarred(*members: tuple[str, bytes], mode: str = "w", form: int = tarfile.GNU_FORMAT) -> bytes:
-    with tarfile.open(fileobj=(file := io.BytesIO()), mode=mode, format=form) as archive:  # type: ignore[call-overload]
-        for name, content in members:
+def tarred(*files: tuple[str, bytes], mode: str = "w") -> bytes:
+    with tarfile.open(fileobj=(file := io.BytesIO()), mode=mode, format=tarfile.GNU_FORMAT) as archive:  # type: ignore[call-overload]
+        for name, content in files:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -121,8 +121,8 @@ HUGE, BEFORE = b"\x80" + b"\xff" * 11, b"\xff" * 10 + b"\xfe\0"  # in tar's own 
         (with_size(EMPTY_FILES, 1, HUGE), "damaged"),
         (bz2.compress(with_size(EMPTY_FILES, 1, HUGE)), "unpacks to more than 1,073,741,824 bytes"),
         (gzip.compress(with_size(EMPTY_FILES, 1, HUGE)), "unpacks to more than 1,073,741,824 bytes"),
-        (with_size(EMPTY_FILES, 2, BEFORE), "a file of -512 bytes"),  # without end: the next file is the one before
-        (gzip.compress(with_size(EMPTY_FILES, 2, BEFORE)), "a file of -512 bytes"),
+        (with_size(EMPTY_FILES, 2, BEFORE), "damaged"),  # without end: the next file is the one before
+        (gzip.compress(with_size(EMPTY_FILES, 2, BEFORE)), "damaged"),
         (tarred(("d/\n\x1b[1m", b"")), "control character in its name"),
         (tarred((f"/{'n' * 5000}", b"")), "absolute path"),
         (tarred(*[(f"/{number}{'n' * 5000}", b"") for number in range(25)]), "absolute path"),
@@ -142,16 +142,14 @@ def test_a_name_in_a_compressed_tar_does_not_fill_the_memory(tmp_path: Path, mon
     assert "a header of 1,049,088 bytes" in message
 
 
-@pytest.mark.parametrize(
-    ("line", "seconds"), [("a" + " " * 60_000 + "b", 1), ("1 " * 30_000 + "x", 1), ("a" + ",;" * 30_000 + "b", 1)]
-)
-def test_long_lines_of_a_list_take_no_time(tmp_path: Path, line: str, seconds: float) -> None:
-    """A minute each, or the square of that for a line ten times as long."""
+@pytest.mark.parametrize("line", ["a" + " " * 60_000 + "b", "1 " * 30_000 + "x", "a" + ",;" * 30_000 + "b"])
+def test_long_lines_of_a_list_take_no_time(tmp_path: Path, line: str) -> None:
+    """They once took a minute each, and a hundred times that if ten times as long."""
     start = time.process_time()
     samples, (problem,) = find_samples([line], {"a": tmp_path / "a"}, {"a": tmp_path / "a"}, tmp_path, tmp_path / "l")
     assert not samples
     assert len(problem) < 1000
-    assert time.process_time() - start < seconds
+    assert time.process_time() - start < 1
 
 
 def test_messages_contain_no_control_characters(tmp_path: Path) -> None:
@@ -171,11 +169,11 @@ def png(kind: int, *chunks: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + pixel + chunk(b"IEND", b"")
 
 
-NO_PROFILE = png(0, chunk(b"iCCP", b"name"))  # IndexError in Pillow
+NO_PROFILE = png(0, chunk(b"iCCP", b"name\0"))  # IndexError in Pillow
 NO_PALETTE = png(3)  # AssertionError in Pillow
 
 
-@pytest.mark.parametrize("content", [NO_PROFILE, NO_PALETTE])
+@pytest.mark.parametrize("content", [NO_PROFILE, NO_PALETTE], ids=["profile", "palette"])
 @pytest.mark.parametrize("num_bands", [1, 3, 4])
 def test_damaged_images_are_read_or_refused(tmp_path: Path, content: bytes, num_bands: int) -> None:
     (tmp_path / "a.png").write_bytes(content)
@@ -193,7 +191,7 @@ NETWORK = {"backbone.weight": torch.ones(2, 3, 1, 1), "backbone.bias": torch.one
 @pytest.mark.parametrize(
     "content",
     [
-        {**NETWORK, "backbone.weight": torch.eye(2).to_sparse()},
+        {**NETWORK, "backbone.weight": torch.ones(2, 3, 1, 1).to_sparse()},
         {**NETWORK, "backbone.weight": torch.ones(2, 3, 1, 1, device="meta")},
         {1: torch.ones(1)},
         {b"backbone.bias": torch.ones(1)},
