@@ -163,10 +163,10 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(kind: int, *chunks: bytes) -> bytes:
-    """A PNG of one pixel with these chunks before it."""
+    """A PNG of one pixel with these chunks behind it."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, kind, 0, 0, 0))
     pixel = chunk(b"IDAT", zlib.compress(bytes(5)))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + pixel + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + pixel + b"".join(chunks) + chunk(b"IEND", b"")
 
 
 NO_PROFILE = png(0, chunk(b"iCCP", b"name\0"))  # IndexError in Pillow
