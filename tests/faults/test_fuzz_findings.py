@@ -13,9 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from scipy.io import savemat
 
 import pspexp
 from pspexp.config.trust import refuse_untrusted
@@ -24,6 +26,7 @@ from pspexp.data.file_split import read_label
 from pspexp.data.label_decoder import LabelDecoder
 from pspexp.data.preparation import members
 from pspexp.data.preparation.archive import extract
+from pspexp.data.preparation.mat import read_mat
 from pspexp.data.splits import find_samples
 from pspexp.errors import UserError
 from pspexp.models import checkpoint_file
@@ -237,3 +240,18 @@ def test_a_checkpoint_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pyt
             new.writestr(name, old.read(name))
     with pytest.raises(UserError, match=r"a\.pt: .*unpacks to 1,.* bytes, more than 100 times its size"):
         load_checkpoint_file(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_mat_file_with_an_unknown_kind_of_element_is_refused(tmp_path: Path, compress: bool) -> None:
+    """SciPy reads a table beyond its end, and the process crashes."""
+    savemat(file := io.BytesIO(), {"GTcls": {"Segmentation": np.full((8, 9), 7, np.uint8)}})
+    pixels = struct.pack("<II", 2, 72) + b"\7"
+    content = file.getvalue()
+    assert content.count(pixels) == 1
+    content = content.replace(pixels, struct.pack("<II", 0x1002, 72) + b"\7")
+    if compress:
+        packed = zlib.compress(content[128:])
+        content = content[:128] + struct.pack("<II", 15, len(packed)) + packed
+    (tmp_path / "a.mat").write_bytes(content)
+    assert "an element of kind 4098" in assert_refused_in_a_line(tmp_path / "a.mat", read_mat, tmp_path / "a.mat")
