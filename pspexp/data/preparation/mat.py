@@ -56,11 +56,12 @@ def read_mat(path: Path) -> Labels:
 def _check_kinds(data: bytes) -> None:
     """Raise ValueError if an element in a file of version 5 is of a kind that there is not: scipy would crash.
 
-    Its version 4 has no such elements. After a header of 128 bytes, which ends with the byte order, each element begins
-    with its kind and its length in bytes, or with both in four bytes if it is short (MATLAB's MAT-File Format, 1-9).
+    After a header of 128 bytes, which ends with version and byte order, each element begins with its kind and its length
+    in bytes, or with both in four bytes if it is short (MATLAB's MAT-File Format, 1-9). Versions 4, with a zero among
+    the first bytes, and 7.3, which is HDF5, have no such elements. What the header says is understood as scipy does.
     """
-    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
-    parts = [data[128:]] if order else []
+    order, major = ("<" if data[126:128] == b"IM" else ">"), data[125:126] if data[126:127] == b"I" else data[124:125]
+    parts = [data[128:]] if major == b"\1" and 0 not in data[:4] else []
     while parts:
         part, place = parts.pop(), 0
         while place + 8 <= len(part):
