@@ -56,7 +56,7 @@ def read_mat(path: Path) -> Labels:
 def _check_kinds(data: bytes) -> None:
     """Raise ValueError if an element in a file of version 5 is of a kind that there is not: scipy would crash.
 
-    After a header of 128 bytes, which ends with version and byte order, each element begins with its kind and its length
+    After a header of 128 bytes, which ends with version and byte order, each element begins with its kind and length
     in bytes, or with both in four bytes if it is short (MATLAB's MAT-File Format, 1-9). Versions 4, with a zero among
     the first bytes, and 7.3, which is HDF5, have no such elements. What the header says is understood as scipy does.
     """
