@@ -105,11 +105,9 @@ def read(path: Path, *, training: bool = False, foreign: bool = False) -> dict[s
         UserError: The file is not a checkpoint of this project and format, or has no training state.
     """
     if is_exported(path):
-        description = read_description(path)
-        return {
-            "format": FORMAT,
-            **{key: description[key] for key in ("config", "input", "class_names", "step", "epoch")},
-        }
+        parts = ("config", "input", "class_names", "step", "epoch")
+        description = read_description(path, *parts)
+        return {"format": FORMAT, **{key: description[key] for key in parts}}
     content = load_checkpoint_file(path)
     if not is_own_format(content) and not foreign:
         kind = shorten(repr(content.get("format")), 100)

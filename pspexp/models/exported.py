@@ -16,7 +16,6 @@ from pspexp.models import pt2_safety
 from pspexp.utils.text import one_line
 
 ONNX, PT2 = ".onnx", ".pt2"
-REQUIRED = ("config", "input", "class_names", "step", "epoch", "size_rule", "mean", "std")
 DESCRIPTION = "pspexp.json"  # the extra file in a .pt2, and without suffix the key in an ONNX file's metadata
 
 Run = Callable[[Tensor], list[Tensor]]
@@ -27,8 +26,12 @@ def is_exported(path: str | Path) -> bool:
     return Path(path).suffix in (ONNX, PT2)
 
 
-def read_description(path: Path) -> dict[str, Any]:
+def read_description(path: Path, *required: str) -> dict[str, Any]:
     """What ``mode=export`` stored about a network: configuration, class names, palette, interface and more.
+
+    Args:
+        path: The file.
+        required: Parts that it must have.
 
     Raises:
         UserError: The file cannot be read, or was not written by ``mode=export``.
@@ -42,8 +45,8 @@ def read_description(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable exported network ({one_line(error)})") from error
     if text is None:
         raise UserError(f"{path}: was not written by mode=export: it has no description of classes and input")
-    if not isinstance(found, dict) or not {*REQUIRED} <= {*found} or not isinstance(found["config"], dict):
-        raise UserError(f"{path}: is damaged (its description lacks {', '.join(REQUIRED)}); export the network again")
+    if not isinstance(found, dict) or not isinstance(found.get("config", {}), dict) or not {*required} <= {*found}:
+        raise UserError(f"{path}: is damaged (its description is incomplete); export the network again")
     return found
 
 
@@ -85,7 +88,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, file: str, num_classes: int) -> None:
         super().__init__()
-        description = read_description(Path(file))
+        description = read_description(Path(file), "input", "mean", "std")
         self.num_classes = num_classes
         self.interface: str = description["input"]
         # The interface ``image`` pads by itself.

@@ -113,6 +113,13 @@ def test_programs_that_call_other_functions_are_refused(
         ExportedNetwork(str(file), 5)
 
 
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"input": "tensor"}', b"\xff"])
+def test_damaged_description_is_refused(exported: Path, tmp_path: Path, text: bytes) -> None:
+    file = rewritten(exported, tmp_path / "x.pt2", lambda name, old: text if name.endswith(DESCRIPTION) else old)
+    with pytest.raises(UserError, match=r"x\.pt2: (is damaged|not a readable exported network)"):
+        ExportedNetwork(str(file), 5)
+
+
 def test_second_entry_of_the_same_name_is_refused(exported: Path, tmp_path: Path) -> None:
     file = tmp_path / "x.pt2"
     file.write_bytes(exported.read_bytes())
