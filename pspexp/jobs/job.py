@@ -16,7 +16,7 @@ from pspexp.data.workers import no_shared_memory, shared_memory_is_full
 from pspexp.engine.checkpoint import what_is_kept
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import ProcessInfo, World
-from pspexp.errors import Interrupted, JobFailed, as_yaml
+from pspexp.errors import Interrupted, JobFailed, as_yaml, setting
 from pspexp.jobs.records import Request, close_abandoned, public
 from pspexp.launchers.base import Launcher, StopSignal
 from pspexp.tracking import runs
@@ -54,6 +54,11 @@ class Job(Request):
                 raise
             except (OSError, RuntimeError) as error:
                 if (cause := disk_error(error)) is None:
+                    if isinstance(error, FileNotFoundError) and not folder.exists():
+                        raise JobFailed(
+                            f"{folder}: is gone, moved, deleted or on a disk that was removed; bring it back, then "
+                            f"continue with {setting('checkpoint.resume', 'auto')}"
+                        ) from error
                     raise
                 if cause.filename is None and shared_memory_is_full():  # where processes keep their locks
                     raise JobFailed(no_shared_memory()) from error

@@ -217,7 +217,7 @@ class Delivery:
 
     def _save(self) -> None:
         with self._saving:  # by the thread that delivers, and by the one that rewinds
-            if (content := repr(self.received)) != self._saved:
+            if (content := repr(self.received)) != self._saved and self.folder.exists():
                 try:
                     self.received.save(self.folder, self.name)
                     self._saved = content

@@ -64,6 +64,8 @@ class MLflowLogger:
     ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
         import_module("mlflow")  # not in a thread: a process that is forked meanwhile could never import it
+        # It logs each error that it raises, with a traceback.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         for name, value in LIMITS.items():  # for all calls: the environment must not change while other threads read it
             os.environ.setdefault(name, value)
         self._experiment = experiment

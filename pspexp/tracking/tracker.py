@@ -201,9 +201,10 @@ class Tracker:
             late_files=CHECKPOINTS if status == "FAILED" else (),
         )
         try:
-            ended.save(self.folder)
-            self._local.curves()
-            self._local.summary(status, best=best, last=last, images_per_second=images_per_second, loggers=self.ids)
+            if self.folder.exists():  # else its disk is gone, and a new folder would be in the way when it is back
+                ended.save(self.folder)
+                self._local.curves()
+                self._local.summary(status, best=best, last=last, images_per_second=images_per_second, loggers=self.ids)
         finally:  # the disk may be full, but the loggers are to know how the run ended
             for delivery in self._senders.finish(ended, self._wait_s, self._limits_s.get(status, math.inf)):
                 warn_missing(delivery)

@@ -134,6 +134,31 @@ def test_file_size_limit(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "FAILED"
 
 
+@pytest.mark.parametrize("tracking", ["none", "mlflow"])
+def test_disk_that_vanishes_is_one_line(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tracking: str
+) -> None:
+    """The whole folder of results, as of a network drive that is gone."""
+    (tmp_path / f"vanish_{tracking}.py").write_text(
+        "from pathlib import Path\n"
+        "from pspexp.engine.hooks import Hook\n"
+        "class Vanish(Hook):\n"
+        "    def on_step_end(self, trainer):\n"
+        "        if trainer.state.step == 3:\n"
+        "            Path('disk').rename('gone')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    overrides = [*TINY, f"tracking={tracking}", "output_root=disk", "hydra.run.dir=disk/run"]
+    vanish = f"+hooks.vanish._target_=vanish_{tracking}.Vanish"
+    assert cli(*overrides, "checkpoint.every_steps=1", vanish) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (line,) = [one for one in error.splitlines() if one.startswith(f"{tmp_path}/disk/run")]
+    assert line.startswith(f"{tmp_path}/disk/run: is gone, moved, deleted or on a disk that was removed; bring it back")
+    assert not (tmp_path / "disk").exists()
+    assert last(tmp_path / "gone" / "run")["step"] == 2
+
+
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let writes to files fail whose path contains a text."""
