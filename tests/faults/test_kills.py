@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.soak.kills import scenarios, soak
+from tools.soak.kills import soak
+from tools.soak.scenarios import scenarios
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ from typing import Any
 from pspexp.utils.files import write_text_atomic
 from pspexp.utils.tables import markdown_table
 from tools.soak.commands import CHECKOUT
-from tools.soak.kills import scenarios, soak
+from tools.soak.kills import soak
+from tools.soak.scenarios import scenarios
 
 RESULTS = "results.json"
 AT_ONCE = 10  # kills between two looks at the clock, and between two records
