@@ -8,9 +8,9 @@ from torch import nn
 from pspexp.config.build import build, build_trained, init_distributed
 from pspexp.config.compose import compose
 from pspexp.config.targets import without_start_weights
-from pspexp.config.trust import allowing
 from pspexp.engine.distributed import ProcessInfo
 from pspexp.engine.predictor import Predictor
+from pspexp.utils.allowed import allowing
 from pspexp.utils.text import quoted
 
 

@@ -8,13 +8,9 @@ an installed package, such as functions in the working folder. No file may name 
 where a class or function is defined, not the module through which it is reached.
 """
 
-import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Iterator
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,8 +22,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pspexp.config.options import conf_dir
 from pspexp.config.targets import TargetError, find_target
 from pspexp.errors import UserError
+from pspexp.utils.allowed import how_to_allow, is_allowed, matches
 
-VARIABLE = "PSPEXP_ALLOW_TARGETS"
 # Packages whose classes may be named, and functions that build networks.
 CLASSES = (
     "albumentations.*", "segmentation_models_pytorch.*", "torch.nn.*", "torch.optim.*", "torchvision.models.*",
@@ -54,18 +50,6 @@ LOADED = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 PLUGINS = ("torch_npu", "torch_sdaa")
 # Taken from a checkpoint even if another option is chosen.
 ALWAYS_TAKEN = [("dataset", name) for name in ("mean", "std", "class_names", "label_values", "palette")]
-
-_allowed_here: ContextVar[tuple[str, ...]] = ContextVar("allowed_here", default=())
-
-
-@contextmanager
-def allowing(patterns: Sequence[str]) -> Iterator[None]:
-    """Also allow these targets in the block, as ``PSPEXP_ALLOW_TARGETS`` does."""
-    token = _allowed_here.set(tuple(patterns))
-    try:
-        yield
-    finally:
-        _allowed_here.reset(token)
 
 
 def refuse_untrusted(
@@ -114,7 +98,7 @@ def refusal(path: str, *, own: bool) -> str | None:
     top = path.partition(".")[0]
     if top in NEVER:
         return "Python's own and Hydra's functions are never run because a file names them"
-    if not own and top not in PACKAGES and not _matches(path, allowed()):  # it is not even imported
+    if not own and top not in PACKAGES and not is_allowed(path):  # it is not even imported
         return _advice(f"{top}.*")
     try:
         found = find_target(path)
@@ -129,19 +113,16 @@ def refusal(path: str, *, own: bool) -> str | None:
     is_class, package = isinstance(found, type), module.partition(".")[0]
     if (
         {name, path} & named_by_options()
-        or _matches(name, allowed())
-        or _matches(name, CLASSES if is_class else FUNCTIONS)
+        or is_allowed(name)
+        or matches(name, CLASSES if is_class else FUNCTIONS)
         or (own and package not in ("pspexp", "torch") and (is_users_module(package) or _is_part(found)))
-    ) and not _matches(name, EXCEPT):
+    ) and not matches(name, EXCEPT):
         return None
     return _advice(f"{top}.*" if package == top and is_users_module(top) else name)
 
 
 def _advice(pattern: str) -> str:
-    return (
-        f"is not run because a file names it; if you trust the file, set {VARIABLE}={pattern} "
-        f"(or pspexp.load(…, allow_targets=['{pattern}']))"
-    )
+    return f"is not run because a file names it; {how_to_allow(pattern)}"
 
 
 def _is_part(found: Any) -> bool:
@@ -151,16 +132,6 @@ def _is_part(found: Any) -> bool:
     from torch.optim.lr_scheduler import LRScheduler
 
     return isinstance(found, type) and issubclass(found, nn.Module | Optimizer | LRScheduler)
-
-
-def allowed() -> tuple[str, ...]:
-    """The patterns that the user has allowed."""
-    listed = (one.strip() for one in os.environ.get(VARIABLE, "").split(","))
-    return (*_allowed_here.get(), *filter(None, listed))
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @cache

@@ -125,6 +125,6 @@ def read(path: Path, *, training: bool = False, foreign: bool = False) -> dict[s
 def saved_config(content: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
     """The configuration in the content of one of this project's checkpoints; UserError if there is none."""
     config: dict[str, Any] = content.get("config", {})
-    if not {"choices", "dataset"} <= {*config}:
+    if not all(isinstance(config.get(key), dict) for key in ("choices", "dataset", "model")):
         raise UserError(f"{path}: is damaged (it has no configuration); copy or download it again")
     return config

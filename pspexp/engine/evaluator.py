@@ -29,7 +29,7 @@ class Evaluation:
         loss: Mean over images.
         samples: A few images to display.
         skipped: Number of images that could not be read.
-        images: The metrics of each image, worst first.
+        images: The metrics of each image, worst first, without those in ``nonfinite``.
         worst: The first of these images, to display.
         nonfinite: Names of the images for which the network's outputs are NaN or infinite somewhere.
     """
@@ -52,10 +52,11 @@ class Evaluation:
 
     def describe_nonfinite(self) -> str:
         """One line about the images in ``nonfinite``."""
+        total = len(self.images) + len(self.nonfinite)
         return (
-            f"the network's outputs for {len(self.nonfinite)} of {count(len(self.images), 'image')} "
-            f"({first_names(self.nonfinite)}) are NaN or infinite, so there are no metrics; set "
-            f"{setting('precision', 'fp32')} if it is another, or train with a lower {setting('optimizer.lr')}"
+            f"the network's outputs for {len(self.nonfinite)} of {count(total, 'image')} "
+            f"({first_names(self.nonfinite)}) are NaN or infinite, so there are no metrics; train with a lower "
+            f"{setting('optimizer.lr')}, or with {setting('precision', 'fp32')} if it is not set"
         )
 
 

@@ -22,9 +22,10 @@ def bad_loss(step: int, loss: float, norm: float, images: Sequence[str], precisi
     """
     # Before the first step, the learning rate has had no effect.
     cause = f"Lower {setting('optimizer.lr')}" if step > 1 else "Check the initial weights and the loss"
+    shown = first_names(images, 20)
     return NonFiniteError(
-        f"step {step}: the loss is {loss}, the gradient norm {norm} (images {', '.join(images)}); the weights are "
-        f"unchanged. {cause}{other_precision(precision)}, or check these images"
+        f"step {step}: the loss is {loss}, the gradient norm {norm} (images {shown}); the weights are unchanged. "
+        f"{cause}{other_precision(precision)}, or check these images"
     )
 
 
@@ -32,7 +33,7 @@ def bad_weights(step: int, names: Sequence[str], precision: str) -> NonFiniteErr
     """An error about the weights or statistics, of these ``names``, after a step."""
     hold = "tensor of the network holds" if len(names) == 1 else "tensors of the network hold"
     return NonFiniteError(
-        f"step {step}: after it, {len(names)} {hold} NaN or infinite values: {first_names(names)}; not saved, earlier "
+        f"after step {step}, {len(names)} {hold} NaN or infinite values: {first_names(names)}; not saved, earlier "
         f"checkpoints are kept. Lower {setting('optimizer.lr')}{other_precision(precision)}"
     )
 

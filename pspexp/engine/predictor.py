@@ -115,8 +115,8 @@ class Predictor:
                 row = rows.stop
         if not math.isfinite(confidence):
             raise UserError(
-                f"the network's outputs for this image are NaN or infinite; set {setting('precision', 'fp32')}, if it "
-                f"is another, or train with a lower {setting('optimizer.lr')}"
+                f"the network's outputs for this image are NaN or infinite; train with a lower "
+                f"{setting('optimizer.lr')}, or set {setting('precision', 'fp32')} if it is not set"
             )
         return Prediction(ids, confidence / ((right - left) * (bottom - top)), probabilities)
 

@@ -104,10 +104,11 @@ class Tally:
         self._matrix.counts, losses = world.all_reduce_cpu(self._matrix.counts), world.all_reduce_cpu(self._losses)
         totals = world.all_reduce_cpu(self._totals).tolist()
         found = world.all_reduce_cpu(self._evaluated).nonzero().flatten().tolist()
-        nonfinite = [self._names[index] for index in world.all_reduce_cpu(self._nonfinite).nonzero().flatten().tolist()]
-        scores = {index: image_scores(self._names[index], *totals[index]) for index in found}
+        bad = world.all_reduce_cpu(self._nonfinite).nonzero().flatten().tolist()
+        scores = {index: image_scores(self._names[index], *totals[index]) for index in found if index not in bad}
         # Only what is among the worst of all processes is sent to the others.
         worst = [index for index in worst_first(scores) if not math.isnan(scores[index].mean_iou)][:NUM_WORST]
+        worst = [] if bad else worst  # some of the bad ones are kept in their place
         kept = {index: sample for (_, index), sample in self._worst.items() if index in worst}
         samples, pictures = (
             {index: sample for part in parts for index, sample in part.items()}
@@ -116,13 +117,13 @@ class Tally:
         others, class_columns = self._metrics.compute(self._info.num_classes)
         report = replace(self._matrix.report(self._info.class_names), others=others, class_columns=class_columns)
         return {
-            "report": report.without_metrics() if nonfinite else report,
+            "report": report.without_metrics() if bad else report,
             "loss": losses.double().sum().item() / max(len(found), 1),
             "samples": [samples[index] for index in sorted(samples)],
             "skipped": len(self._names) - len(found),
             "images": [scores[index] for index in worst_first(scores)],
             "worst": [pictures[index] for index in worst],
-            "nonfinite": nonfinite,
+            "nonfinite": [self._names[index] for index in bad],
         }
 
 

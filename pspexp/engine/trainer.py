@@ -26,8 +26,9 @@ from pspexp.engine.trainer_config import TrainerConfig
 from pspexp.engine.unused import freeze_unused
 from pspexp.errors import ArgumentError, Interrupted, UserError, setting
 from pspexp.losses import LossSum, can_chunk, loss_sum
-from pspexp.models.nonfinite import nonfinite_names
+from pspexp.models.nonfinite import learned_names, nonfinite_names
 from pspexp.models.segmenter import can_defer_upsampling
+from pspexp.models.weights import refuse_nonfinite
 from pspexp.optim.optimizers import load_optimizer_state, supports_found_inf
 from pspexp.optim.schedules import Schedule
 from pspexp.tracking.console import Progress
@@ -97,6 +98,7 @@ class Trainer:
         self.state, self.timer = TrainState(), StepTimer()
         self.stop_reason: str | None = None
         self.save_requested = False
+        self.checked_step = -1  # after which all weights were finite
         # Steps, from 1, and their values on the device: loss and weight of each batch, then the gradient norm.
         self.unread: list[tuple[int, Tensor]] = []
         self.queued: deque[Callable[[], None]] = deque()
@@ -308,8 +310,13 @@ class Trainer:
 
         Those after a step, of which the next loss would show it, and those of the moving average.
         """
+        if self.checked_step == self.state.step:
+            return
+        self.checked_step = self.state.step
+        learned = learned_names(self.model)
         networks = dict.fromkeys((self.model, self.evaluated_model))
-        own = [name for network in networks for name in nonfinite_names(network.state_dict())]
+        states = ({name: value for name, value in one.state_dict().items() if name in learned} for one in networks)
+        own = [name for state in states for name in nonfinite_names(state)]
         found = list(dict.fromkeys(name for names in self.world.all_gather_object(own) for name in names))
         if found:
             raise bad_weights(self.state.step, found, self.components.precision.resolve(self.device))
@@ -411,7 +418,10 @@ class Trainer:
         self.checkpoints.save(name, content)
 
     def _resume(self, checkpoint: dict[str, Any]) -> None:
-        training = checkpoint["training"]
+        training, learned = checkpoint["training"], learned_names(self.model)
+        for part in (checkpoint["model"], checkpoint.get("ema") or {}):
+            found = {name: value for name, value in part.items() if name in learned}
+            refuse_nonfinite(found, setting("checkpoint.resume"))
         self.model.load_state_dict(checkpoint["model"])
         load_optimizer_state(self.optimizer, training["optimizer"])
         self.scheduler.load_state_dict(training["scheduler"])

@@ -47,6 +47,7 @@ class Job(Request):
         job = replace(self, folder=folder, is_restart=self.is_restart or process.restart_count > 0)
         # The processes of a killed launcher may still be saving when the next one starts.
         with runs.run_dir_lock(folder, runs.WRITER_LOCK, wait=True) if world.is_main_process else nullcontext():
+            existed = folder.exists()
             try:
                 result: float | None = get_object(MODES[job.config.mode].function)(job, device, world, stop_signal)
             except Interrupted:  # at the same step in all processes; none may end before process 0 has saved
@@ -54,11 +55,11 @@ class Job(Request):
                 raise
             except (OSError, RuntimeError) as error:
                 if (cause := disk_error(error)) is None:
-                    if isinstance(error, FileNotFoundError) and not folder.exists():
-                        raise JobFailed(
-                            f"{folder}: is gone, moved, deleted or on a disk that was removed; bring it back, then "
-                            f"continue with {setting('checkpoint.resume', 'auto')}"
-                        ) from error
+                    if existed and isinstance(error, FileNotFoundError) and not folder.exists():
+                        resume = f", then continue with {setting('checkpoint.resume', 'auto')}"
+                        advice = f"restore it{resume if job.config.mode == 'train' else ''}"
+                        text = f"{folder}: was moved or deleted, or its disk was removed; {advice}"
+                        raise JobFailed(text) from error
                     raise
                 if cause.filename is None and shared_memory_is_full():  # where processes keep their locks
                     raise JobFailed(no_shared_memory()) from error

@@ -30,7 +30,7 @@ from pspexp.jobs.job_folder import nothing_to_resume
 from pspexp.jobs.records import Request, public, recorded, start_tracker, training_state_file
 from pspexp.launchers.base import StopSignal
 from pspexp.models.pip_weights import STAGES
-from pspexp.models.weights import refuse_nonfinite
+from pspexp.models.weights import find_state_dict
 from pspexp.optim.optimizers import supports_found_inf
 from pspexp.utils.text import count
 
@@ -146,8 +146,7 @@ def saved_state(job: Request, world: World) -> dict[str, Any] | None:
     where = config.output_root, config.tracking.get("tracking_uri")
     path = own if resume == "auto" else find_state(resume, *where)
     saved = checkpoint.read(path, training=True)
-    for part in ("model", "ema"):
-        refuse_nonfinite(saved[part] or {}, str(path))
+    find_state_dict(saved, str(path))  # refuses what is no state dict
     if own.is_file() and path.resolve() != own.resolve():
         raise UserError(f"hydra.run.dir={folder}: is not the run of checkpoint.resume={resume}; omit hydra.run.dir")
     if conflicts := resume_conflicts(saved, public(config), world.size):

@@ -2,6 +2,8 @@
 
 import codecs
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -30,12 +32,12 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"{path}: {'a folder, not a checkpoint file' if file.is_dir() else 'no such file'}")
-    _allow_numpy_numbers()
     try:
         if is_safetensors(file):
             return dict(load_file(file))
         _refuse_bomb(file)
-        contents = torch.load(file, map_location="cpu", weights_only=True)
+        with _numpy_numbers_allowed():
+            contents = torch.load(file, map_location="cpu", weights_only=True)
         if isinstance(contents, torch.jit.ScriptModule):  # torch 2.4 loads them in spite of weights_only
             raise TypeError("a TorchScript network")
     except Exception as error:  # a damaged file raises errors of many classes: pickle, zip, EOF, unicode, ...
@@ -105,13 +107,26 @@ def _scalar(kind: _NumberType, data: bytes) -> Any:
     return np.frombuffer(data, np.dtype(kind.name).newbyteorder(kind.byte_order))[0]  # type: ignore[arg-type]
 
 
-@cache
-def _allow_numpy_numbers() -> None:
+@contextmanager
+def _numpy_numbers_allowed() -> Iterator[None]:
     """Let ``torch.load`` read pickled NumPy numbers, since the reference saves its best score as one.
 
     None of what is allowed for this can run code. NumPy 1 and 2 name the constructor differently, and each must read
-    the other's files.
+    the other's files. What others have allowed for ``numpy.dtype`` applies again afterwards.
     """
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([*(one for one in before if one is not np.dtype), *_numpy_numbers()])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+@cache
+def _numpy_numbers() -> list[Any]:
+    """The stand-ins for NumPy's functions and types."""
     constructors: list[Any] = []
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         constructor = FunctionType(_scalar.__code__, globals(), "scalar")
@@ -119,4 +134,4 @@ def _allow_numpy_numbers() -> None:
         constructors.append(constructor)
     dtype: Any = type("dtype", (_NumberType,), {"__module__": "numpy"})
     # torch 2.5 and later allow codecs.encode (text to bytes) by default
-    torch.serialization.add_safe_globals([*constructors, dtype, codecs.encode])
+    return [*constructors, dtype, codecs.encode]

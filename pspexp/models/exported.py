@@ -1,6 +1,7 @@
 """Networks in files that ``mode=export`` wrote, and the description stored in them."""
 
 import json
+import logging
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from pspexp.errors import UserError
-from pspexp.models import pt2_safety
+from pspexp.utils.allowed import how_to_allow, is_allowed
+from pspexp.utils.files import sha256
 from pspexp.utils.text import one_line
+from pspexp.utils.user_cache import cache_folder
 
 ONNX, PT2 = ".onnx", ".pt2"
+LOADER = "torch.export.load"  # which unpickles, imports and evaluates what a file says
 DESCRIPTION = "pspexp.json"  # the extra file in a .pt2, and without suffix the key in an ONNX file's metadata
+
+log = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], list[Tensor]]
 
@@ -59,6 +65,21 @@ def _pt2_description(path: Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.rpartition("/")[2] == DESCRIPTION]
         return archive.read(names[0]).decode() if names else None
+
+
+def remember(file: Path) -> None:
+    """Note that a file was exported here, by its digest."""
+    note = cache_folder("exported") / sha256(file)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+    except OSError as error:
+        log.warning("%s: will not be read without being allowed, since %s cannot be written (%s)", file, note, error)
+
+
+def is_known(file: Path) -> bool:
+    """Whether a file was exported here."""
+    return (cache_folder("exported") / sha256(file)).exists()
 
 
 def open_session(path: Path, *, optimize: bool = True) -> Any:
@@ -127,8 +148,12 @@ def _onnx_run(file: Path) -> Run:
 
 
 def _pt2_run(file: Path) -> Run:
+    if not is_known(file) and not is_allowed(LOADER):
+        raise UserError(
+            f"{file}: was not exported here, and reading a .pt2 file may run code in it; use the ONNX file, or, "
+            f"{how_to_allow(LOADER)}"
+        )
     try:
-        pt2_safety.check(file)
         network = torch.export.load(file).module()
     except Exception as error:  # see `read_description`
         raise UserError(f"{file}: not a readable exported network ({one_line(error)})") from error

@@ -13,7 +13,7 @@ from pspexp.errors import UserError, setting
 from pspexp.models.checkpoint_file import FORMAT, load_checkpoint_file
 from pspexp.models.layouts import OWN_LAYOUT, our_names
 from pspexp.models.mismatches import made_with, mismatches, other_network
-from pspexp.models.nonfinite import nonfinite_names
+from pspexp.models.nonfinite import learned_names, nonfinite_names
 from pspexp.models.pip_weights import pip_weights
 from pspexp.models.pretrained import adapt_to_bands, imagenet_weights
 from pspexp.models.segmenter import Segmenter
@@ -130,7 +130,8 @@ def match_weights(
 
     if problems := mismatches(ours, names, state, content, where):
         raise UserError(*problems, f"{where}: read in the layout of {layout.name}; nothing was loaded")
-    refuse_nonfinite({theirs: state[theirs] for theirs in names}, where)
+    learned = learned_names(model)
+    refuse_nonfinite({theirs: state[theirs] for theirs, own in names.items() if own in learned}, where)
     part, size = ("backbone", len(ours)) if is_backbone else ("network", len(model.state_dict()))
     return Matched(layout.name, names, state, where, part, size)
 

@@ -75,7 +75,13 @@ def create_database(database: Path) -> None:
         left.unlink()
     new = database.with_name(f"{database.name}.new.{uuid4().hex}")  # MLflow remembers the databases that it knows
     MlflowClient(tracking_uri=sqlite_uri(new)).search_experiments(max_results=1)
-    new.replace(database)
+    try:
+        database.hardlink_to(new)
+    except FileExistsError:  # another program has just created it
+        pass
+    except OSError:  # a disk without links
+        new.replace(database)
+    new.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "cache_folder", lambda part: tmp_path / "cache")
 
 
 def decoder(
@@ -249,7 +249,7 @@ def test_damaged_cache_is_ignored(data: Data, content: bytes) -> None:
 
 def test_cache_that_cannot_be_written_is_no_error(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "file" / "below")
+    monkeypatch.setattr(cache, "cache_folder", lambda part: tmp_path / "file" / "below")
     quick.look({"train": data.split("a", GOOD)}, info(3))
 
 

@@ -22,7 +22,7 @@ from pspexp.data.workers import worker_context
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "cache_folder", lambda part: tmp_path / "cache")
 
 
 def write(folder: Path, number: int, num_classes: int = 3) -> tuple[FileSplit, np.ndarray]:

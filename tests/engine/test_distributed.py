@@ -392,7 +392,7 @@ def test_bad_statistics_of_one_process_end_all_before_saving(two: dict[str, list
     first, second = two["bad statistics"]
     assert first == second
     assert first[1] == []
-    assert first[0].startswith("step 1: after it, 1 tensor of the network holds")
+    assert first[0].startswith("after step 1, 1 tensor of the network holds")
     assert "layers.1.running_var" in first[0]
 
 

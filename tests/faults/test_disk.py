@@ -154,7 +154,7 @@ def test_disk_that_vanishes_is_one_line(
     error = capsys.readouterr().err
     assert "Traceback" not in error
     (line,) = [one for one in error.splitlines() if one.startswith(f"{tmp_path}/disk/run")]
-    assert line.startswith(f"{tmp_path}/disk/run: is gone, moved, deleted or on a disk that was removed; bring it back")
+    assert line.startswith(f"{tmp_path}/disk/run: was moved or deleted, or its disk was removed; restore it, then ")
     assert not (tmp_path / "disk").exists()
     assert last(tmp_path / "gone" / "run")["step"] == 2
 

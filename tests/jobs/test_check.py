@@ -30,7 +30,7 @@ Labels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "cache_folder", lambda part: tmp_path / "cache")
 
 
 def image(seed: int, size: tuple[int, int] = SIZE) -> Image.Image:

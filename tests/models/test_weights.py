@@ -600,3 +600,17 @@ def test_numpy_scalars_of_numpy_1_and_2_are_read(tmp_path: Path, number: Any, mo
     assert module in contents
     file.write_bytes(contents)
     assert load_checkpoint_file(file) == {"best_score": number}
+
+
+def test_what_others_allow_torch_to_read_neither_disturbs_nor_changes(tmp_path: Path) -> None:
+    file, kinds = tmp_path / "score.pt", [np.dtype, type(np.dtype("f8"))]
+    torch.save({"best_score": np.float64(0.5)}, file)
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(kinds)
+    try:
+        allowed = torch.serialization.get_safe_globals()
+        assert load_checkpoint_file(file) == {"best_score": 0.5}
+        assert {*map(id, torch.serialization.get_safe_globals())} == {*map(id, allowed)}
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)

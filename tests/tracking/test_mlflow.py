@@ -308,7 +308,7 @@ def test_database_is_created_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Of a run that is killed meanwhile, nothing is left that MLflow could not go on with."""
     logger = MLflowLogger("x", str(tmp_path))
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", lambda *_: 1 / 0)
+        patched.setattr(Path, "hardlink_to", lambda *_: 1 / 0)
         with pytest.raises(ConnectionError):
             logger.open(run_id=None, name="x", params={}, tags={})
     assert not (tmp_path / "mlflow.db").exists()
@@ -318,6 +318,7 @@ def test_database_is_created_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {file.name for file in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
+@pytest.mark.slow
 def test_concurrent_processes_share_a_new_database_quietly(tmp_path: Path) -> None:
     script = (
         "import logging, sys; logging.basicConfig(level=logging.INFO); early = logging.getLogger('early'); "

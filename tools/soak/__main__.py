@@ -35,7 +35,7 @@ TESTS = {
     "tracking server away, hanging, killed (PostgreSQL)": (f"{OUTAGES}[postgresql]", 3),
     "tracking server answers errors, rejects, is full": ("tests/faults/test_server.py -k 'not in_order'", 1),
     "disk full, read-only, limited, small /dev/shm": ("tests/faults/test_disk.py", 1),
-    "hostile files and configurations": ("tests/config/test_trust.py tests/models/test_pt2_safety.py", 1),
+    "hostile files and configurations": ("tests/config/test_trust.py tests/models/test_pt2_files.py", 1),
     "numbers that are NaN or infinite": ("tests/faults/test_bad_numbers.py", 1),
     "two commands at once": ("tests/faults/test_two_at_once.py", 1),
 }

@@ -17,19 +17,13 @@ from typing import Any, TypeVar
 
 from pspexp.data.inspection.facts import Header, Stat
 from pspexp.utils.files import atomic_write
+from pspexp.utils.user_cache import cache_folder
 
 VERSION = 2  # of the facts; others are ignored
 MAX_FILES = 50  # data sets; the oldest files are removed
 Facts = TypeVar("Facts", bound=Header)
 
 log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """``$PSPEXP_CACHE/inspection``; by default that is in ``$XDG_CACHE_HOME/pspexp``, or in ``~/.cache/pspexp``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    default = Path(home if home and Path(home).is_absolute() else Path("~/.cache").expanduser(), "pspexp")
-    return Path(os.environ.get("PSPEXP_CACHE") or default, "inspection")
 
 
 class FactsCache:
@@ -45,7 +39,7 @@ class FactsCache:
         digest = hashlib.sha256(os.fsencode(self._root)).hexdigest()[:12]
         self.file: Path | None = None
         with suppress(RuntimeError):  # there is no home folder
-            self.file = (folder or cache_folder()) / f"{digest}.json.gz"
+            self.file = (folder or cache_folder("inspection")) / f"{digest}.json.gz"
         self._entries = self._read()
         self._has_changed = False
 

@@ -27,9 +27,10 @@ from pspexp.jobs.export.register import register
 from pspexp.jobs.export.verify import MIN_EQUAL_LABELS, Agreement, compare, samples, tensors
 from pspexp.jobs.predict.inputs import Inputs
 from pspexp.jobs.records import public
-from pspexp.models.exported import ExportedNetwork, is_exported
+from pspexp.models.exported import LOADER, ExportedNetwork, is_exported
 from pspexp.models.segmenter import size_rule
 from pspexp.tracking.provenance import file_hash, git_commit
+from pspexp.utils.allowed import allowing
 from pspexp.utils.files import write_text_atomic
 from pspexp.utils.tables import PIPED_WIDTH
 from pspexp.utils.text import one_line
@@ -194,7 +195,8 @@ class Exporter:
 
     def _compare(self, file: Path) -> Agreement:
         num_classes = self._components.dataset.info.num_classes
-        exported = ExportedNetwork(str(file), num_classes)
+        with allowing([LOADER]):  # even where it cannot be noted that the file was exported here
+            exported = ExportedNetwork(str(file), num_classes)
         return compare(
             self._components.model.eval(), exported, self._components, self._inputs, self._config.export.num_images
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pspexp.errors import UserError
 from pspexp.jobs.export.interface import INPUTS, OUTPUTS, SIDES, Kind
-from pspexp.models.exported import DESCRIPTION
+from pspexp.models.exported import DESCRIPTION, remember
 
 OPSET = 18
 # Operators of which int8 implementations are fast. The others, such as the classifier's softmax, stay in float32.
@@ -32,6 +32,7 @@ def write_pt2(module: nn.Module, kind: Kind, example: Tensor, file: Path, descri
     with quiet(), traceable_padding(), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=(_by_dimension(kind, *[dim.DYNAMIC] * 3),))
     torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(description)})
+    remember(file)
 
 
 def write_onnx(module: nn.Module, kind: Kind, example: Tensor, file: Path, description: dict[str, Any]) -> None:
