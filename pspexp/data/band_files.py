@@ -128,7 +128,7 @@ def read_tiff(file: Path, max_pixels: int, name: str) -> tuple[Pixels, Image.Tra
             if (kind := np.dtype(source.dtype).name) not in ("uint8", "uint16"):
                 raise UserError(f"{name}: {kind} values have no defined range; convert the file to uint8 or uint16")
             values = source.asarray()
-    except Exception as error:  # a damaged file raises errors of many classes
+    except BROKEN_IMAGE as error:
         if isinstance(error, UserError):
             raise
         fix = "; pip install imagecodecs, or save it uncompressed" if "imagecodecs" in str(error) else ""

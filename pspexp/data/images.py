@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pspexp.data.bands import Bands
 from pspexp.errors import UserError, setting
+from pspexp.utils.files import DAMAGED_FILE
 from pspexp.utils.text import first_line
 
 # Lower-case endings of the files that are images.
@@ -20,8 +21,7 @@ SUFFIXES = (
     *(".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
     *(".avif", ".dib", ".j2k", ".jfif", ".jpe", ".jpx", ".pbm", ".pgm", ".pnm", ".tga"),
 )
-# What Pillow raises for a damaged file: errors of many classes, such as IndexError and AssertionError.
-BROKEN_IMAGE = Exception
+BROKEN_IMAGE = (*DAMAGED_FILE, Image.DecompressionBombError)  # what Pillow raises
 MAX_PIXELS = 178_956_970  # Pillow's own default limit
 ORIENTATION = 0x0112  # EXIF tag
 BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 258, 284  # TIFF tags
@@ -154,7 +154,7 @@ def check_depth(image: Image.Image, name: str, what: str) -> None:
 
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 if there is none or it cannot be read."""
-    with suppress(Exception):  # damaged EXIF data raises errors of many classes
+    with suppress(*BROKEN_IMAGE):
         return int(image.getexif().get(ORIENTATION, 1))
     return 1
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from pspexp.errors import UserError
 from pspexp.models.file_kinds import describe_unreadable, is_safetensors
+from pspexp.utils.files import max_unpacked, unpacks_to
 
 FORMAT = "pspexp/1"  # the value of "format" in this project's checkpoints
 MAX_DEPTH, MAX_VALUES = 40, 100_000  # of a configuration
-MAX_RATIO, ANY_RATIO_BELOW = 100, 1 << 30  # of what a file unpacks to: times its size; bytes
 NUMBERS = ("f4", "f8", "i4", "i8", "b1")  # types of NumPy numbers that are read
 
 
@@ -56,8 +56,8 @@ def _refuse_bomb(file: Path) -> None:
             return
     with zipfile.ZipFile(file) as archive:
         size = sum(info.file_size for info in archive.infolist())
-    if size > max(ANY_RATIO_BELOW, MAX_RATIO * file.stat().st_size):
-        raise ValueError(f"unpacks to {size:,} bytes, more than {MAX_RATIO} times its size")
+    if size > max_unpacked(file):
+        raise ValueError(unpacks_to(f"{size:,}"))
 
 
 def _damage(contents: dict[str, Any]) -> str | None:

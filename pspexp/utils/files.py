@@ -2,8 +2,13 @@
 
 import errno
 import hashlib
+import lzma
 import os
 import shutil
+import struct
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +16,13 @@ from typing import BinaryIO
 
 SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 DISK_ERRORS = (*SPACE_ERRORS, errno.EIO, errno.ESTALE, errno.ENODEV)
+# What libraries raise for a damaged file: nearly anything. MemoryError is not among it: it says nothing of the file.
+DAMAGED_FILE = (
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, OSError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError),
+    *(struct.error, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
+)
+MAX_RATIO, ANY_RATIO_BELOW = 100, 1 << 30  # of what a file unpacks to: times its size; bytes
 
 
 @contextmanager
@@ -111,6 +123,16 @@ def free_space(path: Path) -> int | None:
             usage = shutil.disk_usage(place)
             return usage.free if usage.total else None  # some network disks report nothing
     return None
+
+
+def max_unpacked(path: Path) -> int:
+    """Bytes that a file may unpack to: images and weights hardly compress, and one of more is a decompression bomb."""
+    return max(ANY_RATIO_BELOW, MAX_RATIO * path.stat().st_size)
+
+
+def unpacks_to(size: str) -> str:
+    """What is wrong with a file that unpacks to ``size`` bytes, more than `max_unpacked`."""
+    return f"unpacks to {size} bytes, more than {MAX_RATIO} times its size"
 
 
 def mib(size: float) -> str:

@@ -29,7 +29,6 @@ from pspexp.data.preparation.archive import extract
 from pspexp.data.preparation.mat import read_mat
 from pspexp.data.splits import find_samples
 from pspexp.errors import UserError
-from pspexp.models import checkpoint_file
 from pspexp.models.checkpoint_file import FORMAT, load_checkpoint_file
 from pspexp.models.weights import load_weights
 
@@ -233,7 +232,7 @@ def test_a_target_in_the_place_of_a_list_is_refused() -> None:
 
 def test_a_checkpoint_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch unpacks compressed weights."""
-    monkeypatch.setattr(checkpoint_file, "ANY_RATIO_BELOW", 1 << 16)
+    monkeypatch.setattr("pspexp.utils.files.ANY_RATIO_BELOW", 1 << 16)
     torch.save({"a": torch.zeros(1 << 18)}, whole := io.BytesIO())
     with zipfile.ZipFile(whole) as old, zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pspexp.data.preparation import members
+from pspexp.utils import files
 from tools.fuzz.__main__ import TARGETS, Findings, main
 
 pytest.importorskip("hypothesis")  # of the tests that the first files come from
@@ -15,7 +15,7 @@ pytest.importorskip("hypothesis")  # of the tests that the first files come from
 @pytest.mark.filterwarnings("ignore")  # Pillow's and torch's about damaged files
 @pytest.mark.parametrize("name", TARGETS)
 def test_readers_and_changes_of_each_target(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(members, "_ANY_RATIO_BELOW", members._ANY_RATIO_BELOW)  # which the reader sets
+    monkeypatch.setattr(files, "ANY_RATIO_BELOW", files.ANY_RATIO_BELOW)  # which the reader sets
     for folder in ("findings", "work"):
         (tmp_path / folder).mkdir()
     target, rng = TARGETS[name], random.Random(0)

@@ -85,19 +85,20 @@ def checkpoints() -> list[bytes]:
 
 
 def read_archive(folder: Path, data: bytes) -> None:
-    from pspexp.data.preparation import archive, members
+    from pspexp.data.preparation import archive
     from pspexp.data.preparation.downloads import unpack
+    from pspexp.utils import files
 
-    members._ANY_RATIO_BELOW = MAX_UNPACKED  # else 1 GiB, and each such file would take seconds
+    files.ANY_RATIO_BELOW = MAX_UNPACKED  # else 1 GiB, and each such file would take seconds
     file, out = folder / "any.tar", folder / "out"
     file.write_bytes(data)
     try:
-        files = attempt(file, archive.extract, file, out)
+        unpacked = attempt(file, archive.extract, file, out)
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         assert size <= max(MAX_UNPACKED, MAX_RATIO * len(data)), f"unpacked to {size:,} bytes"
         assert {*folder.iterdir()} <= {file, out}, "unpacked elsewhere"
         assert not any(path.is_symlink() or ".partial" in path.name for path in out.rglob("*"))
-        if files is not None:
+        if unpacked is not None:
             attempt(out, unpack, "voc2012", [out], out)
     finally:
         shutil.rmtree(out, ignore_errors=True)

@@ -10,8 +10,9 @@ from typing import IO
 from rich.progress import track
 
 from pspexp.data.preparation.convert import remove_leftovers
-from pspexp.data.preparation.members import Member, max_unpacked, open_archive, too_large
+from pspexp.data.preparation.members import Member, open_archive, too_large
 from pspexp.errors import UserError
+from pspexp.utils.files import DAMAGED_FILE, max_unpacked
 from pspexp.utils.text import count, first_line, first_names, shorten, shorten_middle
 
 _MAX_LINKS = 10
@@ -59,7 +60,7 @@ def extract(
             ]
     except UserError:
         raise
-    except Exception as error:  # a damaged archive raises errors of many classes
+    except DAMAGED_FILE as error:
         if not isinstance(error, OSError) or error.errno is None:  # gzip and bz2 raise OSError for damaged data
             reason = first_line(error).rstrip(":")
             raise UserError(f"{archive}: damaged, or not a tar or zip ({reason}); download it again") from error
@@ -83,7 +84,7 @@ def _safe_files(
         path = PurePosixPath(member.name)
         if problem:
             problems.append(f"{_shown(member.name)}: {shorten(problem, 300)}")
-        elif member.kind == "folder" or path.name.startswith("._"):  # macOS stores attributes in these
+        elif member.kind == "folder" or _is_of_macos(path):
             continue
         elif path in safe:
             problems.append(f"{_shown(member.name)}: occurs twice in the archive")
@@ -108,8 +109,13 @@ def _safe_files(
 
 
 def _shown(name: str) -> str:
-    """A name in an archive, for messages: without control characters, and not as long as it may be."""
-    return repr(shorten_middle(name, 120))
+    """A name in an archive, for messages: control characters are escaped, and it is not as long as it may be."""
+    return shorten_middle(repr(name), 122)
+
+
+def _is_of_macos(path: PurePosixPath) -> bool:
+    """Whether a file stores the attributes of another, or a folder's icon."""
+    return path.name.startswith("._") or path.name == "Icon\r"
 
 
 def _unsafe_name(member: Member) -> str:
@@ -119,7 +125,7 @@ def _unsafe_name(member: Member) -> str:
         return "absolute path"
     if ".." in path.parts or "\\" in member.name:
         return "path with '..' or a backslash"
-    if any(unicodedata.category(character) == "Cc" for character in member.name):
+    if any(unicodedata.category(character) == "Cc" for character in str(path.parent if _is_of_macos(path) else path)):
         return "control character in its name"
     if not path.parts and member.kind != "folder":
         return "file without a name"

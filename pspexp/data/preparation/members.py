@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from pspexp.errors import UserError
+from pspexp.utils.files import max_unpacked, unpacks_to
 from pspexp.utils.text import first_line
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")  # lower-case endings
 _ZIP_MAGIC = (b"PK\3\4", b"PK\5\6")
-_MAX_RATIO, _ANY_RATIO_BELOW = 100, 1 << 30  # of what an archive unpacks to: times its size; bytes
 _ENCRYPTED = 1  # bit of a zip member's flags
 _MAX_LINK = 4096  # bytes of a link's target
 _MAX_READ = 1 << 26  # bytes that are read at once, such as names in headers; contents are read in smaller parts
@@ -100,14 +100,9 @@ class _Bounded:
             raise UserError(f"{self._archive}: {too_large(f'more than {self._max_size:,}')}")
 
 
-def max_unpacked(path: Path) -> int:
-    """Bytes that an archive may unpack to: images hardly compress, and one of more is a decompression bomb."""
-    return max(_ANY_RATIO_BELOW, _MAX_RATIO * path.stat().st_size)
-
-
 def too_large(size: str) -> str:
     """What is wrong with an archive that unpacks to ``size`` bytes."""
-    return f"unpacks to {size} bytes, more than {_MAX_RATIO} times its size: no archive of images; download it again"
+    return f"{unpacks_to(size)}: this is not an archive of images; download it again"
 
 
 def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, output_dir: Path) -> Member:

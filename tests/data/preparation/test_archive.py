@@ -5,12 +5,13 @@ import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
-from pspexp.data.preparation import members
 from pspexp.data.preparation.archive import extract
 from pspexp.errors import UserError
+from pspexp.utils import files
 
 
 def zip_member(name: str, mode: int = 0) -> zipfile.ZipInfo:
@@ -54,9 +55,9 @@ def test_links_in_zips_become_plain_files(tmp_path: Path) -> None:
         packed.writestr(zip_member("d/soft", LINK), "../d/real")
         packed.writestr("__MACOSX/d/._real", "mac")
     extract(tmp_path / "a.zip", tmp_path / "out")
-    files = {path.name: path for path in (tmp_path / "out").rglob("*") if not path.is_dir()}
-    assert files.keys() == {"real", "soft"}
-    for path in files.values():
+    unpacked = {path.name: path for path in (tmp_path / "out").rglob("*") if not path.is_dir()}
+    assert unpacked.keys() == {"real", "soft"}
+    for path in unpacked.values():
         assert not path.is_symlink()
         assert path.read_text() == "good"
         assert path.stat().st_mode & 0o7111 == 0
@@ -64,7 +65,7 @@ def test_links_in_zips_become_plain_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(members, "_ANY_RATIO_BELOW", 1 << 16)
+    monkeypatch.setattr(files, "ANY_RATIO_BELOW", 1 << 16)
     (tmp_path / "zeros").write_bytes(bytes(1 << 20))
     bomb = tmp_path / f"bomb.{kind}"
     if kind == "zip":
@@ -106,4 +107,30 @@ def test_encrypted_zip_is_refused(tmp_path: Path) -> None:
     content[content.index(b"PK\1\2") + 8] |= 1
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.zip: is encrypted"):
+        extract(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_icons_of_macos_folders_are_left_out(tmp_path: Path) -> None:
+    """Their names end with a carriage return."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        for name in ("d/a", "d/Icon\r", "__MACOSX/d/._Icon\r"):
+            packed.writestr(name, "x")
+    extract(tmp_path / "a.zip", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["d/anIcon\r", "Icon\r/a", "d\x1b/Icon\r", "d\x1b/._a"])
+def test_other_control_characters_in_names_are_shown(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr(name, "x")
+    with pytest.raises(UserError) as refused:
+        extract(tmp_path / "a.zip", tmp_path / "out")
+    assert f"{name!r}: control character in its name" in str(refused.value)
+
+
+def test_too_little_memory_is_not_a_damaged_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("d/a", "good")
+    monkeypatch.setattr("shutil.copyfileobj", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
         extract(tmp_path / "a.zip", tmp_path / "out")
