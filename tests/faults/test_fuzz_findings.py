@@ -6,23 +6,27 @@ import io
 import struct
 import tarfile
 import time
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 import pspexp
 from pspexp.config.trust import refuse_untrusted
 from pspexp.data.band_files import read_bands
 from pspexp.data.file_split import read_label
+from pspexp.data.images import read_image
 from pspexp.data.label_decoder import LabelDecoder
 from pspexp.data.preparation import members
 from pspexp.data.preparation.archive import extract
@@ -31,6 +35,7 @@ from pspexp.data.splits import find_samples
 from pspexp.errors import UserError
 from pspexp.models.checkpoint_file import FORMAT, load_checkpoint_file
 from pspexp.models.weights import load_weights
+from pspexp.utils import files
 
 
 def assert_refused_in_a_line(file: Path, reader: Callable[..., object], *arguments: Any) -> str:
@@ -94,9 +99,9 @@ def test_a_damaged_checkpoint_is_described_briefly(tmp_path: Path) -> None:
         assert_refused_in_a_line(tmp_path / "a.pt", load_checkpoint_file, tmp_path / "a.pt")
 
 
-def tarred(*files: tuple[str, bytes], mode: str = "w") -> bytes:
+def tarred(*contents: tuple[str, bytes], mode: str = "w") -> bytes:
     with tarfile.open(fileobj=(file := io.BytesIO()), mode=mode, format=tarfile.GNU_FORMAT) as archive:  # type: ignore[call-overload]
-        for name, content in files:
+        for name, content in contents:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -232,7 +237,7 @@ def test_a_target_in_the_place_of_a_list_is_refused() -> None:
 
 def test_a_checkpoint_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch unpacks compressed weights."""
-    monkeypatch.setattr("pspexp.utils.files.ANY_RATIO_BELOW", 1 << 16)
+    monkeypatch.setattr(files, "ANY_RATIO_BELOW", 1 << 16)
     torch.save({"a": torch.zeros(1 << 18)}, whole := io.BytesIO())
     with zipfile.ZipFile(whole) as old, zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
@@ -241,16 +246,128 @@ def test_a_checkpoint_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pyt
         load_checkpoint_file(tmp_path / "a.pt")
 
 
+def mat(content: dict[str, Any], compress: bool = False) -> bytes:
+    savemat(file := io.BytesIO(), content, do_compression=compress)
+    return file.getvalue()
+
+
+def element(kind: int, content: bytes) -> bytes:
+    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+def matrix(class_: int, *content: bytes, size: tuple[int, ...] = (1, 1), name: bytes = b"") -> bytes:
+    """A matrix in a MATLAB file."""
+    header = (
+        element(6, struct.pack("<II", class_, 0)) + element(5, struct.pack(f"<{len(size)}i", *size)) + element(1, name)
+    )
+    return element(14, header + b"".join(content))
+
+
+def packed(content: bytes) -> bytes:
+    data = zlib.compress(content)
+    return struct.pack("<II", 15, len(data)) + data  # without padding
+
+
+MAT_HEADER = mat({})
+CELL, STRUCT, CHAR, UINT8 = 1, 2, 4, 9  # classes of matrices
+LABELS = {"GTcls": {"Segmentation": np.full((8, 9), 7, np.uint8)}}
+
+
 @pytest.mark.parametrize("compress", [False, True])
-def test_a_mat_file_with_an_unknown_kind_of_element_is_refused(tmp_path: Path, compress: bool) -> None:
-    """SciPy reads a table beyond its end, and the process crashes."""
-    savemat(file := io.BytesIO(), {"GTcls": {"Segmentation": np.full((8, 9), 7, np.uint8)}})
+@pytest.mark.parametrize("kind", [0, 8, 10, 14, 15, 19, 0x1002])
+def test_a_mat_file_with_an_unknown_kind_of_element_is_refused(tmp_path: Path, kind: int, compress: bool) -> None:
+    """SciPy reads a table beyond its end, or finds nothing in it, and the process crashes."""
     pixels = struct.pack("<II", 2, 72) + b"\7"
-    content = file.getvalue()
+    content = mat(LABELS)
     assert content.count(pixels) == 1
-    content = content.replace(pixels, struct.pack("<II", 0x1002, 72) + b"\7")
+    content = content.replace(pixels, struct.pack("<II", kind, 72) + b"\7")
     if compress:
-        packed = zlib.compress(content[128:])
-        content = content[:128] + struct.pack("<II", 15, len(packed)) + packed
+        content = content[:128] + packed(content[128:])
     (tmp_path / "a.mat").write_bytes(content)
-    assert "an element of kind 4098" in assert_refused_in_a_line(tmp_path / "a.mat", read_mat, tmp_path / "a.mat")
+    message = assert_refused_in_a_line(tmp_path / "a.mat", read_mat, tmp_path / "a.mat")
+    assert f"an element of unknown kind {kind}" in message
+
+
+def nested(depth: int) -> bytes:
+    """An array in a cell in a cell and so on."""
+    content = matrix(UINT8, element(2, b"\7"))
+    for _ in range(depth):
+        content = matrix(CELL, content)
+    return matrix(CELL, content, name=b"S")
+
+
+def unending(depth: int) -> bytes:
+    """Cells that go on in the next one, beyond their own ends."""
+    return matrix(CELL, name=b"S") + matrix(CELL) * depth
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (nested(60), "more than 50 matrices within each other"),
+        (unending(30_000), "more than 50 matrices within each other"),
+        (packed(bytes(1 << 20)), "an element of kind 0 instead of a matrix"),
+        (packed(packed(matrix(UINT8, element(2, b"\7"), name=b"S"))), "an element of kind 15 instead of a matrix"),
+        (matrix(CELL, element(14, b"") * 100_000, size=(1, 100_000), name=b"S"), "more than 20,000 elements"),
+        (matrix(CELL, size=(1 << 15, 1 << 15), name=b"S"), "more than 20,000 elements"),
+        (matrix(CHAR, element(1, b""), size=(1 << 15, 1 << 15), name=b"S"), "more than 20,000 elements"),
+        (matrix(STRUCT, element(5, bytes(4)), element(1, b"a"), name=b"S"), "names have no length"),
+        (matrix(UINT8, element(2, b"\7"), size=(1, -1), name=b"S"), "less than two dimensions, or a negative one"),
+        (matrix(CHAR, element(1, b"a"), size=(), name=b"S"), "less than two dimensions, or a negative one"),
+        (matrix(UINT8, name=b"S"), "an element beyond the end"),
+        (matrix(77, name=b"S"), "unknown class 77"),
+    ],
+    ids=range(12),
+)
+def test_hostile_mat_files_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    """SciPy crashes in some, and others take much memory or time."""
+    (tmp_path / "a.mat").write_bytes(MAT_HEADER + content)
+    start = time.process_time()
+    assert reason in assert_refused_in_a_line(tmp_path / "a.mat", read_mat, tmp_path / "a.mat")
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("content", [b"", b"MATLAB", MAT_HEADER[:127], MAT_HEADER, MAT_HEADER + b"\x0e"])
+def test_truncated_mat_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.mat").write_bytes(content)
+    assert_refused_in_a_line(tmp_path / "a.mat", read_mat, tmp_path / "a.mat")
+
+
+def test_a_mat_file_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts are counted together, and one after the other is in memory."""
+    monkeypatch.setattr(files, "ANY_RATIO_BELOW", 16 << 20)
+    part = packed(matrix(UINT8, element(2, bytes(4 << 20)), name=b"other"))
+    (tmp_path / "a.mat").write_bytes(MAT_HEADER + part * 5)
+    tracemalloc.start()
+    message = assert_refused_in_a_line(tmp_path / "a.mat", read_mat, tmp_path / "a.mat")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "unpacks to more than 16,777,216 bytes, more than 100 times its size" in message
+    assert peak < 13 << 20
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"deep": {"a": {"b": {"c": {"d": np.array([[1.5, 2j]])}}}}},
+        {"cells": np.array([["text", np.ones(3)], [np.array([[], [1]], object), {"a": "é"}]], object)},
+        {"sparse": csc_matrix(np.eye(5)), "empty": np.zeros((0, 0)), "flag": np.array([True])},
+        {"number": 3, "bytes": np.array([1], np.int8), "many": np.ones((2, 3, 4, 5), np.float32)},
+        {"structs": np.array([[(1, "a"), (2, "b")]], [("x", object), ("y", object)])},
+    ],
+)
+def test_valid_mat_files_are_read(tmp_path: Path, more: dict[str, Any], compress: bool) -> None:
+    content = {"GTcls": {**more, **LABELS["GTcls"]}, "other": np.ones((100, 100)), **more}
+    (tmp_path / "a.mat").write_bytes(mat(content, compress))
+    assert (read_mat(tmp_path / "a.mat") == 7).all()
+
+
+def test_too_little_memory_is_not_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    (tmp_path / "a.mat").write_bytes(mat(LABELS))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", Mock(side_effect=MemoryError))
+    monkeypatch.setattr("scipy.io.loadmat", Mock(side_effect=MemoryError))
+    for reader, file in ((read_image, "a.png"), (read_mat, "a.mat")):
+        with pytest.raises(MemoryError):
+            reader(tmp_path / file)  # type: ignore[operator]
