@@ -55,11 +55,14 @@ class Measure:
         """A row of the table."""
         base, times, ratio = "", "", ""
         if self.base is not None:
-            base, times = f"{number(self.base)} {self.unit}", f"{self.value / self.base:.2f}"
+            base, times = self._with_unit(self.base), f"{self.value / self.base:.2f}"
             ratio = f", {number(self.ratio or 1)} times"
-        bound = f"{number(self.limit)} {self.unit}{ratio}"
+        bound = f"{self._with_unit(self.limit)}{ratio}"
         end = "" if self.holds else " **broken**"
-        return [self.load, self.what, f"{number(self.value)} {self.unit}", base, times, bound + end]
+        return [self.load, self.what, self._with_unit(self.value), base, times, bound + end]
+
+    def _with_unit(self, value: float) -> str:
+        return f"{number(value)} {self.unit}".rstrip()
 
 
 def number(value: float) -> str:
