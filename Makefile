@@ -44,7 +44,7 @@ imports: $(VENV)/.installed-dev ## the import contract: layers, no cycles
 	$(VENV)/bin/lint-imports
 
 pytest: $(VENV)/.installed-dev ## run the test suite
-	$(RUN) -m pytest -n 2 --dist loadfile --durations 25
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-cuda: $(VENV)/.installed-dev ## run the tests that need a CUDA GPU; GPUs are hidden from all others
 	$(RUN) -m pytest -m cuda

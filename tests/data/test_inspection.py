@@ -256,12 +256,12 @@ def test_cache_that_cannot_be_written_is_no_error(data: Data, tmp_path: Path, mo
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("PSPEXP_CACHE", str(tmp_path / "mine"))
-    assert cache.cache_folder() == tmp_path / "mine" / "inspection"
+    assert cache.cache_folder("inspection") == tmp_path / "mine" / "inspection"
     monkeypatch.delenv("PSPEXP_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.cache_folder() == tmp_path / "pspexp" / "inspection"
+    assert cache.cache_folder("inspection") == tmp_path / "pspexp" / "inspection"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert cache.cache_folder() == Path.home() / ".cache" / "pspexp" / "inspection"
+    assert cache.cache_folder("inspection") == Path.home() / ".cache" / "pspexp" / "inspection"
 
 
 def test_near_duplicates_are_found_within_and_between_splits(data: Data) -> None:

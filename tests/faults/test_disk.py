@@ -149,6 +149,7 @@ def test_disk_that_vanishes_is_one_line(
     )
     monkeypatch.syspath_prepend(tmp_path)
     overrides = [*TINY, f"tracking={tracking}", "output_root=disk", "hydra.run.dir=disk/run"]
+    overrides += ["tracking.wait_s=0"] if tracking == "mlflow" else []
     vanish = f"+hooks.vanish._target_=vanish_{tracking}.Vanish"
     assert cli(*overrides, "checkpoint.every_steps=1", vanish) == 1
     error = capsys.readouterr().err
