@@ -68,7 +68,7 @@ $(VENV_MIN)/.installed: setup.cfg constraints-min.txt
 
 # Of the slow tests, those that depend most on torch and Hydra: starting and stopping processes, and a sweep.
 test-min: $(VENV_MIN)/.installed ## run the quick and some slow tests with the oldest supported versions (torch 2.4)
-	$(VENV_MIN)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(VENV_MIN)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 	$(VENV_MIN)/bin/python -m pytest -n 2 -m slow \
 		tests/end_to_end/test_processes.py tests/end_to_end/test_engines.py tests/engine/test_distributed.py tests/engine/test_sdaa.py
 

@@ -11,7 +11,7 @@ from tools.soak.scenarios import scenarios
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kills"),
-    [("train", 3), ("train, launcher=ddp", 1), ("predict", 1), ("prepare_voc", 4), ("convert_voc_label", 4)],
+    [("train", 2), ("train, launcher=ddp", 1), ("predict", 1), ("prepare_voc", 4), ("convert_voc_label", 4)],
 )
 def test_killed_commands_go_on(name: str, kills: int, tmp_path: Path) -> None:
     outcome = soak(scenarios()[name], kills, 0, tmp_path / "soak")
