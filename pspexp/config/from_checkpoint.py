@@ -116,11 +116,12 @@ def explicit_keys(overrides: Sequence[str], saved_choices: Mapping[str, Any]) ->
 def checkpoint_choices(path: str, output_root: str, tracking_uri: str | None) -> Plain:
     """The options that a checkpoint was made with; none for another project's checkpoint."""
     from pspexp.engine import checkpoint  # imports torch, which takes seconds
+    from pspexp.models.checkpoint_file import is_own_format
     from pspexp.tracking import runs
 
     file = runs.find_checkpoint(path, "best.pt", output_root, tracking_uri)
     content = checkpoint.read(file, foreign=True)
-    found: Plain = checkpoint.saved_config(content, file)["choices"] if checkpoint.is_own_format(content) else {}
+    found: Plain = checkpoint.saved_config(content, file)["choices"] if is_own_format(content) else {}
     return found
 
 
@@ -131,6 +132,7 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
         UserError: There is no such checkpoint, or what is overridden does not go with it.
     """
     from pspexp.engine import checkpoint  # as above
+    from pspexp.models.checkpoint_file import is_own_format
     from pspexp.models.exported import is_exported
     from pspexp.tracking import runs
 
@@ -138,7 +140,7 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
     given = config.checkpoint.path
     config.checkpoint.path = str(runs.find_checkpoint(given, "best.pt", config.output_root, uri))
     content = checkpoint.read(Path(config.checkpoint.path), foreign=True)
-    if not checkpoint.is_own_format(content):
+    if not is_own_format(content):
         take_classes(config, content, explicit_keys(overrides, {}))  # the command line describes the model
         return
     explicit = explicit_keys(overrides, checkpoint.saved_config(content, config.checkpoint.path)["choices"])

@@ -46,6 +46,7 @@ def _of_network(node: Mapping[str, Any]) -> tuple[list[float], list[float]]:
 def _of_start_weights(config: DictConfig) -> tuple[list[float], list[float]] | None:
     """Those of the checkpoint that the training starts from, if it is one of this project."""
     from pspexp.engine import checkpoint  # as above
+    from pspexp.models.checkpoint_file import is_own_format
 
     if OmegaConf.select(config, "mode") not in ("train", "check"):
         return None
@@ -54,6 +55,6 @@ def _of_start_weights(config: DictConfig) -> tuple[list[float], list[float]] | N
         if isinstance(path, str) and Path(path).is_file():
             with suppress(UserError):  # reported when the weights are loaded
                 content = checkpoint.read(Path(path), foreign=True)
-                dataset = checkpoint.saved_config(content, path)["dataset"] if checkpoint.is_own_format(content) else {}
+                dataset = checkpoint.saved_config(content, path)["dataset"] if is_own_format(content) else {}
                 return (dataset["mean"], dataset["std"]) if {*KEYS} <= {*dataset} else None
     return None

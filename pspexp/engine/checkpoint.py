@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pspexp.errors import JobFailed, UserError, setting
-from pspexp.models.checkpoint_file import FORMAT, load_checkpoint_file
+from pspexp.models.checkpoint_file import FORMAT, is_own_format, load_checkpoint_file
 from pspexp.models.exported import is_exported, read_description
 from pspexp.utils.files import atomic_write, describe_disk_error, disk_error, link_atomic
 from pspexp.utils.text import shorten
@@ -74,12 +74,6 @@ def num_bytes(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(num_bytes, value.values()))
     return sum(map(num_bytes, value)) if isinstance(value, list | tuple) else 0
-
-
-def is_own_format(content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's content has this project's current format."""
-    kind = content.get("format")
-    return isinstance(kind, str) and kind == FORMAT
 
 
 def to_cpu(value: Any) -> Any:

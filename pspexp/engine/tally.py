@@ -104,7 +104,7 @@ class Tally:
         self._matrix.counts, losses = world.all_reduce_cpu(self._matrix.counts), world.all_reduce_cpu(self._losses)
         totals = world.all_reduce_cpu(self._totals).tolist()
         found = world.all_reduce_cpu(self._evaluated).nonzero().flatten().tolist()
-        bad = world.all_reduce_cpu(self._nonfinite).nonzero().flatten().tolist()
+        bad = dict.fromkeys(world.all_reduce_cpu(self._nonfinite).nonzero().flatten().tolist())
         scores = {index: image_scores(self._names[index], *totals[index]) for index in found if index not in bad}
         # Only what is among the worst of all processes is sent to the others.
         worst = [index for index in worst_first(scores) if not math.isnan(scores[index].mean_iou)][:NUM_WORST]

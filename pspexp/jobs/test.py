@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from pspexp.config.build import build_trained
 from pspexp.config.training_data import test_split
-from pspexp.engine import checkpoint
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
 from pspexp.errors import Interrupted, JobFailed, UserError, setting
@@ -14,6 +13,7 @@ from pspexp.jobs.class_weights import resolve_class_weights
 from pspexp.jobs.evaluate import describe, evaluate, look_at_labels, warn_unlike_training
 from pspexp.jobs.records import Request, recorded, start_tracker
 from pspexp.launchers.base import StopSignal
+from pspexp.models.checkpoint_file import is_own_format
 from pspexp.models.exported import ExportedNetwork
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
         tracker.report(
             "test",
             evaluation.report,
-            step=saved["step"] if checkpoint.is_own_format(saved) else 1,
-            epoch=saved["epoch"] if checkpoint.is_own_format(saved) else 1,
+            step=saved["step"] if is_own_format(saved) else 1,
+            epoch=saved["epoch"] if is_own_format(saved) else 1,
             extra=evaluation.extra("test"),
         )
         for name, target in (config.dataset.get("class_map") or {}).items():

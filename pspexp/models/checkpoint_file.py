@@ -2,7 +2,7 @@
 
 import codecs
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from os import PathLike
@@ -49,6 +49,12 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     return contents
 
 
+def is_own_format(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's content has this project's current format."""
+    kind = content.get("format")
+    return isinstance(kind, str) and kind == FORMAT  # a tensor would compare element by element
+
+
 def _refuse_bomb(file: Path) -> None:
     """Raise ValueError for a zip that unpacks to far more than its size; torch never compresses what it saves."""
     with file.open("rb") as stream:
@@ -62,7 +68,7 @@ def _refuse_bomb(file: Path) -> None:
 
 def _damage(contents: dict[str, Any]) -> str | None:
     """What is wrong with those parts of one of this project's checkpoints that all readers rely on."""
-    if not isinstance(kind := contents.get("format", ""), str) or kind != FORMAT:
+    if not is_own_format(contents):
         return None
     config, training = contents.get("config", {}), contents.get("training", {})
     if not isinstance(config, dict) or not _is_plain(config):

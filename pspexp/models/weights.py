@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pspexp.errors import UserError, setting
-from pspexp.models.checkpoint_file import FORMAT, load_checkpoint_file
+from pspexp.models.checkpoint_file import FORMAT, is_own_format, load_checkpoint_file
 from pspexp.models.layouts import OWN_LAYOUT, our_names
 from pspexp.models.mismatches import made_with, mismatches, other_network
 from pspexp.models.nonfinite import learned_names, nonfinite_names
@@ -231,9 +231,8 @@ def find_state_dict(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tens
     """
     state: Any
     if "format" in checkpoint:
-        kind = checkpoint["format"]
-        if not isinstance(kind, str) or kind != FORMAT:
-            raise UserError(f"{where}: has format {one_line(kind, 100)}; this version reads {FORMAT}")
+        if not is_own_format(checkpoint):
+            raise UserError(f"{where}: has format {one_line(checkpoint['format'], 100)}; this version reads {FORMAT}")
         model: Any = checkpoint.get("model")
         average: Any = {} if checkpoint.get("ema") is None else checkpoint["ema"]
         is_whole = isinstance(model, Mapping) and isinstance(average, Mapping)

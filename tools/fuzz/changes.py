@@ -115,7 +115,7 @@ def change_split(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
 
 
 def change_label(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
-    """A PNG with a chunk changed, repeated or left out, with correct checksums."""
+    """A PNG with one chunk changed, duplicated or removed, and valid checksums."""
     if not data.startswith(b"\x89PNG"):
         return mutate(data)
     chunks, place = [], 8
