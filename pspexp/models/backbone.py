@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pspexp.errors import ArgumentError, did_you_mean
 from pspexp.models.trial import preserved
+from pspexp.utils.imports import without_compiler
 from pspexp.utils.text import first_line
 
 # ResNets of published PSPNets, known without timm. A final letter names the stem. None: one 7×7 convolution; c: 3×3
@@ -42,8 +43,7 @@ log = logging.getLogger(__name__)
 def _known(name: str) -> str:
     """Refuse, as a type of pydantic, a name that timm does not know; timm is imported for rare names only."""
     if name not in RESNETS:
-        import timm  # takes seconds
-
+        timm = without_compiler("timm")  # takes seconds
         if not timm.is_model(name):
             hint = did_you_mean(name, timm.list_models())
             raise PydanticCustomError("backbone", "is no network of timm{hint}", {"hint": hint})
@@ -54,11 +54,9 @@ def _known(name: str) -> str:
 
 def unknown_tag(name: str) -> str | None:
     """Why timm's network ``name`` cannot have its tag, as in ``resnet18.a1_in1k``; None if it can."""
-    import timm
-    from timm.models import get_pretrained_cfg
-
+    timm = without_compiler("timm")
     try:
-        get_pretrained_cfg(name)
+        timm.get_pretrained_cfg(name)
     except RuntimeError:
         network, _, tag = name.partition(".")
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{network}.*")]
@@ -124,8 +122,7 @@ def _create(name: str, output_stride: int, in_channels: int, levels: int) -> Any
     Raises:
         ArgumentError: There is none with these feature maps.
     """
-    import timm
-
+    timm = without_compiler("timm")
     common: dict[str, Any] = {"features_only": True, "out_indices": tuple(range(-levels, 0)), "in_chans": in_channels}
     for options in (*({**one, "output_stride": output_stride} for one in ANY_SIZE), *ANY_SIZE):
         try:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pspexp.errors import ArgumentError, setting
 from pspexp.models.checkpoint_file import load_checkpoint_file
 from pspexp.utils.files import sha256
+from pspexp.utils.imports import without_compiler
 from pspexp.utils.text import first_line
 
 # timm is imported in functions: that takes seconds, and a wrong command needs none of it.
@@ -69,8 +70,7 @@ def adapt_to_bands(name: str, state: dict[str, Tensor], in_channels: int) -> dic
     timm repeats the weights of the first convolution and scales them to keep the size of its output; for a single
     channel, it adds them up.
     """
-    import timm
-
+    timm = without_compiler("timm")
     source = {"state_dict": state, "custom_load": False}
     net = timm.create_model(name, pretrained=True, in_chans=in_channels, pretrained_cfg_overlay=source)
     found: dict[str, Tensor] = net.state_dict()
@@ -99,9 +99,7 @@ def repository(name: str) -> str:
     Raises:
         ArgumentError: There is none.
     """
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(name)
+    config = without_compiler("timm").get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         elsewhere = f"; timm offers them at {config.url} only" if config is not None and config.url else ""
         raise ArgumentError(

@@ -14,6 +14,7 @@ from pspexp.models.segmenter import Segmenter
 from pspexp.models.statistics import Statistics, timm_statistics, with_image_statistics
 from pspexp.models.weights import start_from
 from pspexp.utils.arguments import checked
+from pspexp.utils.imports import without_compiler
 from pspexp.utils.text import one_line
 from pspexp.utils.tracebacks import line_in_user_code
 
@@ -98,7 +99,7 @@ def create(arch: str, encoder: str, num_classes: int, in_channels: int, argument
 
 def encoder_problem(encoder: str) -> str | None:
     """Why the package has no encoder of this name, or None."""
-    import timm
+    timm = without_compiler("timm")
     from segmentation_models_pytorch.encoders import get_encoder_names
 
     if encoder.startswith("tu-"):

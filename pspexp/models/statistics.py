@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pspexp.models.backbone import RESNETS
+from pspexp.utils.imports import without_compiler
 
 Statistics = tuple[list[float], list[float]]
 Lookup = Callable[[Mapping[str, Any]], Statistics]
@@ -50,10 +51,9 @@ def timm_statistics(arguments: Mapping[str, Any]) -> Statistics:
     name = arguments.get("backbone")
     if not isinstance(name, str) or name in RESNETS:
         return imagenet_statistics()
-    from timm.models import get_pretrained_cfg  # takes seconds
-
+    timm = without_compiler("timm")  # takes seconds
     try:
-        config = get_pretrained_cfg(name)
+        config = timm.get_pretrained_cfg(name)
     except RuntimeError:  # a wrong tag, which is reported when the network is built
         config = None
     return imagenet_statistics() if config is None else ([*config.mean], [*config.std])

@@ -13,8 +13,9 @@ from pspexp.models.backbone import OutputStride
 from pspexp.models.segmenter import Segmenter
 from pspexp.models.weights import start_from
 from pspexp.utils.arguments import checked
+from pspexp.utils.imports import without_compiler
 
-# torchvision is imported in functions: it takes seconds, and a wrong command needs none of it.
+# torchvision is imported in functions: it takes time, and a wrong command needs none of it.
 
 BACKBONE = "resnet50"  # timm's network of this name has the same parameters
 
@@ -41,6 +42,7 @@ class TorchvisionSegmenter(Segmenter):
         auxiliary_head: bool,
         in_channels: int = 3,
     ) -> None:
+        without_compiler("torchvision")
         from torchvision.models import resnet50
         from torchvision.models._utils import IntermediateLayerGetter
         from torchvision.models.segmentation.fcn import FCNHead

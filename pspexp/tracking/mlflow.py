@@ -6,8 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from importlib import import_module
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from threading import Thread
 from typing import Any, Literal
@@ -31,14 +30,14 @@ from pspexp.tracking.mlflow_system import start_system_metrics
 from pspexp.tracking.run_folder import read_provenance
 from pspexp.tracking.secrets import mask_logins
 from pspexp.utils.files import link_atomic
+from pspexp.utils.imports import import_in_thread
 from pspexp.utils.text import shorten
 
 log = logging.getLogger(__name__)
 
 MAX_PARAM, MAX_TAG, MAX_DIGEST = 6000, 5000, 36  # characters; MLflow truncates or refuses longer ones
 MAX_METRICS = 1000  # values in one call
-# How long a run waits at its start until it is open here: a new database takes seconds, on a busy machine many.
-DATABASE_S, SERVER_S = 120.0, 5.0
+DATABASE_S, SERVER_S = 120.0, 10.0  # to open a run: a new database takes seconds, on a busy machine many
 LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}  # seconds
 STOP_S = 5.0  # for system metrics to stop at the end of a run; a call to a server that is down takes longer
 
@@ -63,8 +62,8 @@ class MLflowLogger:
         system_metrics: bool = False,
     ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
-        import_module("mlflow")  # not in a thread: a process that is forked meanwhile could never import it
-        # It logs each error that it raises, with a traceback.
+        # They log the steps of each connection, and each error that is raised, with a traceback.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         for name, value in LIMITS.items():  # for all calls: the environment must not change while other threads read it
             os.environ.setdefault(name, value)
@@ -86,8 +85,8 @@ class MLflowLogger:
 
     def open(self, *, run_id: str | None, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
         """Start a run or continue ``run_id``; one that this MLflow does not have is replaced by a new run."""
-        # Only while the run waits: its own log must not be silent.
-        with self._call(), quiet() if self.open_wait_s == DATABASE_S else nullcontext():
+        import_in_thread("mlflow")
+        with self._call():
             from mlflow.entities import Param, RunTag
 
             experiment_id = self._connect()

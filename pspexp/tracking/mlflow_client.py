@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -22,6 +24,7 @@ from pspexp.utils.text import one_line
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
+CREATE = "import sys; from mlflow import MlflowClient; MlflowClient(sys.argv[1]).search_experiments(max_results=1)"
 # MLflow's defaults are 120 s per request, and retries for four minutes.
 TRANSFER_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
 
@@ -66,15 +69,22 @@ def remove_misnamed_folders(uri: str) -> None:
 
 
 def create_database(database: Path) -> None:
-    """Create an MLflow database if it is missing, all at once: MLflow cannot go on with one that is half created."""
+    """Create an MLflow database if it is missing, all at once: MLflow cannot go on with one that is half created.
+
+    A process of its own creates it: that takes seconds, and writes a hundred lines to the log.
+
+    Raises:
+        RuntimeError: It failed; the last line of what it wrote.
+    """
     if database.exists() and database.stat().st_size:
         return
-    from mlflow import MlflowClient
-
     for left in database.parent.glob(f"{glob.escape(database.name)}.new.*"):  # by a process that was killed
         left.unlink()
     new = database.with_name(f"{database.name}.new.{uuid4().hex}")  # MLflow remembers the databases that it knows
-    MlflowClient(tracking_uri=sqlite_uri(new)).search_experiments(max_results=1)
+    command = [sys.executable, "-c", CREATE, sqlite_uri(new)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
     try:
         database.hardlink_to(new)
     except FileExistsError:  # another program has just created it

@@ -15,13 +15,13 @@ from pspexp.tracking.logger import Logger
 from pspexp.tracking.manifest import Manifest, run_ids
 from pspexp.utils.text import count, duration, quoted
 
-# How long a run waits until its loggers have opened it, so that its id is on the disk from the start; a logger may have
-# an attribute ``open_wait_s`` of its own.
-OPEN_WAIT_S = 5.0
+HEAD_START_S = 5.0  # of the run before the loggers open it, unless there is something to deliver: imports take time
 FIRST_RETRY_S, MAX_RETRY_S, LAST_RETRY_S = 1.0, 30.0, 0.5
 SLOW_S = 2.0  # a longer wait is announced
 POLL_S = 0.05
-CALL_S, UPLOAD_S = 10.0, 600.0  # how long the end of a run waits for one call, and for that which sends a file
+# How long the end of a run waits for one call, and for that which sends a file. For the one that opens the run, a
+# logger may have an attribute ``open_wait_s`` of its own.
+CALL_S, UPLOAD_S = 10.0, 600.0
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ class Sender(Thread):
         super().__init__(name=str(delivery), daemon=True)
         self.delivery, self.manifest = delivery, manifest
         self.has_records = self.crashed = False
-        self.attempted = Event()
         self.away_since: float | None = None
         self._sent_before, self._wait_s, self._retry_s = 0, 0.0, FIRST_RETRY_S
         self._woken, self._ending = Event(), Event()
 
     def run(self) -> None:
         """Deliver until the run has ended and everything has arrived, or the time to wait for it is over."""
+        self._woken.wait(HEAD_START_S)
         while True:
             self._woken.clear()  # first: what is new from now on wakes it again
             ending = self._ending.is_set()
@@ -53,8 +53,6 @@ class Sender(Thread):
             except BaseException:  # such as SystemExit in a logger
                 self.crashed = True
                 raise
-            finally:
-                self.attempted.set()
             if ending and (self.away_since is None or time.monotonic() - self.away_since >= self._wait_s):
                 with suppress(Exception):  # records may arrive where files cannot
                     self.delivery.close(self.manifest)
@@ -82,7 +80,12 @@ class Sender(Thread):
         idle_s = time.monotonic() - max(ended_s, self.delivery.last_progress)
         if self.away_since is not None and self.delivery.last_progress <= self.away_since:  # else it is back
             return idle_s > self._wait_s + CALL_S  # the attempt that ends the wait may take as long as a call
-        return idle_s > max(self._wait_s, UPLOAD_S if self.delivery.sends_file else CALL_S)
+        return idle_s > max(self._wait_s, self._call_s())
+
+    def _call_s(self) -> float:
+        if not self.delivery.is_open:
+            return float(getattr(self.delivery.logger, "open_wait_s", CALL_S))
+        return UPLOAD_S if self.delivery.sends_file else CALL_S
 
     def _attempt(self) -> None:
         delivery, began = self.delivery, time.monotonic()
@@ -130,16 +133,12 @@ class Senders:
         return run_ids(self._folder) | {name: run_id for name, run_id in own.items() if run_id is not None}
 
     def start(self, manifest: Manifest) -> None:
-        """Begin to deliver; waits for a moment until the loggers have opened the run."""
+        """Begin to deliver."""
         self._senders = [
             Sender(Delivery(name, logger, self._folder), manifest) for name, logger in self._loggers.items()
         ]
         for sender in self._senders:
             sender.start()
-        began = time.monotonic()
-        for sender in self._senders:
-            wait_s = float(getattr(sender.delivery.logger, "open_wait_s", OPEN_WAIT_S))
-            sender.attempted.wait(max(began + wait_s - time.monotonic(), 0))
 
     def rewind(self, kept: int, last_step: int) -> None:
         """See `Delivery.rewind`."""

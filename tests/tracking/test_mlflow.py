@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,8 @@ from pspexp.tracking.mlflow_limits import Names
 from pspexp.tracking.run_folder import read_records, read_summary
 from pspexp.tracking.secrets import mask_logins
 from pspexp.tracking.tracker import Tracker
+
+Wait = Callable[[Callable[[], bool]], None]
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +104,7 @@ def test_mlflow_run_holds_what_was_recorded(tmp_path: Path, output_root: Path, r
     assert best.samefile(tmp_path / "checkpoints" / "best.pt")  # stored once
 
 
-def test_resume_continues_the_same_mlflow_run(tmp_path: Path, output_root: Path) -> None:
+def test_resume_continues_the_same_mlflow_run(tmp_path: Path, output_root: Path, wait_until: Wait) -> None:
     first = begin(tmp_path, output_root, changed="before")
     first.metrics({"train/loss": 2.0}, step=5, epoch=1)
     first.finish("KILLED")
@@ -110,7 +113,7 @@ def test_resume_continues_the_same_mlflow_run(tmp_path: Path, output_root: Path)
 
     second = begin(tmp_path, output_root, resume=True, changed="after", new="param")
     assert run_id(second) == run_id(first)
-    assert mlflow.get_run(run_id(second)).info.status == "RUNNING"
+    wait_until(lambda: mlflow.get_run(run_id(second)).info.status == "RUNNING")
     second.metrics({"train/loss": 1.0}, step=10, epoch=2)
     second.finish("FINISHED")
     run = mlflow.get_run(run_id(second))
@@ -120,11 +123,11 @@ def test_resume_continues_the_same_mlflow_run(tmp_path: Path, output_root: Path)
 
 
 def test_resume_of_a_missing_mlflow_run_starts_a_new_one(
-    tmp_path: Path, output_root: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, output_root: Path, caplog: pytest.LogCaptureFixture, wait_until: Wait
 ) -> None:
     Delivered(run_id="0" * 32, records=7, note="old").save(tmp_path, "mlflow")
     tracker = begin(tmp_path, output_root, resume=True)
-    assert run_id(tracker) != "0" * 32
+    wait_until(lambda: read_summary(tmp_path)["mlflow_run_id"] not in (None, "0" * 32))
     assert read_summary(tmp_path)["mlflow_run_id"] == run_id(tracker)
     assert "starting a new one" in caplog.text
 

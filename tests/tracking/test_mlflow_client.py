@@ -1,6 +1,7 @@
 """Where MLflow's records are: any output_root, deleted experiments."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,9 @@ def test_database_is_in_the_output_root(tmp_path: Path, name: str) -> None:
         assert connection.execute("select name from sqlite_master").fetchall() == [("found",)]
 
 
-def test_records_and_artifacts_are_in_the_output_root(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_records_and_artifacts_are_in_the_output_root(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
     root, run = tmp_path / "a?b %20 #é&c", tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "best.pt").write_text("weights")
@@ -60,6 +63,7 @@ def test_records_and_artifacts_are_in_the_output_root(tmp_path: Path, caplog: py
     senders = Senders({"mlflow": MLflowLogger("trials", str(root))}, run)
     with caplog.at_level(logging.WARNING):
         senders.start(Manifest("other", {}, {}))
+        wait_until(lambda: bool(caplog.records))
     (record,) = caplog.records
     assert record.getMessage() == (
         f"logger mlflow (MLflow at {uri}) is unavailable; records remain in {run} and are sent when it is back: "

@@ -1,7 +1,7 @@
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from pspexp.tracking.logger import Status
 from pspexp.tracking.manifest import read_manifest
 from pspexp.tracking.run_folder import read_records, read_summary
 from pspexp.tracking.tracker import Tracker, description
+
+Wait = Callable[[Callable[[], bool]], None]
 
 
 class Recorder:
@@ -132,10 +134,11 @@ def test_files_are_sent_once_unless_they_change(tmp_path: Path, report: Report) 
     assert [path for paths in logger.contents("files") for path in paths][len(first) :] == ["tables/val_iou.csv"]  # type: ignore[attr-defined]
 
 
-def test_resume_after_a_hard_kill_restores_each_loggers_id(tmp_path: Path) -> None:
+def test_resume_after_a_hard_kill_restores_each_loggers_id(tmp_path: Path, wait_until: Wait) -> None:
     first = Tracker(LocalTracker(tmp_path), {"mlflow": Recorder(new_id="a"), "csv": Recorder(new_id="b")})
     start(first)
     first.metrics({"train/loss": 1.0}, step=1, epoch=1)
+    wait_until(lambda: len(read_summary(tmp_path)["loggers"]) == 2)
     summary = read_summary(tmp_path)
     assert (summary["status"], summary["mlflow_run_id"], summary["loggers"]) == (
         "RUNNING",
@@ -147,6 +150,7 @@ def test_resume_after_a_hard_kill_restores_each_loggers_id(tmp_path: Path) -> No
     second = Tracker(LocalTracker(tmp_path), loggers)
     start(second, resume=True)
     second.rewind(0, keep_evaluation=False)
+    wait_until(lambda: len(second.ids) == 3 and bool(loggers["mlflow"].calls))
     given = {name: logger.contents("open")[0][0] for name, logger in loggers.items()}  # type: ignore[index]
     assert given == {"csv": "b", "new": None, "mlflow": "a"}
     # An ID survives a failure of its logger.
