@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +25,7 @@ from pspexp.engine.distributed import create_store, process_info_from_torchrun
 from pspexp.errors import ArgumentError, Interrupted, JobFailed, UserError
 from pspexp.launchers.base import StopSignal, Work, stop_signals
 from pspexp.launchers.cluster import Port, address_problems
+from pspexp.launchers.fork_server import Inheritance
 from pspexp.launchers.supervisor import ProcessSupervisor
 from pspexp.utils.arguments import checked
 from pspexp.utils.files import write_text_atomic
@@ -72,6 +74,7 @@ class Elastic:
         self.is_main_process, self.world_size = node_rank == 0, nnodes * nproc_per_node
         self.stopped_by: int | None = None  # signal received during the job, which may have finished nevertheless
         self.poll_stop: StopSignal = lambda: None  # source of stop requests other than signals
+        self.start_method: Literal["spawn", "forkserver"] = "spawn"
 
     def __call__(self, work: Work) -> float | None:
         """Run ``work`` in all processes and return its result.
@@ -96,7 +99,12 @@ class Elastic:
             reports.mkdir()
             try:
                 results = elastic_launch(launch_config, run_worker)(
-                    work, reports, logging_config(), self.nproc_per_node, self.max_restarts, os.getpid()
+                    work,
+                    reports,
+                    logging_config(),
+                    self.nproc_per_node,
+                    self.max_restarts,
+                    Inheritance.of_this_process(),
                 )
             except ChildFailedError as error:
                 if self.is_main_process:
@@ -119,7 +127,7 @@ class Elastic:
             rdzv_endpoint=f"{self.master_addr}:{port}",
             rdzv_configs={"rank": self.node_rank},
             max_restarts=self.max_restarts,
-            start_method="spawn",
+            start_method=self.start_method,
             local_addr=self.master_addr if self.is_main_process else None,
             logs_specs=DefaultLogsSpecs(log_dir=log_dir),
         )
@@ -163,7 +171,12 @@ def describe_failure(failure: ProcessFailure) -> str:
 
 @record
 def run_worker(
-    work: Work, reports: Path, log_config: dict[str, Any], nproc_per_node: int, max_restarts: int, parent: int
+    work: Work,
+    reports: Path,
+    log_config: dict[str, Any],
+    nproc_per_node: int,
+    max_restarts: int,
+    inheritance: Inheritance,
 ) -> float | str | None:
     """Entry point of each process that the agent starts: run ``work``.
 
@@ -174,16 +187,15 @@ def run_worker(
     # Registered first, so that it runs after everything that the job registers.
     atexit.register(lambda: exit_without_teardown() if completed else None)
     configure_logging(log_config, process.rank)
+    inheritance.apply()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // nproc_per_node))
-    if os.getppid() != parent:  # it died before this process asked the kernel to signal its death
-        os._exit(1)
-    with catch_worker_signals(parent) as stop_signal:
+    with catch_worker_signals() as stop_signal:
         try:
             if problems := reported_problems(reports):  # a restart cannot fix wrong input
                 raise UserError(*problems)
             result = work(process, stop_signal)
-            exit_if_orphaned(parent)
+            exit_when_orphaned()
             completed.append(True)
             return result
         except UserError as error:
@@ -193,7 +205,7 @@ def run_worker(
             write_text_atomic(reports / f"{process.rank}.{process.restart_count}.failed", str(error))
             raise
         except Interrupted as error:
-            if os.getppid() != parent:  # torch would wait for the parent to receive the result
+            if is_orphaned():  # torch would wait for the parent to receive the result
                 os._exit(128 + error.signal_number)
             completed.append(True)
             return str(error)
@@ -203,16 +215,24 @@ def run_worker(
             raise
 
 
-def exit_if_orphaned(parent: int) -> None:
-    """Exit if the parent has died, or as soon as it dies: torch would wait for it to receive the result."""
+def is_orphaned() -> bool:
+    """Whether the process that has started this one has died."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
-    def check(*_: object) -> None:
-        if os.getppid() != parent:
+
+def exit_when_orphaned() -> None:
+    """Exit as soon as the parent has died, which handles Ctrl-C: torch would wait for it to receive the result."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
             os._exit(0)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, check)
-    check()
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def exit_without_teardown() -> None:
@@ -245,22 +265,22 @@ def configure_logging(settings: dict[str, Any], rank: int) -> None:
 
 
 @contextmanager
-def catch_worker_signals(parent: int) -> Iterator[StopSignal]:
+def catch_worker_signals() -> Iterator[StopSignal]:
     """`pspexp.launchers.base.catch_stop_signals` for a process whose parent forwards requests to stop.
 
     Ctrl-C reaches every process of a terminal, but only the parent responds, by sending SIGTERM. Batch systems send
     SIGTERM to every process, so a second one must not kill. When the parent dies, the kernel sends SIGINT, at torch's
-    request.
+    request, unless a fork server is between them.
     """
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if number != signal.SIGINT or os.getppid() != parent:
+        if number != signal.SIGINT:
             received.append(signal.SIGTERM)
 
     for number in {signal.SIGINT, *stop_signals()}:
         signal.signal(number, handle)
-    yield lambda: received[0] if received else None
+    yield lambda: received[0] if received else signal.SIGTERM if is_orphaned() else None
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pspexp.config.resolve import resolve
 from pspexp.errors import Interrupted, JobFailed, UserError, summarize
 from pspexp.jobs.job import Job, needs_no_processes
 from pspexp.jobs.records import public, record_failure, training_state_file
+from pspexp.launchers import fork_server
 from pspexp.launchers.base import Launcher, Single
 from pspexp.launchers.elastic import Elastic
 from pspexp.sweep.devices import device_share, jobs_at_once
@@ -33,6 +34,7 @@ from pspexp.utils.trees import flatten
 
 log = logging.getLogger(__name__)
 
+PRELOAD = ["pspexp.sweep.preload", "pspexp.cli"]
 FAILED_MARK = ".failed"  # in the sweep folder: a job of this invocation failed
 # Colours of the jobs in MLflow, whose default colours of neighbouring runs are similar.
 COLORS = [to_hex(colormaps["tab20"](index)) for index in (*range(0, 20, 2), *range(1, 20, 2))]
@@ -155,7 +157,9 @@ def run_and_record(
         with device_share(job.config, jobs_at_once(launcher)):
             began_s = time.monotonic()  # excludes the waiting time
             raise_if_stopped(sweep, job.config)
-            result, stopped_by = run_in_processes(job, sweep.folder / STOPPED_MARK)
+            result, stopped_by = run_in_processes(
+                job, sweep.folder / STOPPED_MARK, share_imports=jobs_at_once(launcher) is not None
+            )
     except BaseException as end:
         state, error = final_state(end), mask_logins(summarize(end))
         if state == "FAILED":
@@ -177,7 +181,7 @@ def raise_if_stopped(sweep: Sweep, config: DictConfig) -> None:
         raise NotStarted("not started: sweep.fail_fast=true and a job failed")
 
 
-def run_in_processes(job: Job, stopped: Path) -> tuple[float | None, int | None]:
+def run_in_processes(job: Job, stopped: Path, share_imports: bool) -> tuple[float | None, int | None]:
     """Run a job in separate processes; returns its result and the signal that stopped it, if any.
 
     Jobs thus share no memory, random state or process group, and a crash affects only one of them.
@@ -185,6 +189,8 @@ def run_in_processes(job: Job, stopped: Path) -> tuple[float | None, int | None]
     Args:
         job: The job.
         stopped: File that exists once the sweep was stopped, by a signal that this process may not have received.
+        share_imports: Whether to fork the processes of one that has imported everything; not if a plugin of torch
+            provides the device, since it may have started threads there.
     """
     if needs_no_processes(job.config, job.folder):
         return None, None
@@ -193,6 +199,9 @@ def run_in_processes(job: Job, stopped: Path) -> tuple[float | None, int | None]
         launcher = Elastic()
     if not isinstance(launcher, Elastic):  # varied; a fixed one was refused before the sweep began
         raise UserError(f"launcher={job.config.choices.launcher}: cannot be used in a sweep; use single or ddp")
+    if share_imports and job.config.device.get("plugin") is None and fork_server.is_supported():
+        launcher.start_method = "forkserver"
+        fork_server.start(PRELOAD)
     launcher.poll_stop = lambda: signal.SIGTERM if stopped.exists() else None
     return launcher(job), launcher.stopped_by
 
