@@ -42,6 +42,7 @@ FIXED_KEYS = (
 # Schedulers that do not depend on the length of the training, so that it may change.
 ENDLESS_SCHEDULERS = ("pspexp.optim.constant",)
 ON_EXTEND = "scheduler.on_extend"
+RESOLVED_PRECISION = "precision.resolved"  # what ``auto`` meant, once the training has begun
 SHARED_OUT = ("loader.batch_size", "trainer.accumulate")  # with more processes, each takes fewer images
 FREE_KEYS = (
     "dataset.root",
@@ -49,6 +50,7 @@ FREE_KEYS = (
     "dataset.max_image_pixels",
     *(f"model.{name}" for name in START_WEIGHTS),
     ON_EXTEND,
+    RESOLVED_PRECISION,
 )
 OTHERWISE = "resume with that, or start a new run from its weights with model.weights=<checkpoint>"
 HOW_TO_EXTEND = (
@@ -83,6 +85,8 @@ def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: 
 def differences(then: Plain, now: Plain) -> list[tuple[str, Any, Any]]:
     """Each key that must not change between two flat configurations but differs, and its values there."""
     then = uncounted(then, now)
+    if then.get("precision.name") == "auto" and then.get(RESOLVED_PRECISION) == now.get("precision.name"):
+        then["precision.name"] = now["precision.name"]
     return [
         (key, then.get(key), now.get(key))
         for key in sorted(then.keys() | now.keys())

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pspexp.engine.device import Device
+from pspexp.engine.cpu_bf16 import bf16_on_this_cpu
+from pspexp.engine.device import HOST, Device
 from pspexp.errors import UserError, setting
 from pspexp.utils.arguments import checked
 from pspexp.utils.text import first_line
@@ -24,12 +25,16 @@ class Precision:
         name: ``fp32``; ``tf32`` (float32 with products rounded to TF32 where the hardware supports it, NVIDIA since
             Ampere); ``bf16`` and ``fp16`` (autocast; fp16 with a gradient scaler); or ``auto``, the fastest format
             of the device: the first of its ``amp_dtypes``; without these, bf16 if torch reports native support, fp16
-            if it reports none; otherwise fp32, as on CPUs, where it depends on the network whether bf16 is faster.
+            if it reports none; on CPUs, bf16 if they multiply it in hardware; otherwise fp32.
+        resolved: What ``auto`` meant in the training that the weights are from. It is used again, unless this device
+            does not gain by it.
     """
 
     @checked
-    def __init__(self, name: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto") -> None:
-        self.name = name
+    def __init__(
+        self, name: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto", resolved: str | None = None
+    ) -> None:
+        self.name, self.resolved = name, resolved
 
     def apply(self) -> None:
         """Let float32 products in this process use TF32 for ``tf32`` only.
@@ -46,13 +51,23 @@ class Precision:
             UserError: The device does not support the format.
         """
         if self.name == "auto":
-            return next((name for name in preferred_dtypes(device) if unsupported_reason(name, device) is None), "fp32")
+            found = [name for name in preferred_dtypes(device) if unsupported_reason(name, device) is None]
+            return self.resolved if self.resolved in (*found, "fp32") else (*found, "fp32")[0]
         if reason := unsupported_reason(self.name, device):
             raise UserError(
                 f"{setting('precision', self.name)}: not supported on {device.describe()} ({reason}); "
                 f"use {setting('precision', 'fp32')}"
             )
         return self.name
+
+    def explain(self, device: Device) -> str:
+        """The format used on ``device``, and for ``auto`` why, in a few words."""
+        resolved = self.resolve(device)
+        if self.name != "auto":
+            return resolved
+        if self.resolved == resolved:
+            return f"{resolved} (as in the training)"
+        return f"{resolved} ({bf16_on_this_cpu()[1]})" if device.type == HOST else resolved
 
     def autocast(self, device: Device) -> AbstractContextManager[Any]:
         """Context of the forward passes on ``device``."""
@@ -66,7 +81,7 @@ class Precision:
         In bf16 on CPUs, depthwise convolutions compute in float32: oneDNN's kernels for their gradients are two to
         seven times slower in bf16 (docs/benchmarks.md).
         """
-        if device.type == "cpu" and self.resolve(device) == "bf16":
+        if device.type == HOST and self.resolve(device) == "bf16":
             for module in model.modules():
                 if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
                     # Bound to the module, so that copies of the model call their own.
@@ -87,6 +102,8 @@ def preferred_dtypes(device: Device) -> Sequence[str]:
     """The mixed-precision formats that speed up a device, best first."""
     if device.amp_dtypes is not None:
         return device.amp_dtypes
+    if device.type == HOST:
+        return ("bf16",) if bf16_on_this_cpu()[0] else ()
     native = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
     if native is None:
         return ()

@@ -92,7 +92,7 @@ def describe(config: DictConfig, components: Components, num_images: int, folder
     processes = f" × {components.world.size} processes" if components.world.size > 1 else ""
     return (
         f"{config.mode} {config.choices.model} on {config.choices.dataset} ({num_images} images), "
-        f"{components.device.describe()}{processes}, {components.precision.resolve(components.device)}; "
+        f"{components.device.describe()}{processes}, {components.precision.explain(components.device)}; "
         f"records in {folder}"
     )
 

@@ -7,11 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pspexp.config.build import build_training
-from pspexp.config.resume import HOW_TO_EXTEND, data_conflicts, extension, find_state, resume_conflicts
+from pspexp.config.resume import (
+    HOW_TO_EXTEND,
+    RESOLVED_PRECISION,
+    data_conflicts,
+    extension,
+    find_state,
+    resume_conflicts,
+)
 from pspexp.data.inspection.quick import file_splits
 from pspexp.engine import checkpoint
 from pspexp.engine.components import TrainingComponents
@@ -46,11 +53,13 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     if (register := config.tracking.get("register")) is not None:
         require_onnx()
     saved = world.broadcast_from_main(lambda: saved_state(job, world))
+    reuse_precision(config, saved)
     count_weights, repeats = partial(resolve_class_weights, config, world, saved), saved_repeats(saved)
     components, hooks = build_training(
         config, device, world, start_weights=saved is None, repeats=repeats, prepare_loss=count_weights
     )
     refuse_other_precision(components, saved)
+    keep_precision(config, components)
     look_at_labels({"train": components.training, "val": components.validation}, components, config)
     what = describe(config, components, len(components.training), job.folder)
     for line in (what, describe_epoch(components), describe_validation(components), *components.freezing.describe()):
@@ -88,6 +97,19 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     if register is not None and world.is_main_process:
         register_trained(config, job.folder, register)
     return trainer.state.best.get("best/mean_iou")
+
+
+def reuse_precision(config: DictConfig, saved: dict[str, Any] | None) -> None:
+    """Let ``precision=auto`` mean what it meant in the run to resume."""
+    if saved is not None and config.precision.get("name") == "auto":
+        OmegaConf.update(config, RESOLVED_PRECISION, saved["training"].get("precision"), force_add=True)
+
+
+def keep_precision(config: DictConfig, components: TrainingComponents) -> None:
+    """Record what ``precision=auto`` means, for all that is done with the weights later."""
+    if config.precision.get("name") == "auto":
+        resolved = components.precision.resolve(components.device)
+        OmegaConf.update(config, RESOLVED_PRECISION, resolved, force_add=True)
 
 
 def refuse_other_precision(components: TrainingComponents, saved: dict[str, Any] | None) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pspexp.config.compose import without_hydra
 from pspexp.config.modes import COMMAND_NODES
 from pspexp.config.overrides import read, sweeper_overrides, value_text
-from pspexp.config.resume import MACHINE_KEYS
+from pspexp.config.resume import MACHINE_KEYS, RESOLVED_PRECISION
 from pspexp.errors import UserError, as_yaml
 from pspexp.tracking import runs
 from pspexp.tracking.secrets import mask_overrides, mask_secrets
@@ -38,6 +38,7 @@ FREE_KEYS = (
     "checkpoint.keep_last",
     "checkpoint.allow_world_size_change",
     *MACHINE_KEYS,
+    RESOLVED_PRECISION,
 )
 
 

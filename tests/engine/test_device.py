@@ -30,7 +30,6 @@ def test_missing_device_is_refused_with_torchs_reason() -> None:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("auto", torch.float32),
         ("fp32", torch.float32),
         ("tf32", torch.float32),
         ("bf16", torch.bfloat16),

@@ -87,9 +87,10 @@ def test_checkpoints_are_portable_between_card_and_cpu(cli: Cli, tmp_path: Path)
 
 
 def test_resume_with_another_precision_is_refused(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli(*TINY, "trainer.max_steps=1", "device=cpu", "hydra.run.dir=run") == 0
-    assert cli(*TINY, "device=sdaa", "hydra.run.dir=run", "checkpoint.resume=auto") == 2
-    assert "precision=auto: fp32 in the saved run, fp16 here; set precision=fp32" in capsys.readouterr().err
+    assert cli(*TINY, "precision=auto", "trainer.max_steps=1", "device=sdaa", "hydra.run.dir=run") == 0
+    command = (*TINY, "precision=auto", "device=cpu", "hydra.run.dir=run", "checkpoint.resume=auto")
+    assert cli(*command) == 2
+    assert "precision=auto: fp16 in the saved run, " in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "FINISHED"
 
 

@@ -85,7 +85,7 @@ def describe_configured_device(config: DictConfig) -> str:
         reason = unsupported_reason(name, device)
         supported = "yes, with a gradient scaler" if name == "fp16" else "yes"
         lines.append(f"precision={name}: {f'no ({reason})' if reason else supported}")
-    return "\n".join([*lines, f"precision=auto: {Precision('auto').resolve(device)}"])
+    return "\n".join([*lines, f"precision=auto: {Precision('auto').explain(device)}"])
 
 
 def process_group_backends() -> list[str]:

@@ -130,7 +130,7 @@ def announce(
         count(len(todo), "image"),
         config.checkpoint.path,
         components.device.describe(),
-        components.precision.resolve(components.device),
+        components.precision.explain(components.device),
         folder,
         f"; {skipped} of {len(inputs.items)} are there already" if skipped else "",
     )
