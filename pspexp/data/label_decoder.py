@@ -139,7 +139,7 @@ class LabelDecoder:
 
     def _decode_palette(self, image: Image.Image) -> Decoded:
         indices = np.asarray(image)
-        used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
+        used = np.flatnonzero(image.histogram())
         palette = np.zeros((256, 3), np.uint8)
         known = palette_colours(image)[:256]
         palette[: len(known)] = known
@@ -150,7 +150,13 @@ class LabelDecoder:
                 raise ValueError(f"index {missing[0]} has no colour: its palette has {len(known)}; save it in RGB")
             if not self._has_numbers or (not missing and not self._decode_colours(palette[used][None]).has_undeclared):
                 return self._decode_colours(palette[indices])
-        return self._decode_numbers(palette[indices, 0] if self._reads_greys(used, known) else indices)
+        if self._reads_greys(used, known):
+            return self._decode_numbers(palette[indices, 0])
+        if self.tolerance or (self._meaning_of_number[used] == UNDECLARED).any():
+            return self._decode_numbers(indices)
+        # Most labels of a training; Pillow looks bytes up five times as fast as NumPy.
+        ids = np.asarray(image.point(self._meaning_of_number[:256].astype(np.uint8).tolist()))
+        return Decoded(ids, indices, False, np.broadcast_to(np.False_, indices.shape), False, 0)
 
     def _reads_greys(self, used: npt.NDArray[np.intp], entries: npt.NDArray[np.uint8]) -> bool:
         """Whether the numbers of a palette image are the greys of its palette rather than the indices.
