@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports pytest test-cuda test-min test-wheel test-browser test-ray soak screenshots format hooks clean
+.PHONY: help quickstart test lint types imports pytest test-cuda test-min test-wheel test-browser test-ray soak bench-check screenshots format hooks clean
 
 help: ## list all targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ test-cuda: $(VENV)/.installed-dev ## run the tests that need a CUDA GPU; GPUs ar
 soak: $(VENV)/.installed-dev ## kill commands at random moments, repeat other faults, update docs/reliability.md; hours
 	$(RUN) -m tools.soak
 	$(RUN) -m tools.soak --report docs/reliability.md
+
+bench-check: $(VENV)/.installed-dev ## compare ratios of speeds with tools/bench/expected.json; 20 minutes on an idle machine
+	$(RUN) -m tools.bench.check
 
 format: $(VENV)/.installed-dev ## fix and format the code with ruff
 	$(VENV)/bin/ruff check --fix .

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tools.bench import check as bench_check
 from tools.bench import loader, overhead, prediction, timing, works
 from tools.bench.__main__ import main
 
@@ -167,3 +168,44 @@ def test_exported_networks_are_compared(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
     tables = measured(tmp_path, "inference", "--models", "pspnet18_factorised,pspnet18_onnx", "--batch", "1")
     assert set(check(tables["inference"]["33×33, batch 1"])) == {"pspnet18_factorised", "pspnet18_onnx"}
+
+
+def test_semseg_form_computes_what_pspnet50_computes() -> None:
+    torch.manual_seed(0)
+    literal, ours = works.network(works.SEMSEG_FORM, 65)[0].eval(), works.network("pspnet50", 65)[0].eval()
+    values = iter(literal.state_dict().values())
+    ours.load_state_dict({name: next(values) for name in ours.state_dict()})
+    images = torch.randn(1, 3, 65, 65)
+    with torch.inference_mode():
+        difference = (ours(images)["out"] - literal(images)["out"]).abs().max()
+    assert difference < 1e-4
+
+
+def test_network_to_compare_with_comes_first(tmp_path: Path) -> None:
+    overrides = ("--models", "pspnet18_factorised", "--against", "pspnet18")
+    (table,) = measured(tmp_path, "inference", *overrides)["inference"].values()
+    assert table["baseline"] == "pspnet18"
+    assert list(check(table))[:2] == ["pspnet18", "pspnet18_factorised"]
+
+
+@pytest.mark.parametrize(
+    ("now", "fallen"), [({"a": 1.9, "b": 0.86}, []), ({"a": 1.6, "b": 1.0}, ["a"]), ({"a": 2.0}, ["b"])]
+)
+def test_fallen_ratios_are_reported(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    now: dict[str, float],
+    fallen: list[str],
+) -> None:
+    file = tmp_path / "expected.json"
+    monkeypatch.setattr(bench_check, "measure", lambda: {"a": 2.0, "b": 1.0})
+    assert bench_check.main(["--update", "--file", str(file)]) == 0
+    monkeypatch.setattr(bench_check, "measure", lambda: now)
+    assert bench_check.main(["--file", str(file)]) == bool(fallen)
+    assert capsys.readouterr().err.splitlines() == [f"{name}: has fallen by more than 15%" for name in fallen]
+
+
+def test_ratios_are_those_of_rows_that_are_compared() -> None:
+    rows = {"x": {"ratio": 1.0}, "y": {"ratio": 1.23456}, "matrix product in fp32": {"ratio": 3.0}, "z": {}}
+    assert bench_check.ratios({"step": {"65": {"baseline": "x", "rows": rows}}}) == {"step, 65: y": 1.235}

@@ -20,6 +20,7 @@ class Options(argparse.Namespace):
     batch: list[int]
     models: list[str]
     baseline: str | None
+    against: str | None
     network: str
     device: str
     precision: str
@@ -76,6 +77,7 @@ def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequenc
     add("--batch", type=integers, default=[2], metavar="N,N", help="batch sizes, one table each (default 2)")
     add("--models", type=names, metavar="NAME,NAME", help=f"for step and inference: {', '.join(NETWORKS)}")
     add("--baseline", metavar="NAME", help="for step and inference (default: the first of --models)")
+    add("--against", metavar="NAME", help="a network to measure first, as the baseline; e.g. semseg-form")
     add(
         "--network",
         choices=PSPNETS,
@@ -101,6 +103,9 @@ def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequenc
     options = parser.parse_intermixed_args(list(arguments), namespace=Options())
     default = [options.network, options.network + FACTORISED, *TORCHVISION, SMP]
     options.benches, options.models = options.benches or list(benchmarks), options.models or default
+    if options.against is not None:
+        options.models = [options.against, *(name for name in options.models if name != options.against)]
+        options.baseline = options.against
     for given, known in ((options.benches, tuple(benchmarks)), (options.models, NETWORKS)):
         if unknown := [name for name in given if name not in known]:
             parser.error(f"{', '.join(unknown)}: choose from {', '.join(known)}")

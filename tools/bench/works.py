@@ -40,11 +40,21 @@ TORCHVISION = ("fcn_resnet50", "deeplabv3_resnet50")
 SMP = "smp_pspnet_resnet50"
 
 
+SEMSEG_FORM = "semseg-form"
+"""PSPNet-50 as published; pspnet50 computes the same function."""
+
+
 EXPORTED = ("_pt2", "_onnx")
 """Endings of the names of exported networks, with the factorised head and folded batch norms."""
 
 
-NETWORKS = (*PSPNETS, *(name + form for form in (FACTORISED, *EXPORTED) for name in PSPNETS), *TORCHVISION, SMP)
+NETWORKS = (
+    *PSPNETS,
+    *(name + form for form in (FACTORISED, *EXPORTED) for name in PSPNETS),
+    *TORCHVISION,
+    SMP,
+    SEMSEG_FORM,
+)
 
 
 NOTES = {
@@ -159,6 +169,10 @@ def network(name: str, size: int) -> tuple[nn.Module, int, str]:
         allowed = math.ceil(size / 8) * 8  # it refuses other sizes
         note += f"; images of {allowed}×{allowed}" if allowed != size else ""
         return smp.PSPNet(encoder_name="resnet50", encoder_weights=None, classes=CLASSES), allowed, note
+    if name == SEMSEG_FORM:
+        from tools.bench.semseg_form import SemsegForm
+
+        return SemsegForm(CLASSES), size, note
     if name.endswith(EXPORTED):
         return exported(name), size, note
     return pspnet(name), size, note
