@@ -24,6 +24,7 @@ from tools.bench.results import Row, Table
 from tools.bench.timing import take_turns
 from tools.bench.works import CLASSES, IGNORE, random_labels
 
+MLFLOW_S = 60.0  # for the run to be opened there
 RECORDS = 20  # consecutive records per measurement
 
 
@@ -50,6 +51,9 @@ def bench_logging(options: Options) -> Iterator[Table]:
         trackers = {"files only": new_tracker(folder / "files", "tracking=none")}
         uri = f"tracking.tracking_uri=sqlite:///{folder / 'mlflow.db'}"
         both = new_tracker(folder / "mlflow", "tracking=mlflow", uri)
+        deadline = time.monotonic() + MLFLOW_S
+        while not both.ids and time.monotonic() < deadline:
+            time.sleep(0.1)
         if both.ids:  # else MLflow could not be reached
             trackers["files and MLflow"] = both
         samplers: dict[str, Callable[[], float]] = {}
