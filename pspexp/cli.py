@@ -33,6 +33,7 @@ from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, su
 from pspexp.launchers.base import Launcher
 from pspexp.utils.console_handler import escape_unencodable
 from pspexp.utils.text import quoted
+from pspexp.utils.user_cache import cache_folder
 
 # Modules that import torch are imported inside functions: that takes seconds, and --help does not need them.
 
@@ -236,9 +237,12 @@ def sets(overrides: Sequence[str], key: str) -> bool:
 def import_torch() -> None:
     """Import torch, which imports the device plugins that are installed.
 
+    What torch compiles is kept in the user's cache: its own choice, made when it is imported, is a temporary folder.
+
     Raises:
         UserError: A plugin fails to import.
     """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
     try:
         import torch  # noqa: F401
     except RuntimeError as error:
