@@ -69,8 +69,11 @@ class Delivery:
             records: Whether the records are final up to their last line, see `rewind`.
 
         Raises:
-            Unreachable: The logger cannot be reached; what it has received is known.
+            Unreachable: The logger cannot be reached; what it has received is known. Or the folder is gone, and its
+                disk perhaps with what the logger writes.
         """
+        if not self.folder.exists():
+            raise Unreachable(f"{self.folder} is missing")
         try:
             self.open(manifest)
             if records:

@@ -24,7 +24,13 @@ from pspexp.utils.text import one_line
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
-CREATE = "import sys; from mlflow import MlflowClient; MlflowClient(sys.argv[1]).search_experiments(max_results=1)"
+# The folder is looked at last: its disk may have been removed, and MLflow would create another one in its place.
+CREATE = """
+import os, sys
+from mlflow import MlflowClient
+os.stat(sys.argv[2])
+MlflowClient(sys.argv[1]).search_experiments(max_results=1)
+"""
 # MLflow's defaults are 120 s per request, and retries for four minutes.
 TRANSFER_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
 
@@ -81,7 +87,7 @@ def create_database(database: Path) -> None:
     for left in database.parent.glob(f"{glob.escape(database.name)}.new.*"):  # by a process that was killed
         left.unlink()
     new = database.with_name(f"{database.name}.new.{uuid4().hex}")  # MLflow remembers the databases that it knows
-    command = [sys.executable, "-c", CREATE, sqlite_uri(new)]
+    command = [sys.executable, "-c", CREATE, sqlite_uri(new), str(database.parent)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])

@@ -25,7 +25,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobThatWaits:
     clock = SimpleNamespace(now=0)
     monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
-    def compute(*_: object) -> tuple[float, None]:
+    def compute(*_: object, **__: object) -> tuple[float, None]:
         clock.now += COMPUTED_S
         return 0.5, None
 

@@ -10,7 +10,7 @@
   loader     the training loader alone, by number of workers
   overhead   a step of pspexp's trainer vs. a bare loop over the same components
   predict    mode=predict, from image files to masks and overlays, vs. the bare network
-  startup    time from the command to its first output and to its first training step
+  startup    time from a command to its first output, to its first training step, or to its end for one image
   logging    time of one record of metrics and of one of an evaluation
   outage     a training step while the MLflow server answers, hangs or is down
 

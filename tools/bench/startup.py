@@ -1,4 +1,4 @@
-"""Time from the command to its first output and to its first training step."""
+"""Time from a command to its first output, its first training step, or its end."""
 
 import shlex
 import subprocess
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
+
+from PIL import Image
 
 from tools.bench.options import Options, Overrides
 from tools.bench.results import Row, Table
@@ -21,12 +23,20 @@ def bench_startup(options: Options) -> Iterator[Table]:
         folder = Path(name)
         known = folder / "known.db"
         first_step(folder / "warmup", known, options.device)
+        trained = f"checkpoint.path={folder / 'warmup' / 'run'}"
+        test = "mode=test", trained, "loader.max_eval_images=1"
+        image = folder / "image.png"
+        Image.new("RGB", (96, 96)).save(image)
+        predict = "mode=predict", trained, f"predict.input={image}"
         new = (folder / f"{index}.db" for index in count())
         runs = (folder / f"run{index}" for index in count())
         samplers: dict[str, Callable[[], float]] = {
             "--help": partial(first_output, folder),
             "quickstart's first step": lambda: first_step(next(runs), known, options.device),
             "the same, new MLflow database": lambda: first_step(next(runs), next(new), options.device),
+            "mode=test of one image": lambda: whole(next(runs), known, options.device, *test),
+            "the same, tracking=none": lambda: whole(next(runs), known, options.device, *test, "tracking=none"),
+            "mode=predict of one image": lambda: whole(next(runs), known, options.device, *predict),
         }
         rows = {label: Row() for label in samplers}
         take_turns(samplers, rows, min(options.repeats, 5))
@@ -41,6 +51,17 @@ def first_output(folder: Path) -> float:
     """Seconds that ``--help`` takes."""
     start = time.perf_counter()
     subprocess.run(command("--help"), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+def whole(folder: Path, database: Path, device: str, *overrides: str) -> float:
+    """Seconds that a command takes."""
+    arguments = command(*overrides, f"device={device}", f"output_root={folder}", f"hydra.run.dir={folder / 'run'}")
+    env = {**environment(), "MLFLOW_TRACKING_URI": f"sqlite:///{database}"}
+    start = time.perf_counter()
+    subprocess.run(
+        arguments, cwd=folder.parent, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
+    )
     return time.perf_counter() - start
 
 

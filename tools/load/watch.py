@@ -2,10 +2,14 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from pspexp.engine.hooks import Hook, TrainingLoop
+from pspexp.tracking.run_folder import read_summary
+
+OPEN_S = 60.0  # for MLflow to open the run
 
 
 class Watch(Hook):
@@ -17,11 +21,16 @@ class Watch(Hook):
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
+        self.is_open = False
 
     def on_step_end(self, trainer: TrainingLoop) -> None:
         """Measure at the end of an epoch."""
         if trainer.state.step % trainer.components.loader.steps_per_epoch:
             return
+        deadline = time.monotonic() + OPEN_S
+        while not self.is_open and time.monotonic() < deadline:  # what the loggers import is no growth
+            self.is_open = bool(read_summary(trainer.tracker.folder).get("loggers"))
+            time.sleep(0.1)
         with self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"epoch": trainer.epoch, **held(os.getpid())}) + "\n")
 
