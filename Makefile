@@ -53,7 +53,7 @@ soak: $(VENV)/.installed-dev ## kill commands at random moments, repeat other fa
 	$(RUN) -m tools.soak
 	$(RUN) -m tools.soak --report docs/reliability.md
 
-bench-check: $(VENV)/.installed-dev ## compare ratios of speeds with tools/bench/expected.json; 20 minutes on an idle machine
+bench-check: $(VENV)/.installed-dev ## compare ratios of speeds with tools/bench/expected.json; on an idle machine
 	$(RUN) -m tools.bench.check
 
 format: $(VENV)/.installed-dev ## fix and format the code with ruff
