@@ -86,7 +86,9 @@ class Inheritance:
         for name in os.environ.keys() - self.environment.keys() - own:
             del os.environ[name]
         os.environ.update({name: value for name, value in self.environment.items() if name not in own})
-        if self.cores is not None:
-            os.sched_setaffinity(0, self.cores)
         num_threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-        torch.set_num_threads(int(num_threads) if num_threads.isdecimal() else len(self.cores or [0]))
+        if self.cores is not None and self.cores != os.sched_getaffinity(0):
+            os.sched_setaffinity(0, self.cores)
+            torch.set_num_threads(len(self.cores))
+        if num_threads.isdecimal() and int(num_threads):
+            torch.set_num_threads(int(num_threads))
