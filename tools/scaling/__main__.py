@@ -23,7 +23,6 @@ ADE20K = Training(
     num_images=20210,
     image_bytes=62e3,
     epochs=100,
-    batch=16,
 )
 CARDS = (1, 8, 64, 512)
 

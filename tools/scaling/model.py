@@ -19,8 +19,7 @@ class Training:
         num_norms: Number of batch norms, each of which exchanges its statistics twice a step, unhidden.
         num_images: Images of the data set.
         image_bytes: Mean bytes of a file with its label.
-        epochs: Length of the published training, with ``batch`` images a step.
-        batch: See ``epochs``.
+        epochs: Length of the training.
     """
 
     step_s: dict[int, float]
@@ -31,7 +30,6 @@ class Training:
     num_images: int
     image_bytes: float
     epochs: int
-    batch: int
 
 
 @dataclass(frozen=True)
