@@ -69,7 +69,11 @@ class MLflowLogger:
             os.environ.setdefault(name, value)
         self._experiment = experiment
         self._uri = resolve_uri(tracking_uri, output_root)
-        self.open_wait_s = DATABASE_S if sqlite_file(self._uri) else SERVER_S
+        database = sqlite_file(self._uri)
+        if database is not None:
+            with suppress(OSError):  # reported when the run is opened; not created then: its disk may have been removed
+                database.parent.mkdir(parents=True, exist_ok=True)
+        self.open_wait_s = SERVER_S if database is None else DATABASE_S
         self._checkpoints = {"all": {"best.pt", "last.pt"}, "none": set[str]()}.get(
             log_checkpoints, {f"{log_checkpoints}.pt"}
         )
@@ -222,7 +226,6 @@ class MLflowLogger:
         if database is None:
             self._client = MlflowClient(tracking_uri=self._uri)
             return self._experiment_id(None)
-        database.parent.mkdir(parents=True, exist_ok=True)
         # If several processes created the tables of a new database at the same time, all but one would fail.
         with FileLock(f"{database}.lock", timeout=120):
             create_database(database)
