@@ -24,11 +24,11 @@ from pspexp.utils.text import one_line
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
-# The folder is looked at last: its disk may have been removed, and MLflow would create another one in its place.
+# In the folder itself: if its disk is removed meanwhile, MLflow would create another folder in its place.
 CREATE = """
 import os, sys
 from mlflow import MlflowClient
-os.stat(sys.argv[2])
+os.chdir(sys.argv[2])
 MlflowClient(sys.argv[1]).search_experiments(max_results=1)
 """
 # MLflow's defaults are 120 s per request, and retries for four minutes.
@@ -87,7 +87,7 @@ def create_database(database: Path) -> None:
     for left in database.parent.glob(f"{glob.escape(database.name)}.new.*"):  # by a process that was killed
         left.unlink()
     new = database.with_name(f"{database.name}.new.{uuid4().hex}")  # MLflow remembers the databases that it knows
-    command = [sys.executable, "-c", CREATE, sqlite_uri(new), str(database.parent)]
+    command = [sys.executable, "-c", CREATE, sqlite_uri(Path(new.name)), str(database.parent)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
