@@ -26,7 +26,7 @@ REPEATS = 5
 def bf16_on_this_cpu() -> tuple[bool, str]:
     """Whether bfloat16 is faster than float32 on this CPU, and why, in a few words.
 
-    The processor's instructions decide. Whether a convolution gains by them is measured once, and remembered for this
+    The processor's instructions decide. Whether a convolution gains from them is measured once, and remembered for this
     machine, since a library without kernels for them would be slower.
     """
     found = next((name for name in INSTRUCTIONS if name in _capabilities()), None)
@@ -38,7 +38,7 @@ def bf16_on_this_cpu() -> tuple[bool, str]:
 
 
 def _capabilities() -> set[str]:
-    """The names of the processor's instructions, in small letters."""
+    """The names of the processor's instructions, in lower case."""
     with suppress(AttributeError, RuntimeError):  # an older torch
         return {name.lower() for name, value in torch.cpu.get_capabilities().items() if value is True}
     with suppress(OSError):

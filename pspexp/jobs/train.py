@@ -53,13 +53,14 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     if (register := config.tracking.get("register")) is not None:
         require_onnx()
     saved = world.broadcast_from_main(lambda: saved_state(job, world))
-    reuse_precision(config, saved)
+    if saved is not None:
+        note_precision(config, saved["training"].get("precision"))
     count_weights, repeats = partial(resolve_class_weights, config, world, saved), saved_repeats(saved)
     components, hooks = build_training(
         config, device, world, start_weights=saved is None, repeats=repeats, prepare_loss=count_weights
     )
     refuse_other_precision(components, saved)
-    keep_precision(config, components)
+    note_precision(config, components.precision.resolve(components.device))
     look_at_labels({"train": components.training, "val": components.validation}, components, config)
     what = describe(config, components, len(components.training), job.folder)
     for line in (what, describe_epoch(components), describe_validation(components), *components.freezing.describe()):
@@ -99,16 +100,9 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     return trainer.state.best.get("best/mean_iou")
 
 
-def reuse_precision(config: DictConfig, saved: dict[str, Any] | None) -> None:
-    """Let ``precision=auto`` mean what it meant in the run to resume."""
-    if saved is not None and config.precision.get("name") == "auto":
-        OmegaConf.update(config, RESOLVED_PRECISION, saved["training"].get("precision"), force_add=True)
-
-
-def keep_precision(config: DictConfig, components: TrainingComponents) -> None:
-    """Record what ``precision=auto`` means, for all that is done with the weights later."""
+def note_precision(config: DictConfig, resolved: str | None) -> None:
+    """Record what ``precision=auto`` means, for this training and for all that is done with its weights later."""
     if config.precision.get("name") == "auto":
-        resolved = components.precision.resolve(components.device)
         OmegaConf.update(config, RESOLVED_PRECISION, resolved, force_add=True)
 
 

@@ -14,6 +14,7 @@ from multiprocessing import forkserver
 import torch
 
 from pspexp.launchers.base import STOP_SIGNALS
+from pspexp.utils.environment import environment
 
 _environment: dict[str, str] | None = None  # of the fork server, in it and in its forks
 _handlers: dict[signal.Signals, object] = {}
@@ -31,14 +32,8 @@ def start(preload: Sequence[str]) -> None:
         preload: Modules that it imports; one of them calls `prepare`.
     """
     multiprocessing.set_forkserver_preload(list(preload))
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # Python's fork server ignores this path
-    try:
+    with environment("PYTHONPATH", os.pathsep.join(filter(None, sys.path))):  # Python's fork server ignores this path
         forkserver.ensure_running()
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
 
 
 def prepare() -> None:

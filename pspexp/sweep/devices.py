@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from pspexp.engine.device import visible_cards
 from pspexp.errors import UserError
+from pspexp.utils.environment import environment
 
 POLL_S = 0.2
 
@@ -139,20 +140,6 @@ def exclusive_share(kind: str, shares: Sequence[str], times: int = 1) -> Iterato
             log.info("waiting: every %s is in use (%s)", kind, " ".join(shares))
             waits = True
         time.sleep(POLL_S)
-
-
-@contextmanager
-def environment(variable: str, value: str | None) -> Iterator[None]:
-    """Set an environment variable for processes started in this block."""
-    before = os.environ.get(variable)
-    if value is not None:
-        os.environ[variable] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(variable, None)
-        if before is not None:
-            os.environ[variable] = before
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from pspexp.utils.trees import flatten
 
 log = logging.getLogger(__name__)
 
-PRELOAD = ["pspexp.sweep.preload", "pspexp.cli"]
+PRELOAD = ["pspexp.cli", "pspexp.sweep.preload"]
 FAILED_MARK = ".failed"  # in the sweep folder: a job of this invocation failed
 # Colours of the jobs in MLflow, whose default colours of neighbouring runs are similar.
 COLORS = [to_hex(colormaps["tab20"](index)) for index in (*range(0, 20, 2), *range(1, 20, 2))]

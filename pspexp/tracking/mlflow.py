@@ -229,7 +229,7 @@ class MLflowLogger:
         # If several processes created the tables of a new database at the same time, all but one would fail.
         with FileLock(f"{database}.lock", timeout=120):
             create_database(database)
-            database.stat()  # as there
+            database.stat()  # if its folder was moved meanwhile, MLflow would create another one in its place
             self._client = MlflowClient(tracking_uri=self._uri)
             experiment_id = self._experiment_id((database.parent / "mlartifacts").as_uri())
             remove_misnamed_folders(self._uri)

@@ -1,7 +1,4 @@
-"""A small evaluation and its data set; waiting for the threads of loggers."""
-
-import time
-from collections.abc import Callable
+"""A small evaluation and its data set; loggers that open a run at once."""
 
 import numpy as np
 import pytest
@@ -10,8 +7,6 @@ import torch
 from pspexp.data.dataset import DatasetInfo
 from pspexp.metrics import ConfusionMatrix, Report
 from pspexp.tracking import senders
-
-TIMEOUT_S = 120.0
 
 
 @pytest.fixture
@@ -33,16 +28,3 @@ def dataset() -> DatasetInfo:
 def no_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loggers open a run at once."""
     monkeypatch.setattr(senders, "HEAD_START_S", 0.0)
-
-
-@pytest.fixture
-def wait_until() -> Callable[[Callable[[], bool]], None]:
-    """Waits for what a sender's thread does."""
-
-    def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not condition():
-            assert time.monotonic() < deadline, "timed out"
-            time.sleep(0.01)
-
-    return wait

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,8 +22,7 @@ from pspexp.tracking.mlflow_limits import Names
 from pspexp.tracking.run_folder import read_records, read_summary
 from pspexp.tracking.secrets import mask_logins
 from pspexp.tracking.tracker import Tracker
-
-Wait = Callable[[Callable[[], bool]], None]
+from tests.end_to_end.conftest import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +102,7 @@ def test_mlflow_run_holds_what_was_recorded(tmp_path: Path, output_root: Path, r
     assert best.samefile(tmp_path / "checkpoints" / "best.pt")  # stored once
 
 
-def test_resume_continues_the_same_mlflow_run(tmp_path: Path, output_root: Path, wait_until: Wait) -> None:
+def test_resume_continues_the_same_mlflow_run(tmp_path: Path, output_root: Path) -> None:
     first = begin(tmp_path, output_root, changed="before")
     first.metrics({"train/loss": 2.0}, step=5, epoch=1)
     first.finish("KILLED")
@@ -123,7 +121,7 @@ def test_resume_continues_the_same_mlflow_run(tmp_path: Path, output_root: Path,
 
 
 def test_resume_of_a_missing_mlflow_run_starts_a_new_one(
-    tmp_path: Path, output_root: Path, caplog: pytest.LogCaptureFixture, wait_until: Wait
+    tmp_path: Path, output_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Delivered(run_id="0" * 32, records=7, note="old").save(tmp_path, "mlflow")
     tracker = begin(tmp_path, output_root, resume=True)

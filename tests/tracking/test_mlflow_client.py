@@ -1,7 +1,6 @@
 """Where MLflow's records are: any output_root, deleted experiments."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from pspexp.tracking import MLflowLogger
 from pspexp.tracking.manifest import Manifest
 from pspexp.tracking.mlflow_client import download_file, reader, resolve_uri, sqlite_file
 from pspexp.tracking.senders import Senders
+from tests.end_to_end.conftest import wait_until
 
 SIGNS = ["plain", "a?b", "a%20b", "50%", "a#b", "a b&c=d", "猫é", "q'x;y", "a+b", "%3F?", "file:x"]
 
@@ -37,9 +37,7 @@ def test_database_is_in_the_output_root(tmp_path: Path, name: str) -> None:
         assert connection.execute("select name from sqlite_master").fetchall() == [("found",)]
 
 
-def test_records_and_artifacts_are_in_the_output_root(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_until: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_records_and_artifacts_are_in_the_output_root(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root, run = tmp_path / "a?b %20 #é&c", tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "best.pt").write_text("weights")

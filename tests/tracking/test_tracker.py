@@ -1,7 +1,7 @@
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,7 @@ from pspexp.tracking.logger import Status
 from pspexp.tracking.manifest import read_manifest
 from pspexp.tracking.run_folder import read_records, read_summary
 from pspexp.tracking.tracker import Tracker, description
-
-Wait = Callable[[Callable[[], bool]], None]
+from tests.end_to_end.conftest import wait_until
 
 
 class Recorder:
@@ -134,7 +133,7 @@ def test_files_are_sent_once_unless_they_change(tmp_path: Path, report: Report) 
     assert [path for paths in logger.contents("files") for path in paths][len(first) :] == ["tables/val_iou.csv"]  # type: ignore[attr-defined]
 
 
-def test_resume_after_a_hard_kill_restores_each_loggers_id(tmp_path: Path, wait_until: Wait) -> None:
+def test_resume_after_a_hard_kill_restores_each_loggers_id(tmp_path: Path) -> None:
     first = Tracker(LocalTracker(tmp_path), {"mlflow": Recorder(new_id="a"), "csv": Recorder(new_id="b")})
     start(first)
     first.metrics({"train/loss": 1.0}, step=1, epoch=1)

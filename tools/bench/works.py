@@ -48,13 +48,8 @@ EXPORTED = ("_pt2", "_onnx")
 """Endings of the names of exported networks, with the factorised head and folded batch norms."""
 
 
-NETWORKS = (
-    *PSPNETS,
-    *(name + form for form in (FACTORISED, *EXPORTED) for name in PSPNETS),
-    *TORCHVISION,
-    SMP,
-    SEMSEG_FORM,
-)
+OTHERS = (*TORCHVISION, SMP, SEMSEG_FORM)
+NETWORKS = (*PSPNETS, *(name + form for form in (FACTORISED, *EXPORTED) for name in PSPNETS), *OTHERS)
 
 
 NOTES = {

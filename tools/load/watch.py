@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pspexp.engine.hooks import Hook, TrainingLoop
-from pspexp.tracking.run_folder import read_summary
 
 OPEN_S = 60.0  # for MLflow to open the run
 
@@ -21,16 +20,16 @@ class Watch(Hook):
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
-        self.is_open = False
+        self.has_waited = False
 
     def on_step_end(self, trainer: TrainingLoop) -> None:
         """Measure at the end of an epoch."""
         if trainer.state.step % trainer.components.loader.steps_per_epoch:
             return
         deadline = time.monotonic() + OPEN_S
-        while not self.is_open and time.monotonic() < deadline:  # what the loggers import is no growth
-            self.is_open = bool(read_summary(trainer.tracker.folder).get("loggers"))
-            time.sleep(0.1)
+        while not self.has_waited and not trainer.tracker.ids and time.monotonic() < deadline:
+            time.sleep(0.1)  # what the loggers import is no growth
+        self.has_waited = True
         with self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"epoch": trainer.epoch, **held(os.getpid())}) + "\n")
 
