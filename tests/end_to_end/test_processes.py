@@ -83,6 +83,8 @@ def mlflow_statuses(root: Path) -> list[str]:
 def test_killed_worker_fails_the_job_and_names_the_signal(start: Start, tmp_path: Path) -> None:
     process = start(*LONG, "tracking=mlflow", "hydra.run.dir=run")
     wait_until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
+    # A job that fails before MLflow has opened its run leaves it to mode=sync: there are only seconds left then.
+    wait_until(lambda: "mlflow_run_id" in (tmp_path / "run" / "summary.json").read_text(), process)
     began = time.monotonic()
     os.kill(children(process.pid)[1], signal.SIGKILL)
     code, output = finished(process)

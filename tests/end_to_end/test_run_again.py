@@ -29,7 +29,7 @@ def provenance(folder: Path) -> dict[str, Any]:
 
 def rerun_messages(folder: Path) -> list[str]:
     """Return the log's messages about the rerun."""
-    return re.findall(r"rerun.*", (folder / "run.log").read_text())
+    return re.findall(r"\brerun(?: of|:) .*", (folder / "run.log").read_text())
 
 
 def assert_same_run(one: Path, other: Path, *, stopped: bool = False) -> None:
