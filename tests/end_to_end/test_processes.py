@@ -84,7 +84,7 @@ def test_killed_worker_fails_the_job_and_names_the_signal(start: Start, tmp_path
     process = start(*LONG, "tracking=mlflow", "hydra.run.dir=run")
     wait_until(lambda: max(steps(tmp_path / "run"), default=0) >= 4, process)
     # A job that fails before MLflow has opened its run leaves it to mode=sync: there are only seconds left then.
-    wait_until(lambda: "mlflow_run_id" in (tmp_path / "run" / "summary.json").read_text(), process)
+    wait_until(lambda: json.loads((tmp_path / "run" / "summary.json").read_text())["mlflow_run_id"], process)
     began = time.monotonic()
     os.kill(children(process.pid)[1], signal.SIGKILL)
     code, output = finished(process)
