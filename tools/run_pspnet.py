@@ -1,7 +1,7 @@
 """Train or test with the flags of the reference system, a PSPNet-50 training script collection for SDAA accelerators.
 
-Takes the flags of its launcher, run_scripts/run_pspnet.py, prints the equivalent command of pspexp and runs it. Settings
-of pspexp may be added as key=value. docs/from-reference.md lists what differs.
+Takes the flags of its launcher, run_scripts/run_pspnet.py, prints the equivalent command of pspexp and runs it.
+Settings of pspexp may be added as key=value. docs/from-reference.md lists what differs.
 """
 
 import argparse
@@ -27,7 +27,6 @@ NotNegative = Annotated[int, Field(ge=0)]
 BACKBONE = Path("models", "resnet50_v2.pth")  # where the reference expects ImageNet weights
 SAVED_AS = {"latest_pspnet_voc.pth": "last.pt", "best_pspnet_voc.pth": "best.pt"}  # the reference's names, and ours
 EPOCH_KEYS = ("cur_epochs", "epoch")  # in checkpoints of the reference and of semseg
-NO_VALUE = ""
 HINTS = {
     "num_classes": "; the background is ignored, and with it as a class, use python -m pspexp dataset=voc2007_21",
     "model_name": "; other networks: python -m pspexp model=<option>",
@@ -77,17 +76,11 @@ class Flags(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What ``--ckpt`` names.
+    """What ``--ckpt`` names."""
 
-    Attributes:
-        path: A file or run folder.
-        is_own: Whether pspexp has written it.
-        epoch: The epoch after which another project saved it, if it says so.
-    """
-
-    path: Path
-    is_own: bool
-    epoch: int | None = None
+    path: Path  # a file or a run folder
+    is_own: bool  # whether pspexp has written it
+    epoch: int | None = None  # after which another project saved it, if it says so
 
 
 def main() -> int:
@@ -111,17 +104,14 @@ def parse(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
     Raises:
         UserError: Lists every problem with them.
     """
+    usage = "%(prog)s [--flag value | --flag=value]… [key=value]…"
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [--flag value | --flag=value]… [key=value]…",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
+        usage=usage, description=__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False
     )
     for name, field in Flags.model_fields.items():
-        default = "" if field.default is None else f"default {field.default}"
-        # Without a value or a type, since argparse would stop at the first problem.
-        parser.add_argument(f"--{name}", nargs="?", const=NO_VALUE, metavar="VALUE", help=default)
+        default = None if field.default is None else f"default {field.default}"
+        # Without types and with optional values, since argparse would stop at the first problem.
+        parser.add_argument(f"--{name}", nargs="?", const="", metavar="VALUE", help=default)
     found, rest = parser.parse_known_args(arguments)
     given: dict[str, str] = vars(found)
     settings, problems = separate(rest)
@@ -153,7 +143,7 @@ def separate(rest: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def describe(name: str, problem: Any) -> str:
     """One line about a wrong value."""
-    if problem["input"] == NO_VALUE:
+    if problem["input"] == "":
         return f"--{name}: needs a value"
     must = "must be True or False" if problem["type"].startswith("bool") else requirement(problem).split(", unable")[0]
     return f"--{name}={problem['input']}: {must}{HINTS.get(name, '')}"
@@ -172,10 +162,8 @@ def contradictions(flags: Flags) -> list[str]:
     if flags.ckpt is not None and not located(flags.ckpt).exists():
         problems.append(f"--ckpt={flags.ckpt}: no such file or folder")
     if flags.distributed and flags.nnodes > 1 and flags.node_rank >= flags.nnodes:
-        problems.append(
-            f"--node_rank={flags.node_rank}: must be from 0 to {flags.nnodes - 1} (--nnodes - 1), the number of this "
-            "machine; the reference ignored it"
-        )
+        limit = f"must be from 0 to {flags.nnodes - 1} (--nnodes - 1), the number of this machine"
+        problems.append(f"--node_rank={flags.node_rank}: {limit}; the reference ignored it")
     return problems
 
 
@@ -221,18 +209,18 @@ def translate(flags: Flags, checkpoint: Checkpoint | None) -> list[str]:
     own = checkpoint is not None and checkpoint.is_own
     given = flags.model_fields_set
     path = None if checkpoint is None else quoted(checkpoint.path)
+    several = processes(flags) if flags.distributed else []
     if flags.test_only:
         used = {"device", *given.intersection(TEST_FLAGS)} if own else TEST_FLAGS
         network = [] if own else ["model=pspnet50", "dataset=voc2007"]
-        launcher = ["launcher=ddp", *processes(flags)] if flags.distributed else []
+        launcher = ["launcher=ddp", *several] if several else []
         return ["mode=test", f"checkpoint.path={path}", *network, *settings_of(flags, used), *launcher]
     if flags.continue_training and own:
-        launcher = ["launcher=ddp", *processes(flags)] if flags.distributed else ["launcher=single"]
-        launcher = launcher if "distributed" in given else []
+        launcher = [f"launcher={'ddp' if several else 'single'}", *several] if "distributed" in given else []
         return [f"checkpoint.resume={path}", *settings_of(flags, given), *launcher]
-    recipe = ["experiment=voc2007_ddp", *processes(flags)] if flags.distributed else ["experiment=voc2007_single"]
+    recipe = f"experiment=voc2007_{'ddp' if several else 'single'}"
     weights = [f"model.weights={path}"] if path else [f"model.backbone_weights={BACKBONE}"] * BACKBONE.is_file()
-    return [*recipe, *settings_of(flags, list(Flags.model_fields)), *weights]
+    return [recipe, *several, *settings_of(flags, list(Flags.model_fields)), *weights]
 
 
 def settings_of(flags: Flags, used: Collection[str]) -> list[str]:
@@ -240,7 +228,7 @@ def settings_of(flags: Flags, used: Collection[str]) -> list[str]:
     run = Path(flags.work_dir or "")
     if flags.test_only:  # the folder itself may hold the training
         run = run / "test" / "${now:%Y-%m-%d_%H-%M-%S}"
-    mixed = "fp16" if flags.device in ("sdaa", "cuda") else "auto"
+    mixed = "fp16" if flags.device in ("sdaa", "cuda") else "auto"  # fp16: with a gradient scaler
     found = {
         "device": f"device={flags.device}",
         "autocast": f"precision={mixed if flags.autocast else 'fp32'}",
@@ -302,14 +290,11 @@ def notes(flags: Flags, checkpoint: Checkpoint | None) -> list[str]:
 
 
 def remaining(done: int, epochs: int) -> str:
-    """Which epochs a training of another project has left, and what is trained instead."""
-    left = epochs - done
-    if left <= 0:
-        return f"it was saved after epoch {done}, so none of --epoch {epochs} remain; this trains {epochs} more"
-    return (
-        f"it was saved after epoch {done}: epochs {done + 1} to {epochs} remain, but this trains {epochs}; "
-        f"--epoch {left} trains as many as remain"
-    )
+    """Which epochs a training of another project has left, and how many are trained instead."""
+    if done >= epochs:
+        return f"it was saved after epoch {done}, so none of {epochs} remain; this trains {epochs} more"
+    which = f"epochs {done + 1} to {epochs} remain, but this trains {epochs}"
+    return f"it was saved after epoch {done}: {which}; --epoch {epochs - done} trains as many as remain"
 
 
 if __name__ == "__main__":
