@@ -104,10 +104,8 @@ def parse(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
     Raises:
         UserError: Lists every problem with them.
     """
-    usage = "%(prog)s [--flag value | --flag=value]… [key=value]…"
-    parser = argparse.ArgumentParser(
-        usage=usage, description=__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False
-    )
+    usage, unset = "%(prog)s [--flag value | --flag=value]… [key=value]…", argparse.SUPPRESS
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__, argument_default=unset, allow_abbrev=False)
     for name, field in Flags.model_fields.items():
         default = None if field.default is None else f"default {field.default}"
         # Without types and with optional values, since argparse would stop at the first problem.
