@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pspexp.config.class_map import compare_start_weights
 from pspexp.config.collector import ErrorCollector
-from pspexp.config.network import build_network, check_inference, is_network, with_sync_batch_norm
+from pspexp.config.network import build_network, check_compiler, check_inference, is_network, with_sync_batch_norm
 from pspexp.config.signatures import with_promised_types
 from pspexp.config.targets import superseded_weights, takes, try_target, without_start_weights
 from pspexp.config.training_data import image_repeats, training_data, training_split, validation_split
@@ -284,6 +284,7 @@ def collect_components(
         precision.prepare(model, device)
     evaluates = config.mode in ("train", "check", "test")
     inference = collector(lambda: build(config.inference))
+    collector(check_compiler, config, device)
     if evaluates:
         collector(check_inference, model, inference)
     return {

@@ -2,17 +2,20 @@
 
 import logging
 import math
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from pspexp.config.rules import crop_fits_stride
+from pspexp.config.rules import TRAINING_MODES, crop_fits_stride
 from pspexp.config.targets import takes, try_target
 from pspexp.engine.device import Device
 from pspexp.engine.distributed import World
-from pspexp.errors import UserError
+from pspexp.errors import UserError, as_yaml, setting
 from pspexp.inference import CenterCrop, Inference, Slide, Whole
 from pspexp.models.adapter import AdaptedNetwork, adapt
 from pspexp.models.exported import ExportedNetwork
@@ -119,6 +122,27 @@ def check_inference(network: nn.Module, inference: Inference) -> None:
         if side > network.only_side:
             what = f"windows of {side}×{side}" if isinstance(inference, Slide) else inference.describe()
             raise network.wrong_size(what)
+
+
+def check_compiler(config: DictConfig, device: Device) -> None:
+    """Refuse to compile for the CPU where there is no C++ compiler.
+
+    Raises:
+        UserError: Names the keys that ask for it.
+    """
+    keys = {"trainer.compile": config.mode in TRAINING_MODES, "inference.compile": config.mode != "export"}
+    compiler = os.environ.get("CXX") or "g++"
+    if device.type != "cpu" or sys.platform == "win32" or shutil.which(compiler):
+        return
+    if wanted := [key for key, applies in keys.items() if applies and OmegaConf.select(config, key)]:
+        fix = "install it (apt-get install g++), name another one in the environment variable CXX"
+        raise UserError(
+            *(
+                f"{key}={as_yaml(OmegaConf.select(config, key))}: torch.compile needs a C++ compiler on CPUs, and "
+                f"{compiler} was not found; {fix}, or set {setting(key, 'false')}"
+                for key in wanted
+            )
+        )
 
 
 def largest_side(inference: Inference) -> float:

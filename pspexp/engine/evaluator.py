@@ -16,7 +16,6 @@ from pspexp.engine.tally import Tally
 from pspexp.errors import setting
 from pspexp.metrics import Report
 from pspexp.metrics.images import ImageScores
-from pspexp.models.folding import fold_batch_norms
 from pspexp.utils.text import count, first_names
 
 
@@ -105,7 +104,8 @@ class Evaluator:
             refuse_unknown_ids(batch, names, info)
             images = normalize(parts.device.move(batch.images), info.mean, info.std, torch.float32)
             labels = parts.device.move(batch.labels).long()
-            network = network or fold_batch_norms(model, images)
+            if network is None:
+                network = parts.inference.network(model, images)
             with parts.precision.autocast(parts.device):
                 logits = parts.inference.logits(network, images)
             best = logits.max(1)  # six times as fast as argmax on CPUs; NaN if any of the logits is

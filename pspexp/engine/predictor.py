@@ -20,7 +20,6 @@ from pspexp.data.transforms import normalize
 from pspexp.engine.components import Components
 from pspexp.errors import ArgumentError, UserError, setting
 from pspexp.inference.base import as_logits
-from pspexp.models.folding import fold_batch_norms
 
 Pixels = npt.NDArray[np.uint8]
 Source = str | PathLike[str] | AnyImage | Pixels
@@ -55,7 +54,7 @@ class Predictor:
         self.inference = components.inference
         self._info = components.dataset.info
         self._device, self._precision = components.device, components.precision
-        self._folded: nn.Module | None = None
+        self._applied: nn.Module | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -190,7 +189,7 @@ class Predictor:
         return normalize(pixels, self._info.mean, self._info.std)
 
     def _network(self) -> nn.Module:
-        if self._folded is None:
+        if self._applied is None:
             pixel = torch.zeros(1, self._info.num_bands, 1, 1, device=self._device.torch)
-            self._folded = fold_batch_norms(self.model, pixel)
-        return self._folded
+            self._applied = self.inference.network(self.model, pixel)
+        return self._applied

@@ -21,8 +21,8 @@ class TrainerConfig:
         grad_clip: Maximum gradient norm.
         accumulate: Number of batches per step and process.
         ema: Decay of the moving average of the weights; read by `pspexp.engine.hooks.WeightAveraging`.
-        compile: Whether to compile network and loss with ``torch.compile``, or its mode. Validation is not compiled,
-            since its images come in many sizes.
+        compile: Whether to compile network and loss of a training step with ``torch.compile``, or its mode. For
+            validation, see `pspexp.inference.base.Inference`.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

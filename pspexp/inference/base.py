@@ -1,7 +1,7 @@
 """What all inference modes share: scales, the mirror image, and results strip by strip."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pspexp.data.bands import AnyImage, ImageT
 from pspexp.data.dataset import Sample
+from pspexp.models.folding import fold_batch_norms
 
 Normalize = Callable[[Tensor], Tensor]
 Scales = Annotated[Sequence[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
@@ -43,11 +44,29 @@ class Inference:
         flip: Whether to average with the mirrored results of the mirror image.
         base_size: Length of the longer side at scale 1 in pixels; or limits of the longer and the shorter side, within
             which the image is made as large as possible (mmsegmentation's ``Resize``); None: the image's own size.
+        compile: Whether to compile the network with ``torch.compile``; see `network`.
     """
 
-    def __init__(self, scales: Scales = (1.0,), flip: bool = False, base_size: BaseSize = None) -> None:
-        self.scales, self.flip = tuple(scales), flip
+    def __init__(
+        self, scales: Scales = (1.0,), flip: bool = False, base_size: BaseSize = None, compile: bool = False
+    ) -> None:
+        self.scales, self.flip, self.compile = tuple(scales), flip, compile
         self.base_size = base_size if base_size is None or isinstance(base_size, int) else tuple(base_size)
+
+    def network(self, model: nn.Module, images: Tensor) -> nn.Module:
+        """The network that `strips` is given: ``model`` with folded batch norms, compiled if this is wanted.
+
+        A second image size is compiled for any size, so that the number of sizes does not matter; and the folded copy
+        of the next validation reuses what was compiled for this one.
+
+        Args:
+            model: In evaluation mode. Without parameters, as an exported network is, it is returned as it is.
+            images: The first ones, see `fold_batch_norms`.
+        """
+        folded = fold_batch_norms(model, images)
+        if not self.compile or next(folded.parameters(), None) is None:
+            return folded
+        return cast(nn.Module, torch.compile(folded))
 
     def describe(self) -> str:
         """What is evaluated of each image, for a log line."""

@@ -31,7 +31,7 @@ class Slide(Inference):
         average: What is averaged over windows and their mirror images: ``probabilities`` or ``logits``. Over scales,
             it is always probabilities.
         window_batch: Number of windows per forward pass.
-        scales, flip, base_size: See `Inference`.
+        scales, flip, base_size, compile: See `Inference`.
     """
 
     @checked
@@ -46,8 +46,9 @@ class Slide(Inference):
         scales: Scales = (1.0,),
         flip: bool = False,
         base_size: BaseSize = None,
+        compile: bool = False,
     ) -> None:
-        super().__init__(scales, flip, base_size)
+        super().__init__(scales, flip, base_size, compile)
         if stride is not None and overlap is not None:
             raise ArgumentError(f"stride={stride}, overlap={overlap}: give one of them, set the other to null")
         if stride is not None and stride > window:

@@ -20,14 +20,19 @@ class CenterCrop(Inference):
 
     Args:
         crop_size: Side of the square in pixels.
-        scales, flip, base_size: See `Inference`; they apply to the square.
+        scales, flip, base_size, compile: See `Inference`; the first three apply to the square.
     """
 
     @checked
     def __init__(
-        self, crop_size: Pixels, scales: Scales = (1.0,), flip: bool = False, base_size: BaseSize = None
+        self,
+        crop_size: Pixels,
+        scales: Scales = (1.0,),
+        flip: bool = False,
+        base_size: BaseSize = None,
+        compile: bool = False,
     ) -> None:
-        super().__init__(scales, flip, base_size)
+        super().__init__(scales, flip, base_size, compile)
         self.crop_size = crop_size
 
     def describe(self) -> str:
@@ -65,12 +70,14 @@ class Whole(Inference):
     ``k * output_stride`` otherwise. The logits of the padding are cropped.
 
     Args:
-        scales, flip, base_size: See `Inference`.
+        scales, flip, base_size, compile: See `Inference`.
     """
 
     @checked
-    def __init__(self, scales: Scales = (1.0,), flip: bool = False, base_size: BaseSize = None) -> None:
-        super().__init__(scales, flip, base_size)
+    def __init__(
+        self, scales: Scales = (1.0,), flip: bool = False, base_size: BaseSize = None, compile: bool = False
+    ) -> None:
+        super().__init__(scales, flip, base_size, compile)
 
     def view(self, model: nn.Module, images: Tensor, normalize: Normalize) -> Iterator[Tensor]:
         """See `Inference.view`."""
