@@ -14,6 +14,7 @@ from pspexp.data.label_values import show_values
 from pspexp.data.labels import check_palette
 from pspexp.data.splits import SampleFiles
 from pspexp.errors import UserError, setting
+from pspexp.utils.progress import slow_loop
 
 
 class FileSplit:
@@ -57,7 +58,8 @@ class FileSplit:
         if self._fingerprint is None:
             parts = [self.samples[first : first + 256] for first in range(0, len(self), 256)]
             with ThreadPoolExecutor(16) as pool:  # on network drives each file has a latency
-                self._fingerprint = fingerprint(entry for entries in pool.map(_identities, parts) for entry in entries)
+                entries = (entry for found in pool.map(_identities, parts) for entry in found)
+                self._fingerprint = fingerprint(slow_loop(entries, len(self), "looking at the files"))
         return self._fingerprint
 
 

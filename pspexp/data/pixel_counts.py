@@ -1,8 +1,6 @@
 """How many pixels of each class there are in each image of a split."""
 
-import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,13 +15,11 @@ from pspexp.data.inspection.cache import FactsCache
 from pspexp.data.inspection.collect import Reader, common_root
 from pspexp.data.workers import iterate, worker_options
 from pspexp.errors import UserError
+from pspexp.utils.progress import slow_loop
 
 Counts = npt.NDArray[np.int64]
 CHUNK = 1000  # label files whose facts are in memory at a time
 MAX_WORKERS = 8  # processes that draw the samples of a split without files
-LOG_EVERY_S = 15.0
-
-log = logging.getLogger(__name__)
 
 
 def pixel_counts(split: Split, num_classes: int) -> Counts:
@@ -41,12 +37,9 @@ def pixel_counts(split: Split, num_classes: int) -> Counts:
     source = uncached(split)
     rows: Callable[[Any, int], Iterator[Counts]] = _file_rows if isinstance(source, FileSplit) else _sample_rows
     counts = np.zeros((len(source), num_classes), np.int64)
-    logged_s = time.monotonic()
-    for done, row in enumerate(rows(source, num_classes), 1):
-        counts[done - 1] = row
-        if time.monotonic() - logged_s > LOG_EVERY_S:
-            logged_s = time.monotonic()
-            log.info("counting labelled pixels: image %d of %d", done, len(source))
+    found = slow_loop(rows(source, num_classes), len(source), "counting labelled pixels")
+    for index, row in enumerate(found):
+        counts[index] = row
     return counts
 
 

@@ -31,9 +31,9 @@ from pspexp.models.segmenter import can_defer_upsampling
 from pspexp.models.weights import refuse_nonfinite
 from pspexp.optim.optimizers import load_optimizer_state, supports_found_inf
 from pspexp.optim.schedules import Schedule
-from pspexp.tracking.console import Progress
 from pspexp.tracking.run_folder import finite
 from pspexp.tracking.tracker import Tracker
+from pspexp.utils.progress import Progress
 from pspexp.utils.text import count, first_names
 
 MAX_QUEUED_STEPS = 2  # how far the host runs ahead of the device: enough to keep it busy, and to time the steps

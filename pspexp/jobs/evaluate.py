@@ -15,8 +15,8 @@ from pspexp.data.loader import Batch, eval_loader
 from pspexp.engine.components import Components
 from pspexp.engine.evaluator import Evaluation, Evaluator
 from pspexp.errors import UserError
-from pspexp.tracking.console import Progress
 from pspexp.tracking.tracker import Tracker
+from pspexp.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 

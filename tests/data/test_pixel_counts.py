@@ -18,6 +18,7 @@ from pspexp.data.pixel_counts import pixel_counts
 from pspexp.data.shapes import ShapesSplit
 from pspexp.data.splits import SampleFiles
 from pspexp.data.workers import worker_context
+from pspexp.utils import progress
 
 
 @pytest.fixture(autouse=True)
@@ -89,8 +90,8 @@ def test_splits_of_ones_own_may_have_any_attributes() -> None:
 def test_long_count_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "SLOW_S", 1e-9)
     split, _ = write(tmp_path, 2)
     with caplog.at_level(logging.INFO):
         pixel_counts(split, 3)
-    assert "counting labelled pixels: image 2 of 2" in caplog.text
+    assert "counting labelled pixels  image 2/2 (100 %)" in caplog.text

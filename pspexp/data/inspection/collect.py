@@ -21,6 +21,7 @@ from pspexp.data.inspection.facts import (
 from pspexp.data.inspection.inspected import InspectedSample, InspectedSplit, LabelFacts, understand
 from pspexp.data.splits import SampleFiles
 from pspexp.data.voc import GREY_LABELS, LABELS
+from pspexp.utils.progress import SLOW_S, Progress
 
 CHUNK = 100  # samples between two looks at the classes seen so far
 OnDone = Callable[[int], None]
@@ -149,17 +150,25 @@ def inspect_quickly(
 
     Of a split with more than ``limit`` samples, labels are read until each class was seen, at most ``limit``.
     """
-    reader, found = Reader(cache), {}
-    for role, split in splits.items():
-        samples: list[InspectedSample] = []
-        order = range(len(split)) if len(split) <= limit else np.random.default_rng(0).permutation(len(split)).tolist()
-        seen: set[int] = set()
-        for start in range(0, min(len(order), limit), CHUNK):
-            new = reader.inspect(split, order[start : min(start + CHUNK, limit)], decode_images=False)
-            samples += new
-            seen.update(index for one in new if one.label for index in one.label.ids if index < num_classes)
-            if len(split) > limit and len(seen) == num_classes:
-                break
-        found[role] = InspectedSplit(role, split, samples)
+    found = {}
+    sizes = [min(len(split), limit) for split in splits.values()]
+    with Progress(sum(sizes), "looking at the labels", unit="image", delay_s=SLOW_S) as progress:
+        reader = Reader(cache, progress.add)
+        for role, split in splits.items():
+            found[role] = InspectedSplit(role, split, look_at(reader, split, num_classes, limit))
     cache.save()
     return found
+
+
+def look_at(reader: Reader, split: FileSplit, num_classes: int, limit: int) -> list[InspectedSample]:
+    """The samples of a split that `inspect_quickly` looks at."""
+    samples: list[InspectedSample] = []
+    order = range(len(split)) if len(split) <= limit else np.random.default_rng(0).permutation(len(split)).tolist()
+    seen: set[int] = set()
+    for start in range(0, min(len(order), limit), CHUNK):
+        new = reader.inspect(split, order[start : min(start + CHUNK, limit)], decode_images=False)
+        samples += new
+        seen.update(index for one in new if one.label for index in one.label.ids if index < num_classes)
+        if len(split) > limit and len(seen) == num_classes:
+            break
+    return samples

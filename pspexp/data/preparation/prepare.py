@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from rich.progress import track
 
 from pspexp.data.class_files import read_class_names
 from pspexp.data.images import load, orientation
@@ -90,7 +91,7 @@ def prepare(
 
 
 def _prepare_tree(folder: Path, overwrite: bool, num_workers: int | None, show_progress: bool) -> Prepared:
-    splits = _check_tree(folder)
+    splits = _check_tree(folder, show_progress)
     names = _class_names(folder)
     conversion = convert_folder(
         folder / LABELS,
@@ -112,7 +113,7 @@ def _class_names(folder: Path) -> list[str]:
     return [f"class {index}" for index in range(len(VOC_CLASSES))]
 
 
-def _check_tree(folder: Path) -> dict[str, list[str]]:
+def _check_tree(folder: Path, show_progress: bool) -> dict[str, list[str]]:
     """The splits; raises UserError unless each sample has an image and a label of the same size."""
     problems: list[str] = []
     splits: dict[str, list[str]] = {}
@@ -132,7 +133,7 @@ def _check_tree(folder: Path) -> dict[str, list[str]]:
         problems += found
     problems += _check_overlap(folder, splits)
     used = dict.fromkeys(name for names in splits.values() for name in names)
-    problems += _check_files((images[n], labels[n]) for n in used if n in images and n in labels)
+    problems += _check_files([(images[n], labels[n]) for n in used if n in images and n in labels], show_progress)
     if problems:
         raise UserError(*problems)
     return splits
@@ -153,10 +154,12 @@ def _check_overlap(folder: Path, splits: dict[str, list[str]]) -> list[str]:
     return problems
 
 
-def _check_files(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
+def _check_files(pairs: Sequence[tuple[Path, Path]], show_progress: bool) -> list[str]:
     """Decode images and labels whole, and compare their sizes."""
     with ThreadPoolExecutor(available_cores()) as pool:  # decoding does not hold Python's lock
-        problems = [problem for found in pool.map(_check_pair, pairs) for problem in found]
+        checked = pool.map(_check_pair, pairs)
+        progress = track(checked, "Checking images", total=len(pairs), disable=not show_progress, transient=True)
+        problems = [problem for found in progress for problem in found]
     return problems[:_SHOWN] + ([f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])
 
 

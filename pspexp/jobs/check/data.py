@@ -21,7 +21,7 @@ from pspexp.data.inspection.findings import Finding
 from pspexp.data.inspection.inspected import InspectedSplit, Inspection
 from pspexp.data.inspection.quick import file_splits, identical
 from pspexp.errors import UserError
-from pspexp.tracking.console import Progress
+from pspexp.utils.progress import Progress, slow_loop
 
 MAX_SAMPLES = 200  # of a split that is not in files
 ROLES: tuple[Role, ...] = ("train", "val", "test")
@@ -195,7 +195,7 @@ def sampled(splits: dict[str, Split], info: DatasetInfo) -> Iterable[SplitSummar
     for role, split in splits.items():
         indices = np.unique(np.linspace(0, len(split) - 1, min(len(split), MAX_SAMPLES)).round().astype(int)).tolist()
         rows, sizes, ignored, kept = [], Counter[tuple[int, int]](), 0, []
-        for index in indices:
+        for index in slow_loop(indices, len(indices), f"looking at the samples of {role}"):
             with suppress(UserError):
                 image, label = split[index]
                 histogram = label.histogram()

@@ -26,8 +26,8 @@ from pspexp.tracking.run_folder import read_records, read_summary
 from pspexp.utils.text import one_line
 
 T = TypeVar("T")
-# MLflow's copies of runs, and subfolders of run folders.
-SKIPPED_FOLDERS = {"mlartifacts", "mlruns", "checkpoints", "plots", "tables"}
+# MLflow's copies of runs, and subfolders of run folders, some of which have a summary of their own.
+SKIPPED_FOLDERS = {"mlartifacts", "mlruns", "checkpoints", "plots", "tables", "predictions", "export"}
 
 
 def read_below(place: str) -> RunSet:

@@ -32,6 +32,7 @@ from pspexp.models.segmenter import size_rule
 from pspexp.tracking.provenance import file_hash, git_commit
 from pspexp.utils.allowed import allowing
 from pspexp.utils.files import write_text_atomic
+from pspexp.utils.progress import slow_loop
 from pspexp.utils.tables import PIPED_WIDTH
 from pspexp.utils.text import one_line
 
@@ -207,7 +208,8 @@ class Exporter:
         source = "split:train" if config.export.images is None else config.export.images
         inputs = Inputs(source, self._components.dataset, self._folder, "export.images")
         chosen = samples(inputs, config.export.num_calibration_images)
-        for images, _ in tensors(chosen, inputs, self._components.inference):
+        read = tensors(chosen, inputs, self._components.inference)
+        for images, _ in slow_loop(read, len(chosen), f"calibrating {FILES['int8']}"):
             yield images.permute(0, 2, 3, 1) if self._kind == "image" else normalize(images, info.mean, info.std)
 
     def _describe(self, saved: dict[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,8 @@ class _Calibration:
 
     def get_next(self) -> dict[str, Any] | None:
         """The next input; None at the end."""
-        value = next(self._inputs, None)
+        with loud():
+            value = next(self._inputs, None)
         return None if value is None else {self._name: value.numpy()}
 
     def set_range(self, start_index: int, end_index: int) -> None:
@@ -182,6 +183,17 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+@contextmanager
+def loud() -> Iterator[None]:
+    """Within `quiet`: let this program report its progress."""
+    before = logging.root.manager.disable
+    logging.disable(logging.NOTSET)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _by_dimension(kind: Kind, batch: Any, height: Any, width: Any) -> dict[int, Any]:

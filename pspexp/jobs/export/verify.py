@@ -18,6 +18,7 @@ from pspexp.inference import Inference, Whole
 from pspexp.jobs.predict.inputs import Input, Inputs
 from pspexp.metrics import ConfusionMatrix
 from pspexp.models.exported import ExportedNetwork
+from pspexp.utils.progress import slow_loop
 
 MIN_EQUAL_LABELS = 0.9999  # of a float32 file
 
@@ -130,7 +131,8 @@ def compare(
     info, totals = components.dataset.info, _Totals(components.dataset.info)
     # The interface ``image`` contains the inference mode.
     inference = Whole() if exported.interface == "image" else components.inference
-    for images, label in tensors(samples(inputs, limit), inputs, inference):
+    chosen = samples(inputs, limit)
+    for images, label in slow_loop(tensors(chosen, inputs, inference), len(chosen), "comparing with the network"):
         normalized = normalize(images, info.mean, info.std)
         expected, reference_s = timed(inference, reference, normalized)
         given, seconds = timed(inference, exported, normalized)

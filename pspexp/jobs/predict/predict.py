@@ -29,8 +29,8 @@ from pspexp.jobs.predict.inputs import Input, Inputs
 from pspexp.jobs.records import Request, public
 from pspexp.launchers.base import StopSignal
 from pspexp.metrics import ConfusionMatrix
-from pspexp.tracking.console import Progress
 from pspexp.tracking.provenance import file_hash
+from pspexp.utils.progress import Progress
 from pspexp.utils.text import count
 
 log = logging.getLogger(__name__)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pspexp.tracking.console import Progress
+from pspexp.utils import progress as module
+from pspexp.utils.progress import Progress, slow_loop
 
 SCRIPT = """
 import logging, sys, time
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="LOG %(message)s")
 logging.getLogger().addHandler(logging.FileHandler(sys.argv[1]))
-from pspexp.tracking.console import Progress
+from pspexp.utils.progress import Progress
 with Progress(20, "train", start=10, log_every=5) as train:
     for step in range(11, 21):
         train.advance(step, loss=1 / step, images_per_second=12.34, epoch=2)
@@ -90,3 +91,35 @@ def test_each_interval_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         for step in (3, 5, 7, 10, 10):
             progress.advance(step)
     assert [r.getMessage().split("  ")[1] for r in caplog.records] == ["step 5/10 (50 %)", "step 10/10 (100 %)"]
+
+
+def test_long_steps_are_logged_before_they_are_due(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    with caplog.at_level(logging.INFO), Progress(100, "train", log_every=50) as progress:
+        for step in range(1, 41):
+            now += 3
+            progress.advance(step)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "train  step 2/100 (2 %)  ETA 0:04:54"
+    assert [line.split()[2] for line in lines] == ["2/100", "12/100", "22/100", "32/100"]
+
+
+def test_loop_of_less_than_two_seconds_shows_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert list(slow_loop(range(5), 5, "counting")) == [0, 1, 2, 3, 4]
+    assert caplog.text == ""
+
+
+def test_slow_loop_is_logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    with caplog.at_level(logging.INFO):
+        for _ in slow_loop(range(4), 4, "counting"):
+            now += 0.8
+    assert [record.getMessage() for record in caplog.records] == [
+        "counting  image 3/4 (75 %)  1.2 images/s  ETA 0:00:01",
+        "counting  image 4/4 (100 %)  1.2 images/s  ETA 0:00:00",
+    ]
