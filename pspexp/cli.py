@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pspexp import __version__
 from pspexp.config import compose as composition
+from pspexp.config import first_line
 from pspexp.config.help import help_text
 from pspexp.config.modes import MODES, uses_checkpoint
 from pspexp.config.options import conf_dir
@@ -31,7 +32,7 @@ from pspexp.config.overrides import readable_overrides
 from pspexp.config.resolve import expand_home, resolve
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
 from pspexp.launchers.base import Launcher
-from pspexp.utils.console_handler import escape_unencodable
+from pspexp.utils.console_handler import escape_unencodable, fitted
 from pspexp.utils.text import quoted
 from pspexp.utils.user_cache import cache_folder
 
@@ -60,7 +61,7 @@ def main() -> None:
             time.sleep(REPORT_DELAY_S)
         if "mode=check" in sys.argv[1:]:  # which has not begun: its report on the environment may explain the error
             show_environment()
-        print(error, file=sys.stderr)
+        print(fitted(str(error), sys.stderr), file=sys.stderr)
         if "HYDRA_FULL_ERROR" in os.environ:
             traceback.print_exception(error)
         code = EXIT_USER_ERROR
@@ -94,11 +95,21 @@ def run_command(command: Sequence[str]) -> int:
             help_text(arguments.overrides, folders, name, sweep=arguments.multirun, resolve=arguments.resolve), end=""
         )
         return 0
-    import_torch()
-    arguments.overrides += composition.saved_choices(arguments.overrides, folders)
+    is_shown = not (arguments.info or arguments.cfg or arguments.multirun or is_non_main(arguments.overrides))
+    if first_line.uses_earlier_run(arguments.overrides):
+        say(first_line.of_earlier_run(arguments.overrides) if is_shown else None)
+        import_torch()
+        arguments.overrides += composition.saved_choices(arguments.overrides, folders)
+        is_shown = False
     if arguments.info or (arguments.cfg and not needs_resolving(arguments)):
         return run_hydra(arguments)
-    config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders, name=name)
+    config = composition.compose_checked(
+        arguments.overrides,
+        sweep=arguments.multirun,
+        folders=folders,
+        name=name,
+        on_composed=lambda config, is_valid: begin(config if is_shown and is_valid else None),
+    )
     if arguments.multirun or config.hydra.mode == RunMode.MULTIRUN:
         return run_sweep(arguments, config)
     job = resolve(composition.without_hydra(config), arguments.overrides)
@@ -106,6 +117,19 @@ def run_command(command: Sequence[str]) -> int:
         print(OmegaConf.to_yaml(job), end="")
         return 0
     return run_single(job, config, arguments.overrides, command)
+
+
+def begin(config: DictConfig | None) -> None:
+    """Print the first line of a training, and import torch; a sweep's jobs have their own lines."""
+    if config is not None and config.hydra.mode != RunMode.MULTIRUN:
+        say(first_line.of_training(config))
+    import_torch()
+
+
+def say(line: str | None) -> None:
+    """Print a line at once, if there is one."""
+    if line is not None:
+        print(fitted(line, sys.stdout), flush=True)
 
 
 def parse_arguments(command: Sequence[str]) -> argparse.Namespace:

@@ -5,7 +5,7 @@ number belongs), so each override is checked here before Hydra composes them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,12 @@ def with_choices(config: DictConfig, choices: Any) -> DictConfig:
 
 
 def compose_checked(
-    overrides: Sequence[str], *, sweep: bool = False, folders: Sequence[str] = (), name: str = "config"
+    overrides: Sequence[str],
+    *,
+    sweep: bool = False,
+    folders: Sequence[str] = (),
+    name: str = "config",
+    on_composed: Callable[[DictConfig, bool], None] = lambda config, is_valid: None,
 ) -> DictConfig:
     """Check each override; returns Hydra's composition of them, node ``hydra`` included.
 
@@ -102,6 +107,8 @@ def compose_checked(
             overridden or in ``hydra.sweeper.params``, is used here; what varies is checked job by job.
         folders: The user's own YAML folders, besides those in ``hydra.searchpath``.
         name: Name of the primary configuration.
+        on_composed: Called with the composition, before anything that imports torch, and whether it is free of problems
+            so far.
 
     Raises:
         UserError: Lists every override that cannot be applied, and what is wrong with every job of a sweep.
@@ -119,6 +126,7 @@ def compose_checked(
         raise UserError(*problems, wrong_package)
     # The job's own are found when its part is resolved.
     problems += [line for key, line in interpolation_problems(config).items() if key.startswith("hydra.")]
+    on_composed(config, not problems)
     if sweep or config.hydra.mode == RunMode.MULTIRUN:
         try:
             resolve(without_hydra(config), used, files=False)  # the jobs may run on another machine

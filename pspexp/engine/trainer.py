@@ -381,10 +381,7 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         if number := self.world.all_reduce_max_async(self.stop_signal() or 0):
             self._save_last()
-            resume = setting("checkpoint.resume", "auto")
-            raise Interrupted(
-                number, f"stopped after step {self.state.step}; resume with {resume}, or re-run the sweep's command"
-            )
+            raise Interrupted(number, f"stopped after step {self.state.step} of {self.last_step}")
 
     def _save_last(self) -> None:
         """Save everything needed to resume from here."""

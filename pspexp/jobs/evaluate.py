@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -87,13 +86,12 @@ def look_at_labels(splits: Mapping[str, Split], components: Components, config: 
     components.world.raise_collectively(problems)
 
 
-def describe(config: DictConfig, components: Components, num_images: int, folder: Path) -> str:
+def describe(config: DictConfig, components: Components, num_images: int) -> str:
     """One log line about the run that begins."""
     processes = f" × {components.world.size} processes" if components.world.size > 1 else ""
     return (
         f"{config.mode} {config.choices.model} on {config.choices.dataset} ({num_images} images), "
-        f"{components.device.describe()}{processes}, {components.precision.explain(components.device)}; "
-        f"records in {folder}"
+        f"{components.device.describe()}{processes}, {components.precision.explain(components.device)}"
     )
 
 

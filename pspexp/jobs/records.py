@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -179,7 +180,7 @@ def open_tracker(
     failure_s = math.inf if num_processes == 1 else GRACE_S
     tracker = Tracker(LocalTracker(job.folder), loggers, wait_s=wait_s(config.get("tracking")), failure_s=failure_s)
     tracker.start(
-        name=config.run_name or job.folder.name,
+        name=config.run_name or default_name(config, job.folder),
         # As a parameter, the name would differ in every comparison.
         config={key: value for key, value in shown.items() if key != "run_name"},
         config_text=OmegaConf.to_yaml(OmegaConf.create(shown)),
@@ -196,6 +197,13 @@ def open_tracker(
         rerun_of=config.rerun,
     )
     return tracker
+
+
+def default_name(config: DictConfig, folder: Path) -> str:
+    """The name of a run that is given none: its mode unless it is a training, data set, model, and month to second."""
+    mode = [] if config.mode == "train" else [str(config.mode)]
+    when = re.sub(r"^\d{4}-(?=\d\d-\d\d_)", "", folder.name)
+    return " ".join([*mode, str(config.choices.dataset), str(config.choices.model), when])
 
 
 def close_abandoned(job: Request, status: Status) -> None:

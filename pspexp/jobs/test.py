@@ -11,10 +11,12 @@ from pspexp.engine.distributed import World
 from pspexp.errors import Interrupted, JobFailed, UserError, setting
 from pspexp.jobs.class_weights import resolve_class_weights
 from pspexp.jobs.evaluate import describe, evaluate, look_at_labels, warn_unlike_training
+from pspexp.jobs.next_steps import after_test, is_sweep_job
 from pspexp.jobs.records import Request, recorded, start_tracker
 from pspexp.launchers.base import StopSignal
 from pspexp.models.checkpoint_file import is_own_format
 from pspexp.models.exported import ExportedNetwork
+from pspexp.utils.files import shown_path
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +31,16 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
         name = setting("dataset.test_split", config.dataset.get("test_split"))
         raise UserError(f"{name}: contains no images; name another split", shared=True)
     look_at_labels({"test": split}, parts, config)
-    log.info("%s", describe(config, parts, len(split), job.folder))
+    num_images = min(len(split), config.loader.max_eval_images or len(split))
+    log.info("%s", describe(config, parts, num_images))
+    log.info("records in %s", shown_path(job.folder))
     warn_unlike_training(config, saved)
     tracker = start_tracker(job, parts, {"test": split}, resume=False)
     found: dict[str, float] = {}
 
     def stop_if_asked() -> None:
         if number := world.all_reduce_max_async(stop_signal() or 0):
-            raise Interrupted(number, "stopped during the test")
+            raise Interrupted(number, "stopped during the test; run the same command again")
 
     with recorded(tracker, lambda: {"last": found}):
         evaluation = evaluate(parts.model, split, "test", parts, config, tracker, stop_if_asked)
@@ -56,4 +60,7 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
             if name != target:
                 log.info("class_map: %s → %s", name, "ignored" if target is None else target)
         log.info("%s\n%s", config.checkpoint.path, evaluation.report.table())
+    if world.is_main_process and not is_sweep_job(job):
+        for line in after_test(job, evaluation.report.mean_iou, num_images):
+            log.info("%s", line)
     return evaluation.report.mean_iou

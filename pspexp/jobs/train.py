@@ -1,7 +1,9 @@
 """``mode=train``: train, validate, save."""
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,17 +30,19 @@ from pspexp.engine.evaluator import Evaluation
 from pspexp.engine.state import data_state
 from pspexp.engine.trainer import Trainer
 from pspexp.engine.trainer_config import TrainerConfig
-from pspexp.errors import UserError
+from pspexp.errors import Interrupted, UserError, setting
 from pspexp.jobs.class_weights import resolve_class_weights
 from pspexp.jobs.disk_space import require_disk_space
 from pspexp.jobs.evaluate import describe, evaluate, look_at_labels
 from pspexp.jobs.export.export import register_trained, require_onnx
 from pspexp.jobs.job_folder import nothing_to_resume
+from pspexp.jobs.next_steps import after_training, how_to_resume, is_sweep_job
 from pspexp.jobs.records import Request, public, recorded, start_tracker, training_state_file
 from pspexp.launchers.base import StopSignal
 from pspexp.models.pip_weights import STAGES
 from pspexp.models.weights import find_state_dict
 from pspexp.optim.optimizers import supports_found_inf
+from pspexp.utils.files import shown_path
 from pspexp.utils.text import count
 
 SAMPLING = "sampling"  # what a training state says about `TrainLoader.repeats`, beside the splits by role
@@ -62,9 +66,10 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     refuse_other_precision(components, saved)
     note_precision(config, components.precision.resolve(components.device))
     look_at_labels({"train": components.training, "val": components.validation}, components, config)
-    what = describe(config, components, len(components.training), job.folder)
-    for line in (what, describe_epoch(components), describe_validation(components), *components.freezing.describe()):
+    what, length = describe(config, components, len(components.training)), describe_length(config, components)
+    for line in (what, length, describe_validation(config, components), *components.freezing.describe()):
         log.info("%s", line)
+    log.info("records in %s", shown_path(job.folder))
     if saved is None and world.is_main_process:
         warn_of_random_weights(components, config.model)
     splits = {"train": components.training, "val": components.validation}
@@ -91,12 +96,10 @@ def train(job: Request, device: Device, world: World, stop_signal: StopSignal) -
     )
     if saved is not None:
         warn_if_complete(saved["training"]["state"]["step"], trainer, job.folder)
-    with recorded(tracker, lambda: summary(trainer)):
+    with resume_explained(job), recorded(tracker, lambda: summary(trainer)):
         trainer.fit(saved)
-    if not config.checkpoint.keep_last and world.is_main_process:
-        training_state_file(job.folder).unlink(missing_ok=True)
-    if register is not None and world.is_main_process:
-        register_trained(config, job.folder, register)
+    if world.is_main_process:
+        conclude(job, trainer, register)
     return trainer.state.best.get("best/mean_iou")
 
 
@@ -211,11 +214,33 @@ def summary(trainer: Trainer) -> dict[str, Any]:
     return {"best": state.best, "last": state.last, "images_per_second": speed}
 
 
-def describe_validation(components: TrainingComponents) -> str:
+def conclude(job: Request, trainer: Trainer, register: str | None) -> None:
+    """What the main process does when a training has finished; ``register`` is ``tracking.register``."""
+    if not job.config.checkpoint.keep_last:
+        training_state_file(job.folder).unlink(missing_ok=True)
+    if register is not None:
+        register_trained(job.config, job.folder, register)
+    if not is_sweep_job(job):
+        for line in after_training(job, trainer.state.best, trainer.state.step, trainer.last_step, trainer.total_steps):
+            log.info("%s", line)
+
+
+@contextmanager
+def resume_explained(job: Request) -> Iterator[None]:
+    """Let the message of an interruption say how to resume."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(error.signal_number, f"{error}; {how_to_resume(job)}") from None
+
+
+def describe_validation(config: DictConfig, components: TrainingComponents) -> str:
     """One log line about what is validated on."""
-    if not len(components.validation):
+    number, every = len(components.validation), count(config.trainer.validate_every, "epoch")
+    if not number:
         return "no validation images: best.pt holds the latest weights, and there is no metric for early stopping"
-    return f"validation on {count(len(components.validation), 'image')}: {components.inference.describe()}"
+    used = count(min(number, config.loader.max_eval_images or number), "image")
+    return f"validation on {used} every {every}: {components.inference.describe()}"
 
 
 def warn_of_random_weights(components: TrainingComponents, node: DictConfig) -> None:
@@ -234,9 +259,14 @@ def warn_of_random_weights(components: TrainingComponents, node: DictConfig) -> 
         )  # fmt: skip
 
 
-def describe_epoch(components: TrainingComponents) -> str:
-    """One log line about the steps of an epoch, and the images that do not fill the last one."""
+def describe_length(config: DictConfig, components: TrainingComponents) -> str:
+    """One log line about how long is trained, and the images that do not fill the last step of an epoch."""
+    trainer = TrainerConfig(**config.trainer)
     loader, num_images = components.loader, len(components.training)
     rest = num_images % loader.images_per_step
     note = f"; the last {rest} of {num_images} images (a different {rest} each epoch) are dropped" if rest else ""
-    return f"{loader.steps_per_epoch} steps per epoch{note}"
+    total = trainer.total_steps(loader.steps_per_epoch)
+    epochs = count(math.ceil(total / loader.steps_per_epoch), "epoch")
+    stop = trainer.max_steps if trainer.max_steps is not None and trainer.max_steps < total else None
+    early = "" if stop is None else f", to be stopped after step {stop} ({setting('trainer.max_steps')})"
+    return f"{epochs}, {count(total, 'step')}{early}: {loader.steps_per_epoch} steps per epoch{note}"

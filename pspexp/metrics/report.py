@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
+
+from pspexp.utils.tables import text_table
 
 MEANS = ("overall_acc", "mean_acc", "freqw_acc", "mean_iou", "mean_dice", "mean_precision", "mean_recall")
 """The metrics that every evaluation has, except for the IoU of each class."""
@@ -90,7 +91,7 @@ class Report:
         mean = ("mean", percent(self.mean_iou), percent(self.mean_acc), f"{sum(self.pixels):,}")
         overall = ("overall", "", percent(self.overall_acc), "")
         weighted = ("frequency-weighted IoU", percent(self.freqw_acc), "", "")
-        table = _text_table(("class", "IoU %", "accuracy %", "pixels"), rows, [mean, overall, weighted])
+        table = text_table(("class", "IoU %", "accuracy %", "pixels"), rows, [mean, overall, weighted])
         return "\n".join([table, *self.other_lines()])
 
     def other_lines(self) -> list[str]:
@@ -122,15 +123,3 @@ def ious(hits: Sequence[int], truth: Sequence[int], predicted: Sequence[int]) ->
 def percent(fraction: float | None) -> str:
     """A fraction in percent with two decimals, without the percent sign; ``–`` for None and NaN."""
     return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f}"
-
-
-def _text_table(header: Sequence[str], *blocks: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart, the first aligned left, the others right; a rule above each block of rows."""
-    widths = [max(map(len, column)) for column in zip(header, *chain(*blocks), strict=True)]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-
-    def line(cells: Sequence[str]) -> str:
-        numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-        return "  ".join([cells[0].ljust(widths[0]), *numbers]).rstrip()
-
-    return "\n".join([line(header), *(text for block in blocks for text in (rule, *map(line, block)))])

@@ -178,4 +178,4 @@ class Senders:
 def warn_missing(delivery: Delivery) -> None:
     """Say how to send later what a logger has not received."""
     key = shlex.quote(setting("sync.runs", quoted(delivery.folder)))
-    log.warning("%s has not received everything; send the rest with\npython -m pspexp mode=sync %s", delivery, key)
+    log.warning("%s has not received everything; send the rest with\n  python -m pspexp mode=sync %s", delivery, key)

@@ -2,20 +2,39 @@
 
 import io
 import logging
+import re
+import shutil
 import sys
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+from typing import TextIO
+
+from pspexp.utils.text import wrapped
+
+QUOTED = re.compile(r"(?<!\w)'[^'\n]+'|\"[^\"\n]+\"")
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes errors to stderr and everything else to stdout, until the reader of stdout has exited (``| head -1``)."""
+    """Writes errors to stderr and everything else to stdout, until the reader of stdout has exited (``| head -1``).
 
-    def __init__(self, level: int | str = logging.NOTSET) -> None:
+    On a terminal, lines are broken between words, but not within paths and commands, so that these can be copied.
+
+    Args:
+        level: Lowest level of messages that are written.
+        only_stderr: Write everything to stderr.
+    """
+
+    def __init__(self, level: int | str = logging.NOTSET, *, only_stderr: bool = False) -> None:
         super().__init__(level)
+        self.only_stderr = only_stderr
         escape_unencodable()  # this may be a process of its own
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
         try:
-            print(self.format(record), file=sys.stderr if record.levelno >= logging.ERROR else sys.stdout, flush=True)
+            is_error = self.only_stderr or record.levelno >= logging.ERROR
+            stream = sys.stderr if is_error else sys.stdout
+            print(fitted(self.format(record), stream, record.args), file=stream, flush=True)
         except BrokenPipeError:
             return
         except Exception:
@@ -35,6 +54,21 @@ class LogFile(logging.FileHandler):
         elif not self.failed:
             self.failed = True
             print(f"{self.baseFilename}: cannot be written: {error.strerror}", file=sys.stderr)
+
+
+def fitted(text: str, stream: TextIO, values: Iterable[object] | None = ()) -> str:
+    """``text`` as it fits the terminal that a stream is; unchanged for any other stream.
+
+    Args:
+        text: Lines.
+        stream: Where they are to be written.
+        values: What they were formatted with; paths among them are not broken, even if they contain spaces.
+    """
+    if not getattr(stream, "isatty", bool)():
+        return text
+    paths = [Path.home(), Path.cwd(), *(value for value in values or () if isinstance(value, PurePath))]
+    unbroken = [str(path) for path in paths if " " in str(path)]
+    return wrapped(text, shutil.get_terminal_size().columns, [*unbroken, *QUOTED.findall(text)])
 
 
 def escape_unencodable() -> None:

@@ -135,6 +135,15 @@ def unpacks_to(size: str) -> str:
     return f"unpacks to {size} bytes, more than {MAX_RATIO} times its size"
 
 
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path as messages and commands show it: relative to the current folder if it is below it, else absolute."""
+    full = Path(path).absolute()
+    with suppress(OSError):  # the current folder was removed
+        if full.is_relative_to(Path.cwd()):
+            return str(full.relative_to(Path.cwd()))
+    return str(full)
+
+
 def mib(size: float) -> str:
     """A number of bytes."""
     unit, divisor = ("GiB", 2**30) if size >= 2**30 else ("MiB", 2**20) if size >= 2**20 else ("KiB", 2**10)

@@ -2,11 +2,44 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from os import PathLike
 
+from rich.cells import cell_len
+
+GLUE = "\ue000"  # stands for a space at which no line is broken
 MAX_NAME = 200  # characters of a name or reason in a message
+
+
+def wrapped(text: str, width: int, unbroken: Sequence[str] = ()) -> str:
+    """``text`` with lines broken between words, those that continue indented; a long word, such as a path, stays whole.
+
+    Lines that begin with a space, such as commands, and those with several spaces in a row, such as rows of tables, are
+    left as they are.
+
+    Args:
+        text: Lines.
+        width: Terminal cells.
+        unbroken: Texts that are not broken although they contain spaces.
+    """
+    for one in sorted(unbroken, key=len, reverse=True):
+        text = text.replace(one, one.replace(" ", GLUE))
+    return "\n".join(part for line in text.split("\n") for part in _wrapped(line, width)).replace(GLUE, " ")
+
+
+def _wrapped(line: str, width: int) -> Iterator[str]:
+    if cell_len(line) <= width or line.startswith(" ") or "  " in line:
+        yield line
+        return
+    head, *words = line.split(" ")
+    for word in words:
+        if cell_len(f"{head} {word}") > width:
+            yield head
+            head = f"  {word}"
+        else:
+            head += f" {word}"
+    yield head
 
 
 def printable(text: str) -> str:

@@ -225,7 +225,7 @@ def test_unreachable_server_delays_a_run_only_by_seconds(
     away, missing = [r.getMessage() for r in caplog.records if r.name == "pspexp.tracking.senders"]
     assert away.startswith("logger mlflow (MLflow at http://***@127.0.0.1:")
     assert "is unavailable; records remain in" in away
-    assert f"\npython -m pspexp mode=sync sync.runs={tmp_path}" in missing
+    assert f"\n  python -m pspexp mode=sync sync.runs={tmp_path}" in missing
     assert "secret" not in caplog.text.replace(uri, "")
     assert read_summary(tmp_path)["status"] == "FINISHED"
     assert len(read_records(tmp_path)) == 2

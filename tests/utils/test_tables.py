@@ -1,6 +1,6 @@
 import pytest
 
-from pspexp.utils.tables import escape_markdown, markdown_table
+from pspexp.utils.tables import escape_markdown, markdown_table, text_table
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,17 @@ def test_numbers_are_right_aligned() -> None:
         "| :-- | --: |",
         "| sky | 90.1 |",
         "| – | – |",
+    ]
+
+
+def test_columns_are_aligned_by_terminal_cells() -> None:
+    rows = [("道路", "90.00"), ("cafe\u0301", "5.00"), ("ทางเท้า", "–")]
+    assert text_table(("class", "IoU %"), rows, [("mean", "47.50")]).splitlines() == [
+        "class   IoU %",
+        "-------------",
+        "道路    90.00",  # four cells
+        "cafe\u0301     5.00",  # four cells
+        "ทางเท้า      –",  # six cells
+        "-------------",
+        "mean    47.50",
     ]

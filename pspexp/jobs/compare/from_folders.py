@@ -22,6 +22,7 @@ from pspexp.jobs.compare.run_set import (
     explicit_settings,
     is_complete,
 )
+from pspexp.tracking.manifest import read_manifest
 from pspexp.tracking.run_folder import read_records, read_summary
 from pspexp.utils.text import one_line
 
@@ -99,9 +100,11 @@ def read_folder(folder: Path) -> Run:
         is_complete(config, status, began=(folder / "provenance.json").exists()),
         read_explicit_keys(folder),
     )
-    name = config.get("run_name", "null")
+    name, manifest = config.get("run_name", "null"), read_manifest(folder)
+    if name == "null":  # as in MLflow, or of a folder from elsewhere
+        name = manifest.name if manifest else printable(folder.resolve().name)
     return Run(
-        name=printable(folder.resolve().name) if name == "null" else name,
+        name=name,
         where=printable(folder),
         status=status,
         config=config if complete else explicit_settings(config, keys),

@@ -30,6 +30,7 @@ from pspexp.jobs.records import Request, public
 from pspexp.launchers.base import StopSignal
 from pspexp.metrics import ConfusionMatrix
 from pspexp.tracking.provenance import file_hash
+from pspexp.utils.files import shown_path
 from pspexp.utils.progress import Progress
 from pspexp.utils.text import count
 
@@ -128,10 +129,10 @@ def announce(
     log.info(
         "predicting %s with %s, %s, %s; results in %s%s",
         count(len(todo), "image"),
-        config.checkpoint.path,
+        shown_path(config.checkpoint.path),
         components.device.describe(),
         components.precision.explain(components.device),
-        folder,
+        shown_path(folder),
         f"; {skipped} of {len(inputs.items)} are there already" if skipped else "",
     )
     warn_unlike_training(config, saved)
@@ -287,6 +288,7 @@ def conclude(
         lines[MAX_LISTED:] = [f"… and {len(failures) - MAX_LISTED} more, listed in {written.folder / outputs.SUMMARY}"]
     if failures and not rows:
         raise UserError(*lines)
-    log.info("%s in %s", count(len(rows), "image"), written.folder)
+    kinds = ", ".join([*(f"{kind}/" for kind in config.predict.save), outputs.TABLE])
+    log.info("%s in %s: %s", count(len(rows), "image"), shown_path(written.folder), kinds)
     if failures:
         raise JobFailed("\n".join([f"{len(failures)} of {len(inputs.items)} images could not be predicted:", *lines]))
