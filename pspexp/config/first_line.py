@@ -6,8 +6,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from pspexp.config.from_checkpoint import resumes_run, text_values
 from pspexp.config.modes import uses_checkpoint
-from pspexp.utils.text import printable
+from pspexp.utils.text import count, printable
 
+LENGTHS = {"max_steps": "step", "steps": "step", "epochs": "epoch"}  # the first that is set decides
 WAIT = "loading PyTorch …"
 
 
@@ -45,7 +46,8 @@ def of_training(config: DictConfig) -> str | None:
     if value("mode") != "train" or value("launcher.node_rank") not in (None, 0):
         return None
     choices = config.hydra.runtime.choices
-    steps = [value(f"trainer.{key}") for key in ("max_steps", "steps")]
-    length = next((f"{number} steps" for number in steps if number is not None), f"{value('trainer.epochs')} epochs")
+    lengths = [(value(f"trainer.{key}"), unit) for key, unit in LENGTHS.items()]
+    number, unit = next((pair for pair in lengths if pair[0] is not None), (0, "epoch"))
+    length = count(number, unit) if isinstance(number, int) else f"{number} {unit}s"
     experiment = f" (experiment={choices.experiment})" if choices.get("experiment") else ""
     return printable(f"train {choices.get('model')} on {choices.get('dataset')} for {length}{experiment}: {WAIT}")

@@ -59,7 +59,7 @@ def after_test(job: Request, mean_iou: float, num_images: int) -> list[str]:
         mean_iou: The result.
         num_images: Number of images tested on.
     """
-    known = "" if math.isnan(mean_iou) else f"mean IoU {percent(mean_iou)} % "
+    known = "tested " if math.isnan(mean_iou) else f"mean IoU {percent(mean_iou)} % "
     checkpoint = Path(job.config.checkpoint.path)
     trained = run_folder(checkpoint) if checkpoint.name == "best.pt" else None
     return [
@@ -90,7 +90,7 @@ def mlflow_lines(job: Request) -> Iterator[str]:
         return
     if (database := sqlite_file(uri)) is not None:
         uri = sqlite_uri(Path(shown_path(database)))
-    yield "see its curves in MLflow:"
+    yield "see it in MLflow:"
     yield f"  mlflow ui --backend-store-uri {shlex.quote(mask_logins(uri))}"
 
 

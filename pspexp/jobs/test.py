@@ -59,7 +59,7 @@ def test(job: Request, device: Device, world: World, stop_signal: StopSignal) ->
         for name, target in (config.dataset.get("class_map") or {}).items():
             if name != target:
                 log.info("class_map: %s → %s", name, "ignored" if target is None else target)
-        log.info("%s\n%s", config.checkpoint.path, evaluation.report.table())
+        log.info("%s\n%s", shown_path(config.checkpoint.path), evaluation.report.table())
     if world.is_main_process and not is_sweep_job(job):
         for line in after_test(job, evaluation.report.mean_iou, num_images):
             log.info("%s", line)

@@ -268,5 +268,5 @@ def describe_length(config: DictConfig, components: TrainingComponents) -> str:
     total = trainer.total_steps(loader.steps_per_epoch)
     epochs = count(math.ceil(total / loader.steps_per_epoch), "epoch")
     stop = trainer.max_steps if trainer.max_steps is not None and trainer.max_steps < total else None
-    early = "" if stop is None else f", to be stopped after step {stop} ({setting('trainer.max_steps')})"
+    early = "" if stop is None else f", stopping after step {stop} ({setting('trainer.max_steps')})"
     return f"{epochs}, {count(total, 'step')}{early}: {loader.steps_per_epoch} steps per epoch{note}"

@@ -28,13 +28,14 @@ from pspexp.tracking.provenance import git_commit
 from pspexp.tracking.secrets import mask_secrets
 from pspexp.tracking.senders import Senders, warn_missing
 from pspexp.tracking.sweep_figures import heat_map, parallel_coordinates
-from pspexp.utils.files import write_text_atomic
+from pspexp.utils.files import shown_path, write_text_atomic
 from pspexp.utils.tables import PIPED_WIDTH, csv_table, escape_markdown, markdown_table
 from pspexp.utils.text import duration, quoted
 
 log = logging.getLogger(__name__)
 
 Row = tuple[JobRecord, Path]
+BEST = "* "  # marks the best result
 CSV, NOTE, PLOTS = "sweep.csv", "sweep.md", ("plots/parallel_coordinates.png", "plots/heat_map.png")
 
 
@@ -139,18 +140,31 @@ def as_table(sweep: Sweep, rows: Sequence[Row]) -> Table:
     table.add_column("mean IoU %", justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("folder", overflow="fold")
-    best = ranked(rows)[0]
+    best = best_row(rows)
     for row in rows:
         record, folder = row
         values = [shown(record.values.get(key)) for key in names]
-        cells = [str(record.number), *values, record.state, percent(record.result), duration(record.seconds)]
+        result = f"{BEST if row is best else ''}{percent(record.result)}"
+        cells = [str(record.number), *values, record.state, result, duration(record.seconds)]
         table.add_row(*cells, folder.relative_to(sweep.folder).as_posix(), style="bold" if row is best else None)
     return table
 
 
+def best_row(rows: Sequence[Row]) -> Row | None:
+    """The job with the best result; None if none has one, or there is only one job."""
+    first = ranked(rows)[0]
+    return first if len(rows) > 1 and first[0].result is not None else None
+
+
 def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The ranking, and how to find the jobs in MLflow."""
+    """The ranking, the best job in bold, and how to find the jobs in MLflow."""
+    best = best_row(rows)
+
+    def bold(row: Row, text: str) -> str:
+        return f"**{text}**" if row is best else text
+
     lines = [
+        *([f"Best: {escape_markdown(best[0].name)}, mean IoU {percent(best[0].result)} %", ""] if best else []),
         f"Show the jobs with the filter `{sweep_filter(sweep.id)}`. Varied: "
         + (", ".join(f"`{key}={values}`" for key, values in sweep.varies.items()) or "nothing"),
         "",
@@ -159,12 +173,12 @@ def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
             [
                 [
                     str(rank),
-                    escape_markdown(record.name),
-                    percent(record.result),
-                    record.state,
-                    duration(record.seconds),
+                    bold(row, escape_markdown(row[0].name)),
+                    bold(row, percent(row[0].result)),
+                    row[0].state,
+                    duration(row[0].seconds),
                 ]
-                for rank, (record, _) in enumerate(ranked(rows), start=1)
+                for rank, row in enumerate(ranked(rows), start=1)
             ],
             right_aligned=(0, 2, 4),
         ),
@@ -186,6 +200,10 @@ def failures(rows: Sequence[Row]) -> list[str]:
 def advice(sweep: Sweep, rows: Sequence[Row], *, in_mlflow: bool) -> list[str]:
     """Where the results are, and how to resume."""
     lines = [f"results: {sweep.folder}" + (f"; in MLflow: {sweep_filter(sweep.id)}" if in_mlflow else "")]
+    if best := best_row(rows):
+        record, folder = best
+        score = f"mean IoU {percent(record.result)} %"
+        lines.insert(0, f"best: job {record.number} ({record.name}), {score}, in {shown_path(folder)}")
     states = {record.state for record, _ in rows}
     if states - {"FINISHED"}:
         again = " sweep.retry_failed=true" if "FAILED" in states else ""

@@ -44,7 +44,7 @@ class Delivery:
         self.is_open = False
         self.sent_records = 0
         self.rejected: dict[str, int] = {}
-        self.last_progress, self.sends_file = time.monotonic(), False
+        self.last_progress, self.sent_file = time.monotonic(), ""  # the file that is being sent
         self._position = 0  # in metrics.jsonl, after the received records; unknown at first
         self._skip = self.received.records
         self._saved, self._saving = "", Lock()
@@ -206,7 +206,7 @@ class Delivery:
 
     def _call(self, what: str, call: Callable[[], None], which: str = "") -> None:
         """Call the logger. What it refuses is skipped, with one warning: sending it again would not help."""
-        self.sends_file = what == "a file"
+        self.sent_file = which.strip(" ()") if what == "a file" else ""
         try:
             call()
             self.last_progress = time.monotonic()

@@ -23,6 +23,7 @@ from pspexp.tracking.pictures import picture_names, side_by_side
 from pspexp.tracking.provenance import Uncommitted, git_commit, versions
 from pspexp.tracking.run_folder import finite, read_provenance, read_records, read_summary
 from pspexp.utils.files import atomic_write, disk_error, write_text_atomic
+from pspexp.utils.progress import slow_loop
 from pspexp.utils.tables import csv_table
 
 # The figures are imported in functions: matplotlib is slow to import, and most processes draw nothing.
@@ -161,7 +162,7 @@ class LocalTracker:
         with optional("the samples"):
             from pspexp.tracking import figures
 
-            for sample in samples:
+            for sample in slow_loop(samples, len(samples), "drawing samples"):
                 figure = figures.sample(split, sample, dataset)
                 (name,) = picture_names([sample.name])
                 figures.save(figure, self.folder / "plots" / "samples" / name)
@@ -172,7 +173,8 @@ class LocalTracker:
         """Write ``tables/{split}_images.csv`` and ``plots/worst/{split}/<name>.png``, see `Tracker.images`."""
         folder = self.folder / "plots" / "worst" / split
         drawn: list[str | None] = []
-        for sample, name in zip(worst, picture_names([sample.name for sample in worst]), strict=True):
+        names = picture_names([sample.name for sample in worst])
+        for sample, name in zip(slow_loop(worst, len(worst), "drawing the worst images"), names, strict=True):
             drawn.append(None)
             with optional(f"the picture of {sample.name}"), atomic_write(folder / name) as stream:
                 side_by_side(sample, dataset).save(stream, format="PNG", compress_level=1)

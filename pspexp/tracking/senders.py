@@ -17,7 +17,7 @@ from pspexp.utils.text import count, duration, quoted
 
 HEAD_START_S = 5.0  # of the run before the loggers open it, unless there is something to deliver: imports take time
 FIRST_RETRY_S, MAX_RETRY_S, LAST_RETRY_S = 1.0, 30.0, 0.5
-SLOW_S = 2.0  # a longer wait is announced
+SLOW_S, REPEAT_S = 2.0, 15.0  # a longer wait is announced, and again as long as it lasts
 POLL_S = 0.05
 # How long the end of a run waits for one call, and for that which sends a file. For the one that opens the run, a
 # logger may have an attribute ``open_wait_s`` of its own.
@@ -75,6 +75,11 @@ class Sender(Thread):
         self._ending.set()
         self.wake()
 
+    def describe(self) -> str:
+        """The logger, and what is being sent to it."""
+        file = self.delivery.sent_file
+        return f"{self.delivery}" + (f" to receive {file}" if file else "")
+
     def is_hopeless(self, ended_s: float) -> bool:
         """Whether the end of a run, at a time of the monotonic clock, has waited long enough."""
         idle_s = time.monotonic() - max(ended_s, self.delivery.last_progress)
@@ -85,7 +90,7 @@ class Sender(Thread):
     def _call_s(self) -> float:
         if not self.delivery.is_open:
             return float(getattr(self.delivery.logger, "open_wait_s", CALL_S))
-        return UPLOAD_S if self.delivery.sends_file else CALL_S
+        return UPLOAD_S if self.delivery.sent_file else CALL_S
 
     def _attempt(self) -> None:
         delivery, began = self.delivery, time.monotonic()
@@ -163,14 +168,14 @@ class Senders:
         """
         for sender in self._senders:
             sender.end(manifest, wait_s)
-        ended, announced = time.monotonic(), False
+        ended, announce_s = time.monotonic(), SLOW_S
         while waiting := [one for one in self._senders if one.is_alive() and not one.is_hopeless(ended)]:
             waited_s = time.monotonic() - ended
             if waited_s > limit_s:
                 break
-            if waited_s > SLOW_S and not announced:
-                announced = True
-                log.info("waiting for %s", ", ".join(str(one.delivery) for one in waiting))
+            if waited_s > announce_s:
+                log.info("waiting for %s", ", ".join(one.describe() for one in waiting))
+                announce_s = waited_s + REPEAT_S
             waiting[0].join(POLL_S)
         return [one.delivery for one in self._senders if one.is_alive() or one.away_since is not None or one.crashed]
 

@@ -2,12 +2,15 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 # Loads every glyph, but as blanks or boxes.
 PLACEHOLDERS = re.compile("blank|last ?resort", re.IGNORECASE)
+EAST_ASIAN = re.compile("CJK|HIRAGANA|KATAKANA|HANGUL|BOPOMOFO|FULLWIDTH")  # how names of characters begin
 
 log = logging.getLogger(__name__)
 _warned = False
@@ -41,13 +44,39 @@ def fallback_fonts(text: Iterable[str]) -> list[Any]:
     if left and not _warned:
         _warned = True
         shown = " ".join(sorted(left)[:10])
-        log.warning("no installed font has the characters %s: figures show boxes; install one, e.g. Noto Sans", shown)
+        log.warning("no installed font has the characters %s: figures show boxes; install %s", shown, _remedy(left))
     return list(found)
+
+
+def _remedy(characters: Iterable[str]) -> str:
+    """Fonts with all of the characters, and Debian's package of them."""
+    kinds = {bool(EAST_ASIAN.match(unicodedata.name(one, ""))) for one in characters}
+    fonts = {True: "Noto Sans CJK (Debian: fonts-noto-cjk)", False: "Noto Sans (Debian: fonts-noto-core)"}
+    return " and ".join(name for kind, name in fonts.items() if kind in kinds)
 
 
 @cache
 def _covering_fonts(wanted: frozenset[str]) -> tuple[tuple[Any, ...], frozenset[str]]:
     """Entries of fonts that together have as many of the characters as possible, and the characters they lack."""
+    found, left = _covering_listed(wanted)
+    return _covering_listed(wanted) if left and _list_new_fonts() else (found, left)
+
+
+def _list_new_fonts() -> bool:
+    """Let matplotlib, which remembers what is installed, list fonts that are new; returns whether there are any."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    known, is_new = {entry.fname for entry in fontManager.ttflist}, False
+    for file in findSystemFonts():
+        if file not in known:
+            with suppress(OSError, RuntimeError):  # damaged, or of a format that it cannot read
+                fontManager.addfont(file)
+                is_new = True
+    return is_new
+
+
+def _covering_listed(wanted: frozenset[str]) -> tuple[tuple[Any, ...], frozenset[str]]:
+    """`_covering_fonts` among those that matplotlib has listed."""
     from matplotlib.font_manager import fontManager
 
     lacking: list[tuple[Any, set[str]]] = []

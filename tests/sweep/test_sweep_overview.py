@@ -44,13 +44,32 @@ def test_table_ranks_jobs_and_explains_failures(
     assert "sweep.retry_failed=true" in output
     assert "0:01:01" in output
     assert "seed=7" not in output
+    assert [line.split("│")[1].strip() for line in output.splitlines() if "* " in line] == ["1"]
+    assert f"best: job 1 (lr=0.1,batch_size=2), mean IoU 50.00 %, in {sweep.folder / '1'}\n" in output
+    assert "Best: lr=0.1,batch_size=2, mean IoU 50.00 %" in (sweep.folder / "sweep.md").read_text()
     rows = (sweep.folder / "sweep.csv").read_text().splitlines()
     assert rows[0] == f"job,{LR},{SIZE},status,best/mean_iou,seconds,folder,mlflow_run_id,error"
     assert rows[2] == "1,0.1,2,FINISHED,0.5,61,1,,"
     ranking = [line for line in (sweep.folder / "sweep.md").read_text().splitlines() if line.startswith("| ")]
-    assert ranking[2].startswith("| 1 | lr=0.1,batch_size=2 | 50.00 | FINISHED |")
+    assert ranking[2].startswith("| 1 | **lr=0.1,batch_size=2** | **50.00** | FINISHED |")
     assert ranking[4].startswith("| 3 | lr=0.01,batch_size=2 | – | FAILED |")
     assert (sweep.folder / "plots" / "parallel_coordinates.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("results", [[None, None], [0.5]])
+def test_no_job_is_marked_as_best(
+    results: list[float | None], tmp_path: Path, config: DictConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a result, or without another job."""
+    for number, result in enumerate(results):
+        save(
+            tmp_path / str(number), JobRecord("s", number, f"seed={number}", {"seed": number}, "FINISHED", None, result)
+        )
+    overview.report_sweep(Sweep(tmp_path, "s", {"seed": "0,1"}, {}), config, stopped=False)
+    output = capsys.readouterr().out
+    assert "FINISHED" in output
+    assert "best:" not in output
+    assert "* " not in output
 
 
 def test_sweep_messages_are_not_in_the_last_jobs_log(sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:

@@ -58,3 +58,25 @@ def test_converted_folder_with_any_name(tmp_path: Path) -> None:
     done = subprocess.run([*command, *folders], env=ASCII, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\\u732b: 1 labels written" in done.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "is_broken"), [(Terminal(), True), (io.StringIO(), False)])
+def test_messages_are_broken_on_a_terminal_only(
+    stream: io.StringIO, is_broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("COLUMNS", "30")
+    words = {"msg": "everything of this run is in %s, 'also this one'", "args": (Path("my data/and runs"),)}
+    ConsoleHandler().emit(logging.makeLogRecord({**words, "levelno": logging.INFO}))
+    shown = ["everything of this run is in", "  my data/and runs,", "  'also this one'"]
+    assert stream.getvalue() == ("\n".join(shown) if is_broken else " ".join(map(str.strip, shown))) + "\n"
+
+
+def test_everything_may_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    ConsoleHandler(only_stderr=True).emit(logging.makeLogRecord({"msg": "written", "levelno": logging.INFO}))
+    assert capsys.readouterr() == ("", "written\n")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
@@ -65,6 +66,33 @@ def test_characters_without_a_font_are_named_once(caplog: pytest.LogCaptureFixtu
             fonts.fallback_fonts(f"x{UNKNOWN}")
     (record,) = caplog.records
     assert f"no installed font has the characters {UNKNOWN}:" in record.getMessage()
+    assert "install Noto Sans (Debian: fonts-noto-core)" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("text", "fonts_to_install"),
+    [
+        ("道路", "install Noto Sans CJK (Debian: fonts-noto-cjk)"),
+        (f"도로{UNKNOWN}", "install Noto Sans CJK (Debian: fonts-noto-cjk) and Noto Sans (Debian: fonts-noto-core)"),
+    ],
+)
+def test_warning_names_fonts_of_the_script(
+    text: str, fonts_to_install: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fontManager, "ttflist", [one for one in fontManager.ttflist if one.name == "DejaVu Sans"])
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    assert fonts.fallback_fonts(text) == []
+    assert fonts_to_install in caplog.text
+
+
+def test_font_installed_after_matplotlib_listed_the_others_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    new = make_font(tmp_path / "new.ttf", "New", UNKNOWN)
+    (tmp_path / "damaged.ttf").write_bytes(b"none")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "damaged.ttf"), str(new)])
+    assert [font.name for font in fonts.fallback_fonts(UNKNOWN)] == ["New"]
+    assert caplog.text == ""
 
 
 def test_removed_font_is_passed_over(tmp_path: Path) -> None:

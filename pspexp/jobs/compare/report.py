@@ -114,6 +114,8 @@ def show(result: Comparison, folder: Path, files: Sequence[str]) -> None:
         console.print(Text(table.title, style="bold"))
         console.print(Text(table.caption, style="dim"))
         console.print(printed)
+        if any(cell.style == "best" for row in table.rows for cell in row):
+            console.print(Text("* best of the column", style="dim"))
         if omitted:
             console.print(Text(f"Only in the files: {', '.join(omitted)}"))
         console.print()
@@ -153,8 +155,14 @@ def as_rich_table(table: ComparisonTable, columns: Sequence[int]) -> Table:
         printed.add_column(Text(wrapped(column.header)), justify=justify, no_wrap=True, vertical="bottom")
     for row in table.rows[:MAX_ROWS]:
         cells = [row[index] for index in columns]
-        printed.add_row(*(Text(shorten_middle(cell.text, MAX_LENGTH), STYLES.get(cell.style, "")) for cell in cells))
+        printed.add_row(*map(terminal_cell, cells))
     return printed
+
+
+def terminal_cell(cell: Cell) -> Text:
+    """A cell; the best of a column is marked, also where nothing is bold."""
+    text = shorten_middle(cell.text, MAX_LENGTH)
+    return Text(f"* {text}" if cell.style == "best" else text, STYLES.get(cell.style, ""))
 
 
 def wrapped(header: str) -> str:
