@@ -122,7 +122,8 @@ def run_command(command: Sequence[str]) -> int:
 def begin(config: DictConfig | None) -> None:
     """Print the first line of a training, and import torch; a sweep's jobs have their own lines."""
     if config is not None and config.hydra.mode != RunMode.MULTIRUN:
-        say(first_line.of_training(config))
+        is_main = not is_non_main([f"launcher={config.hydra.runtime.choices.launcher}"])  # an experiment may choose it
+        say(first_line.of_training(config) if is_main else None)
     import_torch()
 
 

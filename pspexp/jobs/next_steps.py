@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
+from omegaconf import DictConfig
 
 from pspexp.config.resume import ENDLESS_SCHEDULERS, ON_EXTEND, length_key
 from pspexp.errors import setting
@@ -41,7 +42,7 @@ def after_training(job: Request, best: Mapping[str, float], step: int, last_step
         result = f"best mean IoU {percent(best['best/mean_iou'])} % (epoch {best['best/epoch']:.0f})"
     lines = [
         f"{result}; everything is in {place}",
-        *mlflow_lines(job),
+        *mlflow_lines(job.config),
         "test the network:",
         command(job, "mode=test", setting("checkpoint.path", quoted(place))),
         *predict_lines(job, place),
@@ -64,7 +65,7 @@ def after_test(job: Request, mean_iou: float, num_images: int) -> list[str]:
     trained = run_folder(checkpoint) if checkpoint.name == "best.pt" else None
     return [
         f"{known}on {count(num_images, 'image')}; everything is in {shown_path(job.folder)}",
-        *mlflow_lines(job),
+        *mlflow_lines(job.config),
         *(predict_lines(job, shown_path(trained)) if trained else []),
     ]
 
@@ -79,12 +80,12 @@ def how_to_resume(job: Request) -> str:
     return f"resume with\n{command(job, resume)}"
 
 
-def mlflow_lines(job: Request) -> Iterator[str]:
-    """Where the run is in MLflow, if it is there."""
-    tracking = job.config.get("tracking") or {}
+def mlflow_lines(config: DictConfig) -> Iterator[str]:
+    """How to see in MLflow what a configuration records there, if it does."""
+    tracking = config.get("tracking") or {}
     if not str(tracking.get("_target_")).endswith("mlflow_loggers"):
         return
-    uri = resolve_uri(tracking.get("tracking_uri"), job.config.output_root)
+    uri = resolve_uri(tracking.get("tracking_uri"), config.output_root)
     if uri.startswith(("http://", "https://", "databricks")):
         yield f"MLflow has it, too: {mask_logins(uri)}"
         return

@@ -15,6 +15,7 @@ from rich.table import Table
 from pspexp.config.overrides import short_names
 from pspexp.config.trust import refuse_untrusted
 from pspexp.errors import UserError
+from pspexp.jobs.next_steps import mlflow_lines
 from pspexp.jobs.records import Request, build_loggers, close_abandoned, wait_s
 from pspexp.metrics import percent
 from pspexp.sweep.job_record import JobRecord, load, name_of, shown, summary_of
@@ -59,7 +60,7 @@ def report_sweep(sweep: Sweep, config: DictConfig, *, stopped: bool) -> bool:
     console.print(as_table(sweep, rows), *failures(rows), sep="\n")
     complete = all(record.state == "FINISHED" for record, _ in rows)
     in_mlflow = log_overview(sweep, config, "KILLED" if stopped else "FINISHED" if complete else "FAILED")
-    console.print(*advice(sweep, rows, in_mlflow=in_mlflow), sep="\n")
+    console.print(*advice(sweep, rows, in_mlflow=in_mlflow), *(mlflow_lines(config) if in_mlflow else ()), sep="\n")
     return complete
 
 

@@ -96,7 +96,7 @@ def test_sync_sends_a_named_run_without_mlflow(home: Path, cli: Cli) -> None:
     command = ("sync.runs=[outputs/a/local]", "tracking.experiment=trials", f"tracking.tracking_uri={uri}")
     assert cli("mode=sync", *command) == 0
     (run,) = mlflow_runs(uri)
-    assert (run.info.run_name, run.info.status) == ("local", "FINISHED")
+    assert (run.info.run_name, run.info.status) == ("shapes pspnet18 local", "FINISHED")
 
 
 def test_sync_closes_a_killed_run(home: Path, cli: Cli) -> None:

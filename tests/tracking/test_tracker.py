@@ -210,7 +210,7 @@ def test_outage_that_does_not_end_is_left_to_sync(tmp_path: Path, caplog: pytest
     away, missing = [record.getMessage() for record in caplog.records]
     assert "is unavailable" in away
     command = f"python -m pspexp mode=sync sync.runs={tmp_path}"
-    assert missing == f"logger a has not received everything; send the rest with\n{command}"
+    assert missing == f"logger a has not received everything; send the rest with\n  {command}"
     assert read_summary(tmp_path)["status"] == "FINISHED"
 
     later, manifest = Recorder(), read_manifest(tmp_path)
