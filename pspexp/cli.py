@@ -3,12 +3,14 @@
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp import __version__
+from pspexp.config import completion
 from pspexp.config import compose as composition
 from pspexp.config.help import help_text
 from pspexp.config.modes import MODES, uses_checkpoint
@@ -86,6 +89,8 @@ def run_command(command: Sequence[str]) -> int:
     if not command[1:]:
         raise UserError(NOTHING_GIVEN)
     arguments = parse_arguments(command[1:])
+    if arguments.shell_completion and "COMP_LINE" in os.environ:
+        return complete(arguments, os.environ["COMP_LINE"])
     if arguments.hydra_help or arguments.shell_completion:
         return run_hydra(arguments)
     folders = [arguments.config_dir] if arguments.config_dir else []
@@ -139,6 +144,21 @@ def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
 def is_topic(text: str) -> bool:
     """Whether a word beside ``--help`` names what to explain, instead of setting a value."""
     return "=" not in text[:-1] and not text.startswith(("+", "~"))
+
+
+def complete(arguments: argparse.Namespace, line: str) -> int:
+    """Print what the last word of ``line`` may become; nothing, not even a message, if the line has mistakes."""
+    with redirect_stderr(StringIO()), suppress(Exception, SystemExit):
+        *before, word = [*shlex.split(line)[1:], *[""] * line.endswith(" ")]
+        found = completion.flags(before, word)
+        if not found:
+            given = parse_arguments(before)
+            arguments.config_dir = given.config_dir
+            found = completion.values(word, given.overrides, [given.config_dir] if given.config_dir else [])
+        if not found:
+            return run_hydra(arguments)
+        print("\n".join(found))
+    return 0
 
 
 def needs_resolving(arguments: argparse.Namespace) -> bool:

@@ -53,6 +53,18 @@ def type_text(annotation: Any) -> str:
     return " | ".join(dict.fromkeys(_alternatives(annotation)))
 
 
+def choices(annotation: Any) -> list[str]:
+    """The single values that a type names, such as ``null`` and ``auto``; there may be others."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return list(dict.fromkeys(value for one in inner for value in choices(one)))
+    if origin is Annotated:
+        return choices(inner[0])
+    if origin is Literal:
+        return [as_yaml(value) for value in inner]
+    return {bool: ["false", "true"], NoneType: ["null"]}.get(annotation, [])
+
+
 def _alternatives(annotation: Any) -> list[str]:
     """The alternatives of a union, or the only one."""
     origin, inner = get_origin(annotation), get_args(annotation)

@@ -34,11 +34,12 @@ Train, test, apply and export networks for semantic segmentation.
 {more}
 """
 COMPLETION = """\
-Completion of groups, options and keys in the shell, by one line in its start-up file:
+Completion of groups, options, keys and flags, by a line in the start-up file of the shell:
 
-  ~/.bashrc                     eval "$(pspexp -sc install=bash)"
-  ~/.zshrc                      autoload -U +X bashcompinit && bashcompinit && eval "$(pspexp -sc install=bash)"
-  ~/.config/fish/config.fish    pspexp -sc install=fish | source
+  ~/.bashrc                   eval "$(pspexp -sc install=bash)"
+  ~/.zshrc                    autoload -U compinit bashcompinit && compinit && bashcompinit
+                              eval "$(pspexp -sc install=bash)"
+  ~/.config/fish/config.fish  pspexp -sc install=fish | source
 """
 MOST_USED = (
     "dataset.root",

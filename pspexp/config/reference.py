@@ -134,6 +134,10 @@ class Reference:
 
     def type(self, key: str) -> str:
         """What a key may be, see `Key`."""
+        return type_text(self.annotation(key))
+
+    def annotation(self, key: str) -> Any:
+        """The type of a key that the schema checks; None or Any if it is unknown."""
         annotation: Any = Config
         node: Any = self.values
         for part in key.split("."):
@@ -143,7 +147,7 @@ class Reference:
                 target = node.get("_target_") if isinstance(node, Mapping) else None
                 annotation = argument_types(target).get(part) if target else None
             node = node.get(part) if isinstance(node, Mapping) else None
-        return type_text(annotation)
+        return annotation
 
     def _keys(self, name: str, value: Any) -> Iterator[Key]:
         is_node = isinstance(value, Mapping) and bool(value)
