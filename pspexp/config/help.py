@@ -81,7 +81,7 @@ def topic_texts(reference: Reference, topics: Sequence[str], width: int) -> list
     Raises:
         UserError: Lists every topic that there is not.
     """
-    known = {**reference.groups, "completion": []}
+    known = {*reference.groups, "completion"}
     if unknown := [topic for topic in topics if topic not in known and not reference.keys(topic)]:
         raise UserError(*(unknown_topic(reference, topic) for topic in unknown))
     return [
@@ -104,7 +104,8 @@ def group_lines(reference: Reference, width: int) -> Iterator[str]:
 
 def added(reference: Reference, group: str) -> str:
     """The name of a group as it is chosen, with a plus if it has no default."""
-    return f"+{group}" if group in ADDED_GROUPS or group not in reference.choices else group
+    has_default = group not in ADDED_GROUPS and (group in reference.choices or group in reference.values)
+    return group if has_default else f"+{group}"
 
 
 def marked(names: Sequence[str], chosen: str | None) -> list[str]:

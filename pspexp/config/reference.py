@@ -192,5 +192,5 @@ class Reference:
         for source in self._repository.get_sources():
             if source.is_config(name) and source.scheme() in ("file", "pkg"):
                 root: Any = Path(source.path) if source.scheme() == "file" else resources.files(source.path)
-                return str((root / f"{name}.yaml").read_text(encoding="utf-8"))
+                return str((root / f"{name}.yaml").read_text(encoding="utf-8", errors="replace"))
         return ""
