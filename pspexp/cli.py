@@ -3,12 +3,14 @@
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,13 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp import __version__
+from pspexp.config import completion, first_line
 from pspexp.config import compose as composition
-from pspexp.config import first_line
+from pspexp.config.command_line import parse_arguments
 from pspexp.config.help import help_text
 from pspexp.config.modes import MODES, uses_checkpoint
 from pspexp.config.options import conf_dir
-from pspexp.config.overrides import readable_overrides
+from pspexp.config.reference import Reference
 from pspexp.config.resolve import expand_home, resolve
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
 from pspexp.launchers.base import Launcher
@@ -86,14 +89,15 @@ def run_command(command: Sequence[str]) -> int:
     if not command[1:]:
         raise UserError(NOTHING_GIVEN)
     arguments = parse_arguments(command[1:])
+    if arguments.shell_completion and "COMP_LINE" in os.environ:
+        return complete(arguments, os.environ["COMP_LINE"])
     if arguments.hydra_help or arguments.shell_completion:
         return run_hydra(arguments)
     folders = [arguments.config_dir] if arguments.config_dir else []
     name = arguments.config_name or "config"
     if arguments.help:
-        print(
-            help_text(arguments.overrides, folders, name, sweep=arguments.multirun, resolve=arguments.resolve), end=""
-        )
+        reference = Reference(arguments.overrides, folders, name, sweep=arguments.multirun, resolve=arguments.resolve)
+        print(help_text(reference, arguments.topics), end="")
         return 0
     is_shown = not (arguments.info or arguments.cfg or arguments.multirun or is_non_main(arguments.overrides))
     if first_line.uses_earlier_run(arguments.overrides):
@@ -133,31 +137,19 @@ def say(line: str | None) -> None:
         print(fitted(line, sys.stdout), flush=True)
 
 
-def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line like Hydra; flags may stand between overrides.
-
-    Raises:
-        UserError: Flags are unknown or contradict each other.
-    """
-    parser = get_args_parser()
-    parser.exit_on_error = False
-    try:
-        arguments, unknown = parser.parse_known_intermixed_args(list(command))
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name}: {error.message}; see --hydra-help") from error
-    if flags := [text for text in unknown if text.startswith("-")]:
-        raise UserError(*composition.unknown_flags(flags, command))
-    if arguments.config_path:
-        raise UserError("--config-path: cannot be changed; add a folder of options with --config-dir")
-    if arguments.config_dir and not Path(arguments.config_dir).is_dir():
-        raise UserError(f"--config-dir={arguments.config_dir}: no such folder")
-    if arguments.resolve and not (arguments.cfg or arguments.help):
-        raise UserError("--resolve: has no effect without --cfg; add --cfg job, or remove it")
-    chosen = [name for name in ("multirun", "run", "cfg", "info") if getattr(arguments, name)]
-    if len(chosen) > 1:
-        raise UserError(f"--{chosen[0]}: cannot be combined with --{chosen[1]}; remove one of them")
-    arguments.overrides = readable_overrides(arguments.overrides)
-    return arguments
+def complete(arguments: argparse.Namespace, line: str) -> int:
+    """Print what the last word of ``line`` may become; nothing, not even a message, if the line has mistakes."""
+    with redirect_stderr(StringIO()), suppress(Exception, SystemExit):
+        *before, word = [*shlex.split(line)[1:], *[""] * line.endswith(" ")]
+        found = completion.flags(before, word)
+        if not found:
+            given = parse_arguments(before)
+            arguments.config_dir = given.config_dir
+            found = completion.values(word, given.overrides, [given.config_dir] if given.config_dir else [])
+        if not found:
+            return run_hydra(arguments)
+        print("\n".join(found))
+    return 0
 
 
 def needs_resolving(arguments: argparse.Namespace) -> bool:

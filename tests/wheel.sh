@@ -33,4 +33,6 @@ print(f"installed in {pspexp.__file__}; quickstart has {len(classes)} classes")
 EOF
 "$work/venv/bin/pspexp" experiment=quickstart trainer.max_steps=2 loader.max_eval_images=2
 test -f outputs/quickstart/*/checkpoints/best.pt
+"$work/venv/bin/pspexp" mode=init init.output=my_project
+test -f my_project/.gitignore -a -f my_project/my_model.py -a -f my_project/conf/experiment/my_experiment.yaml
 echo "The wheel works from another folder."

@@ -38,11 +38,12 @@ MODES = {
     "sync": Mode("pspexp.jobs.sync.sync", is_run=False, needs_folder=False, keeps_records=False),
     "clean": Mode("pspexp.jobs.clean.clean", is_run=False, needs_folder=False, keeps_records=False),
     "compare": Mode("pspexp.jobs.compare.compare.compare", is_run=False),
+    "init": Mode("pspexp.jobs.init.init.init", is_run=False, needs_folder=False, keeps_records=False),
 }
 
 
 # The nodes of one command each, which are no part of a run.
-COMMAND_NODES = ("sweep", "compare", "sync", "clean", "predict", "export", "check")
+COMMAND_NODES = ("sweep", "compare", "sync", "clean", "predict", "export", "check", "init")
 
 
 def uses_checkpoint(mode: object) -> bool:

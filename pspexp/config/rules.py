@@ -166,6 +166,14 @@ def runs_have_effect(config: Plain) -> Iterator[str]:
             yield f"{mode}.runs={as_yaml(given)}: has no effect on mode={config['mode']}; add mode={mode}"
 
 
+def new_folder_is_named(config: Plain) -> Iterator[str]:
+    output, mode = config["init"]["output"], config["mode"]
+    if mode == "init" and not output:
+        yield f"init.output={as_yaml(output)}: mode=init needs a new folder, e.g. init.output=my_project"
+    elif mode != "init" and output is not None:
+        yield f"init.output={output}: has no effect on mode={mode}; add mode=init"
+
+
 def unfreezing_has_effect(config: Plain) -> Iterator[str]:
     epoch = config["finetune"]["unfreeze_at"]
     if epoch is not None and not config["finetune"]["freeze"]:
@@ -215,6 +223,7 @@ RULES: list[Callable[[Plain], Iterator[str]]] = [
     states_are_saved,
     comparison_is_clear,
     runs_have_effect,
+    new_folder_is_named,
     unfreezing_has_effect,
     stopping_metrics_exist,
     graphs_hold_gradients,

@@ -150,6 +150,14 @@ class CheckConfig:
 
 
 @dataclass
+class InitConfig:
+    """Where ``mode=init`` writes."""
+
+    __pydantic_config__ = PLAIN_NODE
+    output: StrictStr | None
+
+
+@dataclass
 class Config:
     """The root node; the nodes of the groups are checked against the signatures of their targets."""
 
@@ -173,6 +181,7 @@ class Config:
     predict: PredictConfig
     export: ExportConfig
     check: CheckConfig
+    init: InitConfig
     choices: dict[str, str | None] | None
     model: Plain
     dataset: Plain
@@ -277,7 +286,7 @@ def is_known(config: Plain, key: str) -> bool:
 
 def missing_files(config: Plain) -> Iterator[tuple[str, str]]:
     """Each key that names a file or folder that does not exist, and a line about it."""
-    if config.get("mode") in ("compare", "sync", "clean"):  # they build nothing of it
+    if config.get("mode") in ("compare", "sync", "clean", "init"):  # they build nothing of it
         return
     nodes = (config.get(group) for group in ("checkpoint", "model", "dataset"))
     checkpoint, model, dataset = (node if isinstance(node, dict) else {} for node in nodes)

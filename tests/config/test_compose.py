@@ -234,7 +234,10 @@ def test_yaml_floats_are_numbers(root: str) -> None:
         ("trainer.epochs=0", "trainer.epochs=0: must be greater than 0"),
         ("trainer.grad_clip=high", "trainer.grad_clip=high: must be a valid number"),
         ("trainer.ema=1.0", "trainer.ema=1.0: must be less than 1"),
-        ("mode=tset", "mode=tset: must be 'train', 'test', 'predict', 'export', 'check', 'sync', 'clean' or 'compare'"),
+        (
+            "mode=tset",
+            "mode=tset: must be 'train', 'test', 'predict', 'export', 'check', 'sync', 'clean', 'compare' or 'init'",
+        ),
         ("loader=4", "loader=4: must be"),
         ("model.head=concta", "model.head=concta: must be 'concat'"),
         ("trainer.compile=fast", "trainer.compile=fast: must be false, true, 'default', 'reduce-overhead'"),

@@ -1,0 +1,44 @@
+"""The arguments of a command: flags, overrides, and the topics of ``--help``."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.utils import get_args_parser
+
+from pspexp.config.compose import unknown_flags
+from pspexp.config.overrides import readable_overrides
+from pspexp.errors import UserError
+
+
+def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line like Hydra; flags may stand between overrides.
+
+    Raises:
+        UserError: Flags are unknown or contradict each other.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        arguments, unknown = parser.parse_known_intermixed_args(list(command))
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}; see --hydra-help") from error
+    if flags := [text for text in unknown if text.startswith("-")]:
+        raise UserError(*unknown_flags(flags, command))
+    if arguments.config_path:
+        raise UserError("--config-path: cannot be changed; add a folder of options with --config-dir")
+    if arguments.config_dir and not Path(arguments.config_dir).is_dir():
+        raise UserError(f"--config-dir={arguments.config_dir}: no such folder")
+    if arguments.resolve and not (arguments.cfg or arguments.help):
+        raise UserError("--resolve: has no effect without --cfg; add --cfg job, or remove it")
+    chosen = [name for name in ("multirun", "run", "cfg", "info") if getattr(arguments, name)]
+    if len(chosen) > 1:
+        raise UserError(f"--{chosen[0]}: cannot be combined with --{chosen[1]}; remove one of them")
+    arguments.topics = [text for text in arguments.overrides if arguments.help and is_topic(text)]
+    arguments.overrides = readable_overrides([text for text in arguments.overrides if text not in arguments.topics])
+    return arguments
+
+
+def is_topic(text: str) -> bool:
+    """Whether a word beside ``--help`` names what to explain, instead of setting a value."""
+    return "=" not in text[:-1] and not text.startswith(("+", "~"))
