@@ -29,6 +29,7 @@ from pspexp.config.help import help_text
 from pspexp.config.modes import MODES, uses_checkpoint
 from pspexp.config.options import conf_dir
 from pspexp.config.overrides import readable_overrides
+from pspexp.config.reference import Reference
 from pspexp.config.resolve import expand_home, resolve
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
 from pspexp.launchers.base import Launcher
@@ -91,9 +92,8 @@ def run_command(command: Sequence[str]) -> int:
     folders = [arguments.config_dir] if arguments.config_dir else []
     name = arguments.config_name or "config"
     if arguments.help:
-        print(
-            help_text(arguments.overrides, folders, name, sweep=arguments.multirun, resolve=arguments.resolve), end=""
-        )
+        reference = Reference(arguments.overrides, folders, name, sweep=arguments.multirun, resolve=arguments.resolve)
+        print(help_text(reference, arguments.topics), end="")
         return 0
     is_shown = not (arguments.info or arguments.cfg or arguments.multirun or is_non_main(arguments.overrides))
     if first_line.uses_earlier_run(arguments.overrides):
@@ -156,8 +156,14 @@ def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
     chosen = [name for name in ("multirun", "run", "cfg", "info") if getattr(arguments, name)]
     if len(chosen) > 1:
         raise UserError(f"--{chosen[0]}: cannot be combined with --{chosen[1]}; remove one of them")
-    arguments.overrides = readable_overrides(arguments.overrides)
+    arguments.topics = [text for text in arguments.overrides if arguments.help and is_topic(text)]
+    arguments.overrides = readable_overrides([text for text in arguments.overrides if text not in arguments.topics])
     return arguments
+
+
+def is_topic(text: str) -> bool:
+    """Whether a word beside ``--help`` names what to explain, instead of setting a value."""
+    return "=" not in text[:-1] and not text.startswith(("+", "~"))
 
 
 def needs_resolving(arguments: argparse.Namespace) -> bool:
