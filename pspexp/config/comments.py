@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import yaml
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is eight times as fast
+
 
 class Comments(NamedTuple):
     """The comments of an option's file.
@@ -34,7 +36,7 @@ def read_comments(text: str) -> Comments:
     """
     lines = text.splitlines()
     top = sum(1 for _ in takewhile(_is_comment, lines))  # the comment of the file, not of its first key
-    root = yaml.compose(text)
+    root = yaml.compose(text, Loader=LOADER)
     comments = {}
     for key, name, value in _keys(root, ""):
         comment, start = _behind(lines, name, value), name.start_mark

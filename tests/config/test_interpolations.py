@@ -7,6 +7,7 @@ import pytest
 import pspexp
 from pspexp.config.compose import compose_checked
 from pspexp.config.help import help_text
+from pspexp.config.reference import Reference
 from pspexp.errors import UserError
 from tests.conftest import Cli
 
@@ -96,9 +97,9 @@ def test_sweeps_name_them(key: str) -> None:
 
 def test_help_with_resolved_values_names_them() -> None:
     wrong = ["output_root=${oc.env:NODATA}"]
-    assert "output_root: ${oc.env:NODATA}" in help_text(wrong, [], "config")
+    assert help_text(Reference(wrong), ["output_root"]).startswith("output_root=${oc.env:NODATA}\n")
     with pytest.raises(UserError, match=r"^output_root=.*NODATA is not set"):
-        help_text(wrong, [], "config", resolve=True)
+        Reference(wrong, resolve=True)
 
 
 def test_command_exits_with_code_2(cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

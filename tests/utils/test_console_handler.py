@@ -36,7 +36,7 @@ def test_other_streams_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "shown"),
     [
-        (("-m", "pspexp", "--help", "run_name='48×32'"), 0, "run_name: 48\\xd732"),
+        (("-m", "pspexp", "--help", "run_name", "run_name='48×32'"), 0, "run_name=48\\xd732"),
         (("tools/prepare_voc.py", "猫.tar"), 2, "\\u732b.tar: no such file or folder"),
         (("tools/convert_voc_label.py", "--input_dir", "猫", "--output_dir", "out"), 2, "\\u732b: no such folder"),
     ],
