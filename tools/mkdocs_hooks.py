@@ -9,7 +9,6 @@ from mkdocs.plugins import event_priority
 # Pages that are still to be written: left out of the navigation until they are there.
 PENDING = {
     "from-mmsegmentation.md",
-    "from-reference.md",
     "from-semseg.md",
     "from-smp.md",
     "reproducing.md",

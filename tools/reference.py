@@ -114,7 +114,7 @@ def comment_blocks(comment: str) -> Iterator[str]:
     """The comment at the top of a file as Markdown: paragraphs, and indented lines as code."""
     for is_code, lines in groupby(paragraphs(comment), lambda line: line.startswith(" ")):
         found = [line.strip() for line in lines]
-        yield "\n".join(["```", *found, "```"] if is_code else map(prose, found))
+        yield "\n".join(["```text", *found, "```"] if is_code else map(prose, found))
 
 
 def anchor(heading: str) -> str:
