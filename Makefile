@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types imports pytest test-cuda test-min test-wheel test-browser test-ray soak bench-check screenshots format hooks clean
+.PHONY: docs docs-serve reference help quickstart test lint types imports pytest test-cuda test-min test-wheel test-browser test-ray soak bench-check screenshots format hooks clean
 
 help: ## list all targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-browser: $(VENV)/.installed-dev
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 quickstart: $(VENV)/.installed ## create .venv and train a small network for a few minutes; no data needed
@@ -84,6 +88,18 @@ test-browser: $(VENV)/.installed-browser ## check a sweep in MLflow's pages; nee
 screenshots: $(VENV)/.installed-browser ## run test-browser and update the README's screenshots
 	PSPEXP_SCREENSHOTS=docs/img $(RUN) -m pytest tests/browser
 
+# Material's makers announce its successor at every start.
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.installed-docs ## build the documentation as a site in site/; broken links are errors
+	$(VENV)/bin/mkdocs build --strict
+
+docs-serve: $(VENV)/.installed-docs ## show the documentation at http://127.0.0.1:8000 while it is edited
+	$(VENV)/bin/mkdocs serve --dev-addr 127.0.0.1:8000
+
+reference: $(VENV)/.installed-dev ## update docs/configuration.md and the picture in docs/architecture.md
+	$(RUN) -m tools.reference
+	$(RUN) -m tools.architecture
+
 # Ray's plugin needs an older cloudpickle than joblib does. This environment therefore adds its packages on top of those in
 # .venv, included through a .pth file; pip resolves and checks both together.
 $(VENV_RAY)/.installed: $(VENV)/.installed-dev
@@ -97,4 +113,4 @@ test-ray: $(VENV_RAY)/.installed ## run a sweep through Ray, in an environment o
 	$(VENV_RAY)/bin/python -m pytest tests/end_to_end/test_engines.py -k ray
 
 clean: ## remove environments and caches, but not outputs/
-	rm -rf $(VENV) $(VENV_MIN) $(VENV_RAY) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV_MIN) $(VENV_RAY) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

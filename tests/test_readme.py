@@ -13,10 +13,11 @@ from pspexp.config.overrides import flat_keys
 from pspexp.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]
+DOCS = {page.stem: page.read_text() for page in (CHECKOUT / "docs").glob("*.md")}
 README = (CHECKOUT / "README.md").read_text()
 CONTRIBUTING = (CHECKOUT / "CONTRIBUTING.md").read_text()
 PAGES = README + "".join(
-    (CHECKOUT / "docs" / f"{page}.md").read_text() for page in ("sweeps", "predict", "export", "data")
+    DOCS[page] for page in ("index", "tutorial", "train", "predict", "export", "data", "sweeps", "tracking")
 )
 COMMANDS = re.findall(r"^python -m pspexp(.*)$", PAGES, re.MULTILINE)
 
@@ -38,26 +39,30 @@ def test_documentation_has_commands() -> None:
 
 def test_every_documented_key_exists() -> None:
     keys = set(flat_keys(composition.compose_checked([])))
-    table = README[README.index("The keys most often changed") : README.index("Ctrl-C and SIGTERM")]
+    text = DOCS["train"]
+    table = text[text.index("The keys most often changed") : text.index("## Recipes")]
     documented = re.findall(r"`((?:crop_size|loader|trainer|optimizer|model|checkpoint)[a-z_.]*)`", table)
     assert len(documented) > 10
-    hooks_and_tracking = re.findall(r"`\+?((?:hooks|tracking)\.[a-z_.]+[a-z])=[^`]*`", README)
+    hooks_and_tracking = re.findall(
+        r"`\+?((?:hooks|tracking)\.[a-z_.]+[a-z])=[^`]*`", README + DOCS["train"] + DOCS["tracking"]
+    )
     assert "hooks.early_stopping.patience" in hooks_and_tracking
     custom = {"hooks.mine._target_"}  # added by the user
     assert [key for key in documented + hooks_and_tracking if key not in keys | custom] == []
 
 
 def test_every_documented_python_name_exists() -> None:
-    names = set(re.findall(r"`(pspexp(?:\.[a-z_]+)*\.[A-Z]\w+)`", README + CONTRIBUTING))
-    assert "pspexp.tracking.Logger" in names
+    names = set(re.findall(r"`(pspexp(?:\.[a-z_]+)*\.[A-Z]\w+)`", README + CONTRIBUTING + "".join(DOCS.values())))
+    assert "pspexp.losses.TensorLoss" in names
     for name in names:
         get_object(name)
 
 
-def test_every_file_in_contributing_exists() -> None:
-    files = set(re.findall(r"`([a-z_/]+\.py)`", CONTRIBUTING)) - {"job.py"}
+def test_every_named_file_exists() -> None:
+    files = set(re.findall(r"`([a-z_/]+\.py)`", CONTRIBUTING + DOCS["architecture"]))
     assert len(files) > 15
-    assert [name for name in files if not any((CHECKOUT / base / name).exists() for base in ("pspexp", "."))] == []
+    found = {name: [*CHECKOUT.glob(f"pspexp/**/{name}"), *CHECKOUT.glob(name)] for name in files}
+    assert [name for name, places in found.items() if not places] == []
 
 
 def test_every_make_target_exists() -> None:

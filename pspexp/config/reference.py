@@ -163,7 +163,8 @@ class Reference:
             found |= self._preset(group, base)
         tree: Any = OmegaConf.to_container(OmegaConf.create(text))
         for entry in tree.pop("defaults", []):
-            found |= {key.rpartition("/")[2]: one for key, one in entry.items()} if isinstance(entry, dict) else {}
+            chosen = entry if isinstance(entry, dict) else {}
+            found |= {key.removeprefix("override ").lstrip("/"): one for key, one in chosen.items()}
         return found | flatten(tree)
 
     @cached_property

@@ -31,7 +31,10 @@ class Slide(Inference):
         average: What is averaged over windows and their mirror images: ``probabilities`` or ``logits``. Over scales,
             it is always probabilities.
         window_batch: Number of windows per forward pass.
-        scales, flip, base_size, compile: See `Inference`.
+        scales: See `Inference`.
+        flip: See `Inference`.
+        base_size: See `Inference`.
+        compile: See `Inference`.
     """
 
     @checked
