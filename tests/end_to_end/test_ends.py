@@ -111,7 +111,7 @@ def test_hydra_flags_work(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("--cfg", "job", "--resolve", *TINY) == 0
     assert "crop_size: 33" in capsys.readouterr().out
     assert cli("--help") == 0
-    assert " pspnet50* " in capsys.readouterr().out
+    assert " pspnet50*" in capsys.readouterr().out
     assert cli("-m", "--cfg", "job", *TINY) == 2
     assert "--multirun: cannot be combined with --cfg; remove one of them" in capsys.readouterr().err
 
