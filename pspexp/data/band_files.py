@@ -131,7 +131,11 @@ def read_tiff(file: Path, max_pixels: int, name: str) -> tuple[Pixels, Image.Tra
     except BROKEN_IMAGE as error:
         if isinstance(error, UserError):
             raise
-        fix = "; pip install imagecodecs, or save it uncompressed" if "imagecodecs" in str(error) else "; replace or remove it"
+        fix = (
+            "; pip install imagecodecs, or save it uncompressed"
+            if "imagecodecs" in str(error)
+            else "; replace or remove it"
+        )
         raise UserError(f"{name}: not a readable image ({one_line(error)}){fix}") from error
     values = values[..., None] if bands is None else np.moveaxis(values, axes.index(bands), -1)
     return values if kind == "uint8" else from_16_bits(values), TURNS.get(header.orientation)

@@ -51,7 +51,7 @@ def read_description(path: Path, *required: str) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable exported network ({one_line(error)}); export it again") from error
     if text is None:
         raise UserError(
-            f"{path}: was not written by mode=export: it has no description of classes and input; export the network again"
+            f"{path}: was not written by mode=export: it has no description of classes and input; export it again"
         )
     if not isinstance(found, dict) or not isinstance(found.get("config", {}), dict) or not {*required} <= {*found}:
         raise UserError(f"{path}: is damaged (its description is incomplete); export the network again")

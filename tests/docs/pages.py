@@ -10,8 +10,8 @@ CHECKOUT = Path(__file__).parents[2]
 PAGES = [*sorted(CHECKOUT.glob("README*.md")), *sorted((CHECKOUT / "docs").rglob("*.md"))]
 
 FENCED = re.compile(r"^```(.*)\n((?s:.*?))^```$", re.MULTILINE)
-# A code span of one program and its arguments. Placeholders that stand for any argument make it a synopsis.
-INLINE = re.compile(r"(?<!`)`((?:\.venv/bin/)?(?:python3?|pspexp|torchrun|srun|sbatch|mlflow|make|pip|pytest) [^`\n]*)`")
+# A code span of a program and its arguments.
+INLINE = re.compile(r"(?<!`)`((?:python|pspexp|torchrun|srun|sbatch|mlflow|make|pip|pytest) [^`\n]*)`")
 FILE_NAME = re.compile(r"(?:# @package .*\n)?# (\S+\.(?:py|yaml))\n")  # Hydra wants its comment to be the first
 COMMANDS = ("", "sh", "bash")  # languages of blocks of commands
 

@@ -62,7 +62,8 @@ def listing(messages: Sequence[Message]) -> str:
     """All messages under the headings of their rooms, each as an item of a list."""
     parts = []
     for heading, _ in ROOMS:
-        lines = {f"- {code(one.text)}{' (warning)' if one.is_warning else ''}" for one in messages if room(one) == heading}
+        here = [one for one in messages if room(one) == heading]
+        lines = {f"- {code(one.text)}{' (warning)' if one.is_warning else ''}" for one in here}
         parts.append(f"### {heading}\n\n" + "\n".join(sorted(lines, key=words)) + "\n")
     return "\n".join(parts)
 

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "pspexp"
 ERRORS = {"UserError", "ArgumentError", "JobFailed"}
 LOG = {"warning", "error"}  # methods of loggers
 GATHER = {"append", "add"}  # methods of lists of problems
+RESULTS = (ast.Yield, ast.Return, ast.AugAssign)
 LISTS = (ast.List, ast.ListComp)
 THROUGH = {"mask_logins", "shorten"}  # functions that return their first argument, changed
 ELLIPSIS = "…"  # what is known only when the message is written
@@ -86,10 +87,8 @@ def places(scope: ast.AST) -> Iterator[tuple[ast.expr, bool]]:
                 yield from ((argument, False) for argument in node.args)
             elif name in LOG and node.args:
                 yield node.args[0], True
-        elif isinstance(node, ast.Yield | ast.Return | ast.AugAssign) and node.value is not None:
-            yield node.value, False
-        elif isinstance(node, ast.Assign) and isinstance(node.value, LISTS):
-            yield node.value, False
+        elif isinstance(node, RESULTS) or (isinstance(node, ast.Assign) and isinstance(node.value, LISTS)):
+            yield from ((value, False) for value in [node.value] if value is not None)
 
 
 def texts(node: ast.expr, names: Mapping[str, str]) -> Iterator[str]:
