@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from pspexp.data.labels import VOC_COLOURS
+from pspexp.tracking.manifest import run_ids
 from tests.conftest import TINY, run_commands
 from tests.data import field_trees
 from tests.data.preparation.annotations import labelme, write_json
@@ -143,7 +144,7 @@ def mmseg_file(home: Path) -> None:
 
 # What a block needs if it contains the text, or if a default refers to it.
 FILES: dict[str, Callable[[Path], object]] = {
-    "pspexp": lambda home: voc2007(home / "data/VOCdevkit"),
+    "python -m pspexp": lambda home: voc2007(home / "data/VOCdevkit"),
     r"[ =]VOCdevkit": lambda home: voc2007(home / "VOCdevkit"),
     "_dir VOC2007": lambda home: voc2007(home),
     "camvid": lambda home: voc_layout(home / "data/camvid", [*range(11), 255]),
@@ -156,7 +157,9 @@ FILES: dict[str, Callable[[Path], object]] = {
     "tools/convert_labels.py": annotations,
     "photo|IMAGE": photos,
     "train_epoch_50.pth": lambda home: semseg_file(home, "train_epoch_50.pth"),
-    "train_epoch_100.pth": lambda home: semseg_file(home, "train_epoch_100.pth"),
+    'weights="train_epoch_100.pth"': lambda home: semseg_file(home, "train_epoch_100.pth"),
+    "load_weights": lambda home: semseg_file(home, "train_epoch_100.pth", classes=5),
+    "mode=clean": lambda home: (home / "outputs").mkdir(),
     "pspnet.pth": mmseg_file,
 }
 RUN = r"outputs/\w+/2026-05-01_10-00-00|outputs/(?:a|x|roads)\b(?!/)|experiments/pspnet\b|\bRUN\b"  # a run folder
@@ -178,27 +181,26 @@ class Finished:
         command = (*data, f"dataset.root={roads(home / 'roads')}", "trainer.max_steps=1", "tracking=mlflow")
         run_commands(home, *((*command, f"seed={seed}", f"hydra.run.dir=outputs/{seed}") for seed in (1, 2)))
         self.uri = f"sqlite:///{home}/outputs/mlflow.db"
-        client = mlflow.MlflowClient(self.uri)
-        (experiment,) = client.search_experiments(filter_string="name = 'pspexp'")
-        self.run_ids = [run.info.run_id for run in client.search_runs([experiment.experiment_id])]
+        self.run_ids = [run_ids(home / "outputs" / name)["mlflow"] for name in "12"]
         for run_id in self.run_ids:
-            client.set_tag(run_id, "sweep", SWEEP_ID)
+            mlflow.MlflowClient(self.uri).set_tag(run_id, "sweep", SWEEP_ID)
 
     def copy(self, text: str, home: Path) -> None:
-        """Copy a run to each place that the text names, and MLflow's records."""
+        """Copy a run to each place that the text names."""
         for place in {*re.findall(RUN, text)}:
             shutil.copytree(self.home / "outputs/1", home / place)
         if SEVERAL in text:
             for name in "12":
                 shutil.copytree(self.home / "outputs" / name, home / SEVERAL / name)
-        (home / "outputs").mkdir(exist_ok=True)
-        shutil.copy(self.home / "outputs/mlflow.db", home / "outputs")
 
 
-def furnish(text: str, home: Path, finished: Callable[[], Finished]) -> None:
-    """Make what a block of commands or code needs."""
+def furnish(text: str, home: Path) -> None:
+    """Make the files that a block of commands or code needs."""
     for pattern, make in FILES.items():
-        if re.search(pattern, text) and not (pattern == "pspexp" and "python -m pspexp" not in text):
+        if re.search(pattern, text):
             make(home)
-    if re.search(f"{RUN}|runs:/|mode=compare", text):
-        finished().copy(text, home)
+
+
+def needs_runs(text: str) -> bool:
+    """Whether a block needs runs or their records in MLflow."""
+    return bool(re.search(f"{RUN}|runs:/|mode=compare", text))

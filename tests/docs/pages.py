@@ -11,7 +11,7 @@ PAGES = [*sorted(CHECKOUT.glob("README*.md")), *sorted((CHECKOUT / "docs").rglob
 
 FENCED = re.compile(r"^```(.*)\n((?s:.*?))^```$", re.MULTILINE)
 # A code span of a program and its arguments.
-INLINE = re.compile(r"(?<!`)`((?:python|pspexp|torchrun|srun|sbatch|mlflow|make|pip|pytest) [^`\n]*)`")
+INLINE = re.compile(r"(?<!`)`((?:python|pspexp|torchrun|srun|sbatch|mlflow|make|pip|pytest)\s(?:[^`\n]|\n(?!\n))*)`")
 FILE_NAME = re.compile(r"(?:# @package .*\n)?# (\S+\.(?:py|yaml))\n")  # Hydra wants its comment to be the first
 COMMANDS = ("", "sh", "bash")  # languages of blocks of commands
 
@@ -71,4 +71,4 @@ def inline(path: Path) -> Iterator[Block]:
     page = path.relative_to(CHECKOUT).as_posix()
     text = FENCED.sub(lambda block: "\n" * block[0].count("\n"), path.read_text(encoding="utf-8"))
     for found in INLINE.finditer(text):
-        yield Block(page, text.count("\n", 0, found.start()) + 1, "sh", f"{found[1]}\n")
+        yield Block(page, text.count("\n", 0, found.start()) + 1, "sh", " ".join(found[1].split()) + "\n")

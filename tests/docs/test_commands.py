@@ -21,7 +21,7 @@ from hydra._internal.utils import get_args_parser
 from pspexp.config import compose as composition
 from pspexp.errors import UserError
 from tests.conftest import Cli
-from tests.docs.home import SWEEP_ID, Finished, furnish
+from tests.docs.home import SWEEP_ID, Finished, furnish, needs_runs
 from tests.docs.pages import CHECKOUT, COMMANDS, PAGES, Block, fenced, inline
 
 # Added to each training: one step on a CPU of two cores.
@@ -41,23 +41,28 @@ NETWORK = (
     "model.head_channels=8",
     "model.aux_channels=4",
 )
+# Added to a sweep of this file: two jobs.
+FEWER_JOBS = {"+sweep=optuna": ("hydra.sweeper.n_trials=2",), "+sweep=lr_batch": ("loader.batch_size=4",)}
 BENCH = ("--size=33", "--repeats=1", "--warmup=0", "--sample-seconds=0", "--matmul=64", "--no-memory")
 # Added to other commands with a word that contains the pattern, which names a mode or a tool.
 SMALLER = {
     "mode=test": ("loader.num_workers=0", "tracking=none"),
     "mode=check": ("loader.num_workers=0", "crop_size=33", *NETWORK),
+    "export.(register|images)": ("export.format=[onnx]", "export.num_images=1"),
     "mode=export": ("export.num_images=1", "export.num_calibration_images=2"),
     "rerun=": ("tracking=none",),
     "checkpoint.resume=(?!auto)": ("tracking=none",),
     "tools.bench": BENCH,
-    "tools.scaling": ("--images", "64", "--steps", "1"),
+    "tools.scaling": ("--images", "64", "--steps", "4"),
     "tools/": ("--workers", "1"),
 }
 # Replaced in commands and Python, in this order: what would take long, and placeholders.
 REPLACED = (
     ("nproc_per_node=4", "nproc_per_node=2"),
     ("nproc-per-node=4", "nproc-per-node=2"),
-    ("seed=1,2,3", "seed=1"),
+    ("seed=1,2(,3)?", "seed=1"),
+    (r"range\(10,40,10\)", "range(10,20,10)"),
+    (r"\b321\b", "33"),
     ("loader.batch_size=4,8", "loader.batch_size=4"),
     ("n_trials=50", "n_trials=2"),
     (r'\["experiment=quickstart"\]', f'["experiment=quickstart", *{[*TRAIN, *NETWORK]}]'),
@@ -127,7 +132,7 @@ def selects_tests(command: str) -> None:
 def parses(command: str) -> None:
     """The tool knows the options: it prints its help once it has read them."""
     with pytest.raises(SystemExit) as end:
-        run_tool([*shlex.split(command), "--help"], None)
+        run_tool([*shlex.split(command.partition(" -- ")[0]), "--help"])
     assert end.value.code == 0, command
 
 
@@ -144,6 +149,7 @@ LISTED = (
     Listed("python -m tools.bench$", "takes an hour", parses),
     Listed("python -m tools.bench .*--device cuda", "needs a GPU", is_valid_bash),
     Listed("python -m tools.load", "takes minutes", parses),
+    Listed("python -m tools.compare_networks", "takes hours", parses),
     Listed("python -m tools.soak", "takes hours: tests/faults", parses),
     Listed("python -m tools.messages", "writes a page: tests/tools/test_messages.py", parses),
     Listed("pytest ", "has its own place in the test suite", selects_tests),
@@ -199,9 +205,7 @@ def replaced(text: str, finished: Callable[[], Finished]) -> str:
     for pattern, by in REPLACED:
         text = re.sub(pattern, lambda _, by=by: by, text)  # type: ignore[misc]
     if "runs:/" in text:
-        one, two = finished().run_ids
-        text = re.sub("runs:/0123456789abcdef0123456789abcdef", f"runs:/{one}", text)
-        text = re.sub("runs:/4f1c", f"runs:/{two}", text)
+        text = re.sub("runs:/[0-9a-f]+", f"runs:/{finished().run_ids[1]}", text)
     return text
 
 
@@ -216,11 +220,11 @@ def smaller(words: list[str]) -> list[str]:
     folders = [arguments.config_dir] if arguments.config_dir else []
     config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders)
     network = NETWORK if config.model._target_ == "pspexp.models.pspnet.pspnet" else ()
-    trials = ("hydra.sweeper.n_trials=2",) if "+sweep=optuna" in words else ()
-    return [*words, *TRAIN, *network, *trials]
+    fewer = next((more for sweep, more in FEWER_JOBS.items() if sweep in words), ())
+    return [*words, *TRAIN, *network, *fewer]
 
 
-def run_tool(words: list[str], monkeypatch: pytest.MonkeyPatch | None) -> None:
+def run_tool(words: list[str]) -> None:
     """Run a tool of the checkout as the main program."""
     with pytest.MonkeyPatch.context() as patch:
         if words[1] == "-m":
@@ -241,7 +245,7 @@ def exit_code(command: str, cli: Cli) -> int:
         return subprocess.run([sys.executable, "-m", "torch.distributed.run", *arguments], env=environment).returncode
     assert program == "python", f"not known how to run: {command}"
     try:
-        run_tool(words, None)
+        run_tool(words)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
@@ -260,19 +264,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Finished]
     return get
 
 
+def prepare(text: str, home: Path, finished: Callable[[], Finished], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make what a block names: files in ``home``, runs, and records in MLflow."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    furnish(text, home)
+    if needs_runs(text):
+        finished().copy(text, home)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", finished().uri)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", command_blocks(), ids=str)
 def test_commands_run(
     block: Block, cli: Cli, finished: Callable[[], Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     to_run = [command for command in commands_of(block) if not listed(command)]
     home = Path.cwd()
     for other in fenced(CHECKOUT / block.page):
         if other.file:
             (home / other.file).parent.mkdir(parents=True, exist_ok=True)
             (home / other.file).write_text(replaced(other.text, finished))
-    furnish("\n".join(to_run), home, finished)
+    prepare("\n".join(to_run), home, finished, monkeypatch)
     for command in to_run:
         assert exit_code(replaced(command, finished), cli) == 0, command
 
@@ -288,8 +300,9 @@ def test_commands_that_do_not_run_here_are_valid(command: str, monkeypatch: pyte
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [one for one in blocks() if one.language == "python" and not one.file], ids=str)
-def test_python_runs(block: Block, cli: Cli, finished: Callable[[], Finished], tmp_path: Path) -> None:
-    furnish(block.text, tmp_path, finished)
+@pytest.mark.usefixtures("cli")  # works in an empty folder
+def test_python_runs(block: Block, finished: Callable[[], Finished], monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(block.text, Path.cwd(), finished, monkeypatch)
     exec(compile(replaced(block.text, finished), str(block), "exec"), {"__name__": str(block)})
 
 
