@@ -53,7 +53,6 @@ SMALLER = {
     "rerun=": ("tracking=none",),
     "checkpoint.resume=(?!auto)": ("tracking=none",),
     "tools.bench": BENCH,
-    "tools.scaling": ("--images", "64", "--steps", "4"),
     "tools/": ("--workers", "1"),
 }
 # Replaced in commands and Python, in this order: what would take long, and placeholders.
@@ -150,6 +149,7 @@ LISTED = (
     Listed("python -m tools.bench .*--device cuda", "needs a GPU", is_valid_bash),
     Listed("python -m tools.load", "takes minutes", parses),
     Listed("python -m tools.compare_networks", "takes hours", parses),
+    Listed("python -m tools.scaling", "takes minutes: tests/tools/test_scaling.py", parses),
     Listed("python -m tools.soak", "takes hours: tests/faults", parses),
     Listed("python -m tools.messages", "writes a page: tests/tools/test_messages.py", parses),
     Listed("pytest ", "has its own place in the test suite", selects_tests),

@@ -36,7 +36,7 @@ ROOMS = (
     ("Prediction", ("jobs/predict",)),
     ("Export and serving", ("jobs/export",)),
 )  # fmt: skip
-FROM_PYDANTIC = ("…=…: must be greater than …",)  # messages whose words are a library's
+FROM_PYDANTIC = ("…=…: must …",)  # messages whose words are a library's
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
