@@ -68,9 +68,9 @@ def listing(messages: Sequence[Message]) -> str:
     return "\n".join(parts)
 
 
-def words(line: str) -> str:
+def words(line: str) -> tuple[str, str]:
     """What a line is sorted by: its words, from the first one on."""
-    return re.sub("^[^A-Za-z]+", "", line).casefold()
+    return re.sub("^[^A-Za-z]+", "", line).casefold(), line
 
 
 def room(message: Message) -> str:
