@@ -28,7 +28,7 @@ def parse_arguments(command: Sequence[str]) -> argparse.Namespace:
     if arguments.config_path:
         raise UserError("--config-path: cannot be changed; add a folder of options with --config-dir")
     if arguments.config_dir and not Path(arguments.config_dir).is_dir():
-        raise UserError(f"--config-dir={arguments.config_dir}: no such folder")
+        raise UserError(f"--config-dir={arguments.config_dir}: no such folder; give the one that contains your options")
     if arguments.resolve and not (arguments.cfg or arguments.help):
         raise UserError("--resolve: has no effect without --cfg; add --cfg job, or remove it")
     chosen = [name for name in ("multirun", "run", "cfg", "info") if getattr(arguments, name)]

@@ -236,7 +236,11 @@ def use_exported(config: DictConfig, content: Plain, explicit: Collection[str]) 
     file = config.checkpoint.path
     if changed := sorted(key for key in explicit if key.partition(".")[0] == "model"):
         raise UserError(
-            *(f"{key}: cannot be changed, since checkpoint.path={file} is an exported file" for key in changed)
+            *(
+                f"{key}: cannot be changed, since checkpoint.path={file} is an exported file; remove it, or give the "
+                "checkpoint that it was exported from"
+                for key in changed
+            )
         )
     config.model = exported_node(file, content)
     if content["input"] == "image":

@@ -82,7 +82,9 @@ def refuse_untrusted(
         if today is not None and _select(today, parts) == value:
             continue
         if "${" in value:
-            problems.append(f"{source}: {place}={value}: an interpolation, which no record of a run contains")
+            problems.append(
+                f"{source}: {place}={value}: an interpolation, which no record of a run contains; give it yourself"
+            )
         elif parts[-1] == "_target_" and (reason := refusal(value, own=own)):
             problems.append(f"{source}: {place}={value}: {reason}")
         elif parts[-1] in IMPORTED and not _is_device_part(value, own=own):

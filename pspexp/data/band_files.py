@@ -88,7 +88,7 @@ def as_bands(image: Image.Image, num_bands: int, name: str, label_size: tuple[in
     except BROKEN_IMAGE as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{name}: not a readable image ({first_line(error)})") from error
+        raise UserError(f"{name}: not a readable image ({first_line(error)}); replace or remove it") from error
     check_bands(max(found, len(bands)), num_bands, name)
     return turned(Bands(bands), turn, name, label_size)
 
@@ -131,7 +131,11 @@ def read_tiff(file: Path, max_pixels: int, name: str) -> tuple[Pixels, Image.Tra
     except BROKEN_IMAGE as error:
         if isinstance(error, UserError):
             raise
-        fix = "; pip install imagecodecs, or save it uncompressed" if "imagecodecs" in str(error) else ""
+        fix = (
+            "; pip install imagecodecs, or save it uncompressed"
+            if "imagecodecs" in str(error)
+            else "; replace or remove it"
+        )
         raise UserError(f"{name}: not a readable image ({one_line(error)}){fix}") from error
     values = values[..., None] if bands is None else np.moveaxis(values, axes.index(bands), -1)
     return values if kind == "uint8" else from_16_bits(values), TURNS.get(header.orientation)

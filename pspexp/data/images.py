@@ -81,7 +81,7 @@ def as_rgb(image: Image.Image, name: str, label_size: tuple[int, int] | None = N
     except BROKEN_IMAGE as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{name}: not a readable image ({first_line(error)})") from error
+        raise UserError(f"{name}: not a readable image ({first_line(error)}); replace or remove it") from error
     return turned(rgb, turn, name, label_size)
 
 
@@ -117,7 +117,7 @@ def load(file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, name: s
             raise
         unknown = "unknown format" if isinstance(error, UnidentifiedImageError) else None
         reason = unknown or getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"{name or file}: not a readable {what} ({reason})") from error
+        raise UserError(f"{name or file}: not a readable {what} ({reason}); replace or remove it") from error
 
 
 def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:

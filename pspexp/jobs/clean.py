@@ -98,7 +98,13 @@ def run_folders(config: DictConfig) -> list[Path]:
         Path(config.output_root)
     ]
     if missing := [path for path in paths if not path.is_dir()]:
-        raise UserError(*(f"{setting('clean.runs', path)}: no such folder ({path.absolute()})" for path in missing))
+        raise UserError(
+            *(
+                f"{setting('clean.runs', path)}: no such folder (looked for {path.absolute()}); give run folders, or "
+                "folders that contain some"
+                for path in missing
+            )
+        )
     found = {file.parent for path in paths for file in path.rglob("summary.json")}
     return sorted(folder for folder in found if (folder / "config.yaml").is_file())
 

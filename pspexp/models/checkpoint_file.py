@@ -31,7 +31,8 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"{path}: {'a folder, not a checkpoint file' if file.is_dir() else 'no such file'}")
+        problem = "a folder, not a checkpoint file" if file.is_dir() else "no such file"
+        raise UserError(f"{path}: {problem}; give a file of weights")
     try:
         if is_safetensors(file):
             return dict(load_file(file))
@@ -43,7 +44,7 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     except Exception as error:  # a damaged file raises errors of many classes: pickle, zip, EOF, unicode, ...
         raise UserError(f"{path}: {describe_unreadable(file, error)}") from error
     if not isinstance(contents, dict):
-        raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
+        raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of weights; save network.state_dict()")
     if problem := _damage(contents):
         raise UserError(f"{path}: is damaged ({problem}); copy or download it again")
     return contents

@@ -48,9 +48,11 @@ def read_description(path: Path, *required: str) -> dict[str, Any]:
     except ImportError as error:
         raise UserError(f"{path}: needs ONNX Runtime ({error}); pip install 'pspexp[export]'") from error
     except Exception as error:  # a damaged file raises errors of many classes
-        raise UserError(f"{path}: not a readable exported network ({one_line(error)})") from error
+        raise UserError(f"{path}: not a readable exported network ({one_line(error)}); export it again") from error
     if text is None:
-        raise UserError(f"{path}: was not written by mode=export: it has no description of classes and input")
+        raise UserError(
+            f"{path}: was not written by mode=export: it has no description of classes and input; export it again"
+        )
     if not isinstance(found, dict) or not isinstance(found.get("config", {}), dict) or not {*required} <= {*found}:
         raise UserError(f"{path}: is damaged (its description is incomplete); export the network again")
     return found
@@ -156,7 +158,7 @@ def _pt2_run(file: Path) -> Run:
     try:
         network = torch.export.load(file).module()
     except Exception as error:  # see `read_description`
-        raise UserError(f"{file}: not a readable exported network ({one_line(error)})") from error
+        raise UserError(f"{file}: not a readable exported network ({one_line(error)}); export it again") from error
 
     def run(value: Tensor) -> list[Tensor]:
         try:

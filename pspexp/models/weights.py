@@ -240,9 +240,12 @@ def find_state_dict(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tens
     else:
         state = _unwrap(checkpoint)
     if not isinstance(state, Mapping) or not state:
-        raise UserError(f"{where}: holds no weights")
+        raise UserError(f"{where}: holds no weights; give the file that holds them")
     if others := [str(key) for key, value in state.items() if not (isinstance(key, str) and _is_weight(value))]:
-        raise UserError(f"{where}: holds no state dict; these entries are not weights: {first_names(others)}")
+        raise UserError(
+            f"{where}: holds no state dict; these entries are not weights: {first_names(others)}; save those of "
+            "network.state_dict() only"
+        )
     return dict(state)
 
 

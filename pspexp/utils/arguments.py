@@ -73,7 +73,7 @@ def existing_part(value: Any, place: tuple[int | str, ...]) -> list[int | str]:
 
 def requirement(problem: Any) -> str:
     """What a value must be, from a pydantic problem."""
-    message: str = re.sub("^(Input|Value|List) should", "must", problem["msg"]).replace(" after validation", "")
+    message: str = re.sub("^(Input|Value|List|String) should", "must", problem["msg"]).replace(" after validation", "")
     message = re.sub("^must be (an instance of Sequence|a valid (list|tuple))$", "must be a list", message)
     for python, yaml in (("True", "true"), ("False", "false"), ("None", "null")):
         message = re.sub(rf"\b{python}\b", yaml, message)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -207,22 +206,3 @@ def test_sbatch_template_command_composes(tmp_path: Path, monkeypatch: pytest.Mo
 
     launcher = built_launcher(job_config)
     assert (launcher.is_main_process, launcher.world_size) == (True, 8)
-
-
-def documented_commands() -> list[str]:
-    """Return what follows ``-m pspexp`` in the page's code blocks, without ellipses."""
-    page = (CHECKOUT / "docs" / "cluster.md").read_text().replace("\\\n", "")
-    blocks = "\n".join(re.findall(r"```\n(.*?)```", page, re.DOTALL))
-    return [overrides.replace("…", "") for overrides in re.findall(r"-m pspexp(.*)$", blocks, re.MULTILINE)]
-
-
-@pytest.mark.parametrize("command", documented_commands())
-def test_documented_commands_compose(command: str) -> None:
-    if "submitit" in command:
-        pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra 'slurm'")
-    arguments = get_args_parser().parse_args(shlex.split(command, comments=True))
-    composition.compose_checked(arguments.overrides, sweep=arguments.multirun)
-
-
-def test_cluster_page_has_commands() -> None:
-    assert len(documented_commands()) >= 5

@@ -16,11 +16,10 @@ from PIL import Image
 
 import pspexp
 from tests.conftest import Cli, last, losses
+from tests.docs.pages import CHECKOUT, FENCED, FILE_NAME
 from tests.end_to_end.conftest import TIMEOUT_S, Start
 
-PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
-BLOCK = re.compile(r"^```(.*)\n((?s:.*?))^```$", re.MULTILINE)
-FILE_NAME = re.compile(r"(?:# @package .*\n)?# (\S+\.(?:py|yaml))\n")  # Hydra wants its comment to be the first
+PAGE = CHECKOUT / "docs" / "extend.md"
 
 STEPS, RESUMED_STEPS = 2, 3
 SHAPES = ("dataset.image_size=48", "dataset.num_train=2", "dataset.num_val=2")
@@ -50,7 +49,7 @@ class Section(NamedTuple):
 def read(text: str) -> Section:
     """The blocks of a section: a file each, named in its first line, or commands."""
     files, commands = dict[str, str](), list[list[str]]()
-    for language, block in BLOCK.findall(text):
+    for language, block in FENCED.findall(text):
         if language == "sh":
             commands += [shlex.split(line, comments=True) for line in block.splitlines()]
             continue

@@ -146,7 +146,7 @@ def partial_folder(output_dir: Path) -> Iterator[Path]:
         yield partial_dir
         _publish(partial_dir, output_dir)
     except OSError as error:
-        raise UserError(f"{output_dir}: cannot be written ({error})") from error
+        raise UserError(f"{output_dir}: cannot be written ({error}); choose another folder") from error
     finally:
         shutil.rmtree(partial_dir, ignore_errors=True)
 

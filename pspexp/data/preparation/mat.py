@@ -39,7 +39,8 @@ def read_mat(path: Path) -> Labels:
         check_elements(path, [name.encode() for name in _VARIABLES])
         content = loadmat(str(path), variable_names=_VARIABLES)
     except (*DAMAGED_FILE, MatReadError) as error:
-        raise UserError(f"{path}: not a readable MATLAB file ({one_line(error) or type(error).__name__})") from error
+        reason = one_line(error) or type(error).__name__
+        raise UserError(f"{path}: not a readable MATLAB file ({reason}); download the file again") from error
     if "S" in content and np.size(content.get("names")) == _OLD_NAMES:
         raise UserError(
             f"{path}: labels of COCO-Stuff 10k v1.0, in which the classes have other numbers; "

@@ -150,7 +150,9 @@ def _check_overlap(folder: Path, splits: dict[str, list[str]]) -> list[str]:
         )
     if {"train", "val", "trainval"} <= splits.keys() and set(splits["trainval"]) != train | val:
         odd = sorted(set(splits["trainval"]) ^ (train | val))
-        problems.append(f"{folder / SPLITS}: trainval is not the union of train and val: {first_names(odd)}")
+        problems.append(
+            f"{folder / SPLITS}: trainval is not the union of train and val: {first_names(odd)}; make the lists agree"
+        )
     return problems
 
 

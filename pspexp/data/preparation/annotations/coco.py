@@ -108,7 +108,8 @@ def _categories(source: Path, content: _File) -> dict[int, str]:
             problems.append(f"{source}: category {category.id}: {error}")
             continue
         if labels.setdefault(category.id, label) != label:
-            problems.append(f"{source}: category id {category.id} is both '{labels[category.id]}' and '{label}'")
+            both = f"'{labels[category.id]}' and '{label}'"
+            problems.append(f"{source}: category id {category.id} is both {both}; number them differently")
     if problems:
         raise UserError(*problems)
     return labels

@@ -69,7 +69,7 @@ def image_size(path: Path) -> Size:
         with image:
             return image.size if orientation(image) < 5 else (image.height, image.width)
     except BROKEN_IMAGE as error:
-        raise UserError(f"{path}: its size cannot be read ({first_line(error)})") from error
+        raise UserError(f"{path}: its size cannot be read ({first_line(error)}); replace it") from error
 
 
 def read_bytes(path: Path) -> bytes:
@@ -77,7 +77,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from error
 
 
 def read_json(path: Path, model: type[M], what: str) -> M:

@@ -1,0 +1,328 @@
+"""Every command in the README and the documentation runs; those that cannot run here are listed, and parsed.
+
+Each block of commands runs in a folder of its own with what its commands name (home.py), in this process where
+possible. Trainings take one step of a small network on small crops: overrides that do so are added to what is written.
+"""
+
+import configparser
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hydra._internal.utils import get_args_parser
+
+from pspexp.config import compose as composition
+from pspexp.errors import UserError
+from tests.conftest import Cli
+from tests.docs.home import SWEEP_ID, Finished, furnish, needs_runs
+from tests.docs.pages import CHECKOUT, COMMANDS, PAGES, Block, fenced, inline
+
+# Added to each training: one step on a CPU of two cores.
+TRAIN = (
+    "crop_size=33",
+    "loader.num_workers=0",
+    "loader.max_eval_images=1",
+    "trainer.max_steps=1",
+    "scheduler.warmup_steps=0",
+    "tracking=none",
+)
+# Added where the network is a PSPNet of the package.
+NETWORK = (
+    "model._target_=tests.small_network.pspnet",
+    "model.backbone_weights=null",
+    "model.pyramid_channels=4",
+    "model.head_channels=8",
+    "model.aux_channels=4",
+)
+# Added to a sweep of this file: two jobs.
+FEWER_JOBS = {"+sweep=optuna": ("hydra.sweeper.n_trials=2",), "+sweep=lr_batch": ("loader.batch_size=4",)}
+BENCH = ("--size=33", "--repeats=1", "--warmup=0", "--sample-seconds=0", "--matmul=64", "--no-memory")
+# Added to other commands with a word that contains the pattern, which names a mode or a tool.
+SMALLER = {
+    "mode=test": ("loader.num_workers=0", "tracking=none"),
+    "mode=check": ("loader.num_workers=0", "crop_size=33", *NETWORK),
+    "export.(register|images)": ("export.format=[onnx]", "export.num_images=1"),
+    "mode=export": ("export.num_images=1", "export.num_calibration_images=2"),
+    "rerun=": ("tracking=none",),
+    "checkpoint.resume=(?!auto)": ("tracking=none",),
+    "tools.bench": BENCH,
+    "tools/": ("--workers", "1"),
+}
+# Replaced in commands and Python, in this order: what would take long, and placeholders.
+REPLACED = (
+    ("nproc_per_node=4", "nproc_per_node=2"),
+    ("nproc-per-node=4", "nproc-per-node=2"),
+    ("seed=1,2(,3)?", "seed=1"),
+    (r"range\(10,40,10\)", "range(10,20,10)"),
+    (r"\b321\b", "33"),
+    ("loader.batch_size=4,8", "loader.batch_size=4"),
+    ("n_trials=50", "n_trials=2"),
+    (r'\["experiment=quickstart"\]', f'["experiment=quickstart", *{[*TRAIN, *NETWORK]}]'),
+    ("/data/cracks(?=[^`]*label_values)", "data/cracks255"),
+    ("/data/", "data/"),
+    ("best/mean_iou` > 0.5", "best/mean_iou` >= 0"),
+    ("first-3fa2|<id>", SWEEP_ID),
+)
+
+
+class Listed(NamedTuple):
+    """Commands that do not run here.
+
+    Args:
+        pattern: What they begin with or, after ``.*``, contain.
+        reason: Why they do not run.
+        check: What is checked instead.
+    """
+
+    pattern: str
+    reason: str
+    check: Callable[[str], None]
+
+
+def composes(command: str) -> None:
+    """The configuration composes, unless a plugin of Hydra is missing."""
+    arguments = get_args_parser().parse_args(shlex.split(command)[shlex.split(command).index("pspexp") + 1 :])
+    try:
+        composition.compose_checked(arguments.overrides, sweep=arguments.multirun)
+    except UserError as error:
+        if not all("is not installed; pip install" in problem for problem in error.problems):
+            raise
+
+
+def is_valid_bash(command: str) -> None:
+    subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+def is_a_target(command: str) -> None:
+    target = command.split()[1]
+    assert f"\n{target}:" in (CHECKOUT / "Makefile").read_text(), command
+
+
+def installs_known_extras(command: str) -> None:
+    settings = configparser.ConfigParser()
+    settings.read(CHECKOUT / "setup.cfg")
+    for extra in re.findall(r"\[([\w-]+)\]", command):
+        assert extra in settings["options.extras_require"], command
+
+
+def mlflow_knows(command: str) -> None:
+    import click
+    from mlflow.cli import cli
+
+    program, *words = shlex.split(command)
+    context = cli.make_context(program, words)
+    while isinstance(context.command, click.Group):
+        name, subcommand, words = context.command.resolve_command(context, words)
+        context = subcommand.make_context(name, words)
+
+
+def selects_tests(command: str) -> None:
+    for file, _, test in re.findall(r"(tests/\S+?\.py)(::(\w+))?", command):
+        assert not test or f"def {test}(" in (CHECKOUT / file).read_text(), command
+
+
+def parses(command: str) -> None:
+    """The tool knows the options: it prints its help once it has read them."""
+    with pytest.raises(SystemExit) as end:
+        run_tool([*shlex.split(command.partition(" -- ")[0]), "--help"])
+    assert end.value.code == 0, command
+
+
+LISTED = (
+    Listed(".*make ", "installs packages, or runs what has tests of its own", is_a_target),
+    Listed("pip install", "downloads packages", installs_known_extras),
+    Listed("srun .*pspexp", "needs SLURM", composes),
+    Listed("srun ", "a part of a command", is_valid_bash),
+    Listed(".*hydra/launcher=submitit_slurm", "needs SLURM", composes),
+    Listed(".*hydra/launcher=ray", "needs an environment of its own: make test-ray", composes),
+    Listed(".*launcher.nnodes=2", "needs two machines: tests/end_to_end/test_cluster.py", composes),
+    Listed("(.venv/bin/)?mlflow ", "starts a server: tests/end_to_end/test_export.py", mlflow_knows),
+    Listed("base64 ", "needs a server: tests/end_to_end/test_export.py", is_valid_bash),
+    Listed("python -m tools.bench$", "takes an hour", parses),
+    Listed("python -m tools.bench .*--device cuda", "needs a GPU", is_valid_bash),
+    Listed("python -m tools.load", "takes minutes", parses),
+    Listed("python -m tools.compare_networks", "takes hours", parses),
+    Listed("python -m tools.scaling", "takes minutes: tests/tools/test_scaling.py", parses),
+    Listed("python -m tools.soak", "takes hours: tests/faults", parses),
+    Listed("python -m tools.messages", "writes a page: tests/tools/test_messages.py", parses),
+    Listed("pytest ", "has its own place in the test suite", selects_tests),
+)
+# Synopses: code spans that name a command without being one.
+SYNOPSES = {
+    "pspexp",
+    "python -m pspexp",
+    "python tools/prepare.py NAME ARCHIVE",
+    "python tools/convert_labels.py FORMAT SOURCE --output_dir DIR",
+}
+# Pages and blocks (by their first lines) that other tests run.
+ELSEWHERE = {
+    "docs/extend.md": "tests/end_to_end/test_extend.py",
+    "# one device; one card with four processes": "tests/end_to_end/test_reference_commands.py",
+}
+# What commands print, by its first word. Better marked with the language `text`.
+OUTPUT = {"class"}
+FIRST_WORDS = {"python", "pspexp", "torchrun", "srun", "mlflow", ".venv/bin/mlflow", "make", "pip", "base64", "pytest"}
+
+
+def blocks() -> Iterator[Block]:
+    """All blocks to run."""
+    for page in PAGES:
+        for block in [*fenced(page), *inline(page)]:
+            if not {block.page, block.text.split("\n")[0]} & ELSEWHERE.keys():
+                yield block
+
+
+def is_output(block: Block) -> bool:
+    return block.language == "text" or block.text.split()[0] in OUTPUT
+
+
+def command_blocks() -> list[Block]:
+    """Blocks with commands to run, without those that repeat an earlier block or a part of it, as translations do."""
+    found: dict[Block, set[str]] = {}
+    for block in blocks():
+        commands = {command for command in commands_of(block) if not listed(command)}
+        if commands and not any(commands <= earlier for earlier in found.values()):
+            found[block] = commands
+    return [*found]
+
+
+def commands_of(block: Block) -> list[str]:
+    return [] if is_output(block) else [command for command in block.commands if command not in SYNOPSES]
+
+
+def listed(command: str) -> Listed | None:
+    return next((one for one in LISTED if re.match(one.pattern, command)), None)
+
+
+def replaced(text: str, finished: Callable[[], Finished]) -> str:
+    for pattern, by in REPLACED:
+        text = re.sub(pattern, lambda _, by=by: by, text)  # type: ignore[misc]
+    if "runs:/" in text:
+        text = re.sub("runs:/[0-9a-f]+", f"runs:/{finished().run_ids[1]}", text)
+    return text
+
+
+def smaller(words: list[str]) -> list[str]:
+    """The words with what makes a command of pspexp or a tool quick."""
+    for mark, more in SMALLER.items():
+        if any(re.search(mark, word) for word in words):
+            return [*words, *more]
+    if "pspexp" not in words or any(word.startswith(("mode=", "--help")) and word != "mode=train" for word in words):
+        return words
+    arguments, _ = get_args_parser().parse_known_args(words[words.index("pspexp") + 1 :])
+    folders = [arguments.config_dir] if arguments.config_dir else []
+    config = composition.compose_checked(arguments.overrides, sweep=arguments.multirun, folders=folders)
+    network = NETWORK if config.model._target_ == "pspexp.models.pspnet.pspnet" else ()
+    fewer = next((more for sweep, more in FEWER_JOBS.items() if sweep in words), ())
+    return [*words, *TRAIN, *network, *fewer]
+
+
+def run_tool(words: list[str]) -> None:
+    """Run a tool of the checkout as the main program."""
+    with pytest.MonkeyPatch.context() as patch:
+        if words[1] == "-m":
+            patch.setattr(sys, "argv", words[2:])
+            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+        else:
+            patch.setattr(sys, "argv", words[1:])
+            runpy.run_path(str(CHECKOUT / words[1]), run_name="__main__")
+
+
+def exit_code(command: str, cli: Cli) -> int:
+    words = smaller(shlex.split(command))
+    program, *arguments = words
+    if program == "pspexp" or arguments[:2] == ["-m", "pspexp"]:
+        return cli(*words[words.index("pspexp") + 1 :])
+    if program == "torchrun":
+        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+        return subprocess.run([sys.executable, "-m", "torch.distributed.run", *arguments], env=environment).returncode
+    assert program == "python", f"not known how to run: {command}"
+    try:
+        run_tool(words)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Finished]:
+    """Two finished runs, made when they are first needed."""
+    made: list[Finished] = []
+
+    def get() -> Finished:
+        if not made:
+            made.append(Finished(tmp_path_factory.mktemp("finished")))
+        return made[0]
+
+    return get
+
+
+def prepare(text: str, home: Path, finished: Callable[[], Finished], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make what a block names: files in ``home``, runs, and records in MLflow."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    furnish(text, home)
+    if needs_runs(text):
+        finished().copy(text, home)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", finished().uri)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", command_blocks(), ids=str)
+def test_commands_run(
+    block: Block, cli: Cli, finished: Callable[[], Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_run = [command for command in commands_of(block) if not listed(command)]
+    home = Path.cwd()
+    for other in fenced(CHECKOUT / block.page):
+        if other.file:
+            (home / other.file).parent.mkdir(parents=True, exist_ok=True)
+            (home / other.file).write_text(replaced(other.text, finished))
+    prepare("\n".join(to_run), home, finished, monkeypatch)
+    for command in to_run:
+        assert exit_code(replaced(command, finished), cli) == 0, command
+
+
+@pytest.mark.parametrize(
+    "command", sorted({command for block in blocks() for command in commands_of(block) if listed(command)})
+)
+def test_commands_that_do_not_run_here_are_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exception = listed(command)
+    assert exception
+    exception.check(command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [one for one in blocks() if one.language == "python" and not one.file], ids=str)
+@pytest.mark.usefixtures("cli")  # works in an empty folder
+def test_python_runs(block: Block, finished: Callable[[], Finished], monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(block.text, Path.cwd(), finished, monkeypatch)
+    exec(compile(replaced(block.text, finished), str(block), "exec"), {"__name__": str(block)})
+
+
+def test_every_block_is_known() -> None:
+    """A block is commands of known programs, Python, a file with its name, or output: nothing is passed over."""
+    for block in blocks():
+        if block.language in COMMANDS and not is_output(block):
+            assert block.commands, block
+            assert {shlex.split(command)[0] for command in block.commands} <= FIRST_WORDS, block
+        elif block.language != "python":
+            assert block.language == "text" or block.file or is_output(block), block
+
+
+def test_what_is_listed_is_in_the_pages() -> None:
+    """Entries of the tables whose commands no longer exist are removed."""
+    found = list(blocks())
+    commands = [command for block in found for command in block.commands]
+    assert [one.pattern for one in LISTED if not any(listed(command) is one for command in commands)] == []
+    assert sorted(SYNOPSES - {*commands}) == []
+    pages = [page.relative_to(CHECKOUT).as_posix() for page in PAGES]
+    everything = "\n".join(page.read_text() for page in PAGES)
+    assert [name for name in ELSEWHERE if name not in pages and name not in everything] == []
+    assert [text for text, _ in REPLACED if not re.search(text, everything)] == []
