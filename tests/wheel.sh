@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Builds a wheel, installs it into an environment without the checkout and uses it from another folder: conf/ must be
-# inside. Its dependencies are those of the environment of the argument, which are seen through a .pth file.
-# Argument: the Python of an environment that has the dependencies and the `build` package.
+# Builds a source distribution and from it a wheel, checks their metadata, installs the wheel into an environment without
+# the checkout and uses it from another folder: conf/ must be inside. Its dependencies are those of the environment of the
+# argument, which are seen through a .pth file.
+# Argument: the Python of an environment that has the dependencies, `build` and `twine`.
 set -euo pipefail
 python=$(realpath -s "$1")
 checkout=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,7 +12,8 @@ trap 'rm -rf "$work"' EXIT
 # Only what git tracks goes in: a stray file of the checkout must not make it work.
 mkdir "$work/source" "$work/elsewhere"
 git -C "$checkout" archive --format=tar HEAD | tar -x -C "$work/source"
-"$python" -m build --wheel --outdir "$work/dist" "$work/source"
+"$python" -m build --outdir "$work/dist" "$work/source"
+"$python" -m twine check --strict "$work"/dist/*
 
 "$python" -m venv "$work/venv"
 site='import site; print(site.getsitepackages()[0])'
@@ -22,7 +24,15 @@ cd "$work/elsewhere"
 "$work/venv/bin/python" - "$work/venv" <<'EOF'
 import pathlib
 import sys
+from importlib.metadata import distribution
+
 import pspexp
+
+found = distribution("pspexp")
+assert found.version == pspexp.__version__, found.version
+assert "Apache" in (found.read_text("licenses/LICENSE") or ""), "no licence"
+assert {"export", "lite", "smp"} <= set(found.metadata.get_all("Provides-Extra")), found.metadata
+assert (pathlib.Path(pspexp.__file__).parent / "py.typed").is_file(), "no py.typed"
 
 assert pspexp.__file__.startswith(sys.argv[1]), pspexp.__file__
 page = pathlib.Path(pspexp.__file__).parent / "jobs" / "compare" / "page.html"

@@ -70,6 +70,9 @@ def run_folders(root: Path) -> tuple[list[Path], list[Path]]:
             names.clear()
             continue
         seen.add(real)
+        if "predictions.csv" in files:  # results of mode=predict, which are within the run folder by default
+            names.clear()
+            continue
         wanted = [name for name in names if name not in SKIPPED_FOLDERS and not name.startswith(".")]
         links = {name for name in wanted if (Path(place) / name).is_symlink()}
         names[:] = sorted(wanted, key=links.__contains__)  # a folder before any link to it

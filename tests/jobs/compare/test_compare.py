@@ -375,6 +375,15 @@ def test_runs_are_found_once_at_any_depth(cli: Cli, tmp_path: Path, capsys: pyte
     assert "ended before its configuration was written: outputs/sweeps/lr/3" in capsys.readouterr().out
 
 
+def test_predictions_are_not_runs(cli: Cli, tmp_path: Path) -> None:
+    for number in (0, 1):
+        predictions = make_run(tmp_path / str(number), 0.5, {"cat": 0.5}) / "predictions"
+        (predictions / "ids").mkdir(parents=True)
+        for name, text in (("predictions.csv", "image\n"), ("summary.json", '{"status": "FINISHED"}'), ("run.log", "")):
+            (predictions / name).write_text(text)
+    assert [row["run"] for row in rows(compared(cli, "compare.runs=.") / "compare.csv")] == ["0", "1"]
+
+
 def test_runs_with_equal_names_get_distinct_labels(cli: Cli, tmp_path: Path) -> None:
     for parent in "xy":
         make_run(tmp_path / parent / "0", 0.5, {"cat": 0.5})
