@@ -31,8 +31,8 @@ def load_checkpoint_file(path: str | PathLike[str]) -> dict[str, Any]:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        problem = "a folder, not a checkpoint file" if file.is_dir() else "no such file"
-        raise UserError(f"{path}: {problem}; give a file of weights")
+        reason = "a folder, not a checkpoint file" if file.is_dir() else "no such file"
+        raise UserError(f"{path}: {reason}; give a file of weights")
     try:
         if is_safetensors(file):
             return dict(load_file(file))

@@ -2,26 +2,24 @@
 
 Each block of commands runs in a folder of its own with what its commands name (home.py), in this process where
 possible. Trainings take one step of a small network on small crops: overrides that do so are added to what is written.
+Exceptions are in listed.py, with reasons.
 """
 
-import configparser
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from hydra._internal.utils import get_args_parser
 
 from pspexp.config import compose as composition
-from pspexp.errors import UserError
 from tests.conftest import Cli
 from tests.docs.home import SWEEP_ID, Finished, furnish, needs_runs
+from tests.docs.listed import LISTED, listed, run_tool
 from tests.docs.pages import CHECKOUT, COMMANDS, PAGES, Block, fenced, inline
 
 # Added to each training: one step on a CPU of two cores.
@@ -72,88 +70,6 @@ REPLACED = (
 )
 
 
-class Listed(NamedTuple):
-    """Commands that do not run here.
-
-    Args:
-        pattern: What they begin with or, after ``.*``, contain.
-        reason: Why they do not run.
-        check: What is checked instead.
-    """
-
-    pattern: str
-    reason: str
-    check: Callable[[str], None]
-
-
-def composes(command: str) -> None:
-    """The configuration composes, unless a plugin of Hydra is missing."""
-    arguments = get_args_parser().parse_args(shlex.split(command)[shlex.split(command).index("pspexp") + 1 :])
-    try:
-        composition.compose_checked(arguments.overrides, sweep=arguments.multirun)
-    except UserError as error:
-        if not all("is not installed; pip install" in problem for problem in error.problems):
-            raise
-
-
-def is_valid_bash(command: str) -> None:
-    subprocess.run(["bash", "-n", "-c", command], check=True)
-
-
-def is_a_target(command: str) -> None:
-    target = command.split()[1]
-    assert f"\n{target}:" in (CHECKOUT / "Makefile").read_text(), command
-
-
-def installs_known_extras(command: str) -> None:
-    settings = configparser.ConfigParser()
-    settings.read(CHECKOUT / "setup.cfg")
-    for extra in re.findall(r"\[([\w-]+)\]", command):
-        assert extra in settings["options.extras_require"], command
-
-
-def mlflow_knows(command: str) -> None:
-    import click
-    from mlflow.cli import cli
-
-    program, *words = shlex.split(command)
-    context = cli.make_context(program, words)
-    while isinstance(context.command, click.Group):
-        name, subcommand, words = context.command.resolve_command(context, words)
-        context = subcommand.make_context(name, words)
-
-
-def selects_tests(command: str) -> None:
-    for file, _, test in re.findall(r"(tests/\S+?\.py)(::(\w+))?", command):
-        assert not test or f"def {test}(" in (CHECKOUT / file).read_text(), command
-
-
-def parses(command: str) -> None:
-    """The tool knows the options: it prints its help once it has read them."""
-    with pytest.raises(SystemExit) as end:
-        run_tool([*shlex.split(command.partition(" -- ")[0]), "--help"])
-    assert end.value.code == 0, command
-
-
-LISTED = (
-    Listed(".*make ", "installs packages, or runs what has tests of its own", is_a_target),
-    Listed("pip install", "downloads packages", installs_known_extras),
-    Listed("srun .*pspexp", "needs SLURM", composes),
-    Listed("srun ", "a part of a command", is_valid_bash),
-    Listed(".*hydra/launcher=submitit_slurm", "needs SLURM", composes),
-    Listed(".*hydra/launcher=ray", "needs an environment of its own: make test-ray", composes),
-    Listed(".*launcher.nnodes=2", "needs two machines: tests/end_to_end/test_cluster.py", composes),
-    Listed("(.venv/bin/)?mlflow ", "starts a server: tests/end_to_end/test_export.py", mlflow_knows),
-    Listed("base64 ", "needs a server: tests/end_to_end/test_export.py", is_valid_bash),
-    Listed("python -m tools.bench$", "takes an hour", parses),
-    Listed("python -m tools.bench .*--device cuda", "needs a GPU", is_valid_bash),
-    Listed("python -m tools.load", "takes minutes", parses),
-    Listed("python -m tools.compare_networks", "takes hours", parses),
-    Listed("python -m tools.scaling", "takes minutes: tests/tools/test_scaling.py", parses),
-    Listed("python -m tools.soak", "takes hours: tests/faults", parses),
-    Listed("python -m tools.messages", "writes a page: tests/tools/test_messages.py", parses),
-    Listed("pytest ", "has its own place in the test suite", selects_tests),
-)
 # Synopses: code spans that name a command without being one.
 SYNOPSES = {
     "pspexp",
@@ -161,10 +77,12 @@ SYNOPSES = {
     "python tools/prepare.py NAME ARCHIVE",
     "python tools/convert_labels.py FORMAT SOURCE --output_dir DIR",
 }
-# Pages and blocks (by their first lines) that other tests run.
+# Pages, and blocks by their first command, that other tests run.
 ELSEWHERE = {
     "docs/extend.md": "tests/end_to_end/test_extend.py",
-    "# one device; one card with four processes": "tests/end_to_end/test_reference_commands.py",
+    "python -m pspexp experiment=voc2007_single device=sdaa dataset.root=VOCdevkit hydra.run.dir=experiments/pspnet": (
+        "tests/end_to_end/test_reference_commands.py"
+    ),
 }
 # What commands print, by its first word. Better marked with the language `text`.
 OUTPUT = {"class"}
@@ -175,7 +93,7 @@ def blocks() -> Iterator[Block]:
     """All blocks to run."""
     for page in PAGES:
         for block in [*fenced(page), *inline(page)]:
-            if not {block.page, block.text.split("\n")[0]} & ELSEWHERE.keys():
+            if not {block.page, *block.commands[:1]} & ELSEWHERE.keys():
                 yield block
 
 
@@ -195,10 +113,6 @@ def command_blocks() -> list[Block]:
 
 def commands_of(block: Block) -> list[str]:
     return [] if is_output(block) else [command for command in block.commands if command not in SYNOPSES]
-
-
-def listed(command: str) -> Listed | None:
-    return next((one for one in LISTED if re.match(one.pattern, command)), None)
 
 
 def replaced(text: str, finished: Callable[[], Finished]) -> str:
@@ -222,17 +136,6 @@ def smaller(words: list[str]) -> list[str]:
     network = NETWORK if config.model._target_ == "pspexp.models.pspnet.pspnet" else ()
     fewer = next((more for sweep, more in FEWER_JOBS.items() if sweep in words), ())
     return [*words, *TRAIN, *network, *fewer]
-
-
-def run_tool(words: list[str]) -> None:
-    """Run a tool of the checkout as the main program."""
-    with pytest.MonkeyPatch.context() as patch:
-        if words[1] == "-m":
-            patch.setattr(sys, "argv", words[2:])
-            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
-        else:
-            patch.setattr(sys, "argv", words[1:])
-            runpy.run_path(str(CHECKOUT / words[1]), run_name="__main__")
 
 
 def exit_code(command: str, cli: Cli) -> int:
@@ -286,13 +189,15 @@ def test_commands_run(
             (home / other.file).write_text(replaced(other.text, finished))
     prepare("\n".join(to_run), home, finished, monkeypatch)
     for command in to_run:
+        if "device=sdaa" in command:
+            pytest.importorskip("torch_sdaa", exc_type=ImportError)
         assert exit_code(replaced(command, finished), cli) == 0, command
 
 
 @pytest.mark.parametrize(
     "command", sorted({command for block in blocks() for command in commands_of(block) if listed(command)})
 )
-def test_commands_that_do_not_run_here_are_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_that_do_not_run_here_are_valid(command: str) -> None:
     exception = listed(command)
     assert exception
     exception.check(command)
