@@ -56,7 +56,7 @@ def test_commands_run_in_order(cli: Cli, capsys: pytest.CaptureFixture[str]) -> 
     assert {int(value) for mask in masks for value in np.unique(np.asarray(Image.open(mask)))} <= {0, 1, 2}
 
     assert cli(*SECOND, *SHORT) == 0
-    assert cli(*RESUME, *SHORT[1:], "trainer.max_steps=3") == 0
+    assert cli(*RESUME, "trainer.max_steps=3") == 0
     assert "resuming from step 2" in Path("outputs/seeds/second/run.log").read_text()
     assert cli(*MINE, *SHORT) == 0
     capsys.readouterr()
