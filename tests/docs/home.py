@@ -87,6 +87,33 @@ def public(home: Path) -> None:
     folder(home / "ISIC", *isic, [0, 255])
 
 
+def mmseg_layout(home: Path) -> None:
+    for split in ("train", "val"):
+        folder(
+            home / "data/roads", f"img_dir/{split}/{split}{{}}.jpg", f"ann_dir/{split}/{split}{{}}.png", [0, 1, 2, 255]
+        )
+
+
+def semseg_layout(home: Path) -> None:
+    root = folder(home / "dataset/roads", "images/{}.jpg", "annotations/{}.png", [0, 1, 2, 255])
+    (root / "list").mkdir()
+    for split, numbers in (("training", range(20)), ("validation", range(20, 24))):
+        lines = [f"images/{number}.jpg annotations/{number}.png\n" for number in numbers]
+        (root / f"list/{split}.txt").write_text("".join(lines))
+
+
+def ade20k(home: Path) -> None:
+    for split in ("training", "validation"):
+        pair = f"images/{split}/{split}{{}}.jpg", f"annotations/{split}/{split}{{}}.png"
+        folder(home / "dataset/ade20k", *pair, [0, 1, 2, 150])
+
+
+def voc2012_aug(home: Path) -> None:
+    root = voc_layout(home / "data/VOCdevkit/VOC2012", [*range(21), 255])
+    (root / "SegmentationClass").rename(root / "SegmentationClassAug")
+    (root / "ImageSets/Segmentation/train.txt").rename(root / "ImageSets/Segmentation/trainaug.txt")
+
+
 def downloads(home: Path) -> None:
     for name in ("cityscapes", "ade20k", "voc2012_aug", "cocostuff164k", "cocostuff10k"):
         for archive in field_trees.official(name, home / "from" / name):
@@ -132,14 +159,23 @@ def semseg_file(home: Path, name: str, classes: int = 21) -> None:
     torch.save({"state_dict": {f"module.{key}": torch.zeros(shape) for key, shape in shapes.items()}}, home / name)
 
 
-def mmseg_file(home: Path) -> None:
+def mmseg_file(home: Path, name: str, classes: int) -> None:
     from tests.models import foreign_checkpoints as foreign
 
     weights = {
-        key: torch.zeros(3, *shape[1:]) if "conv_seg" in key else torch.zeros(shape)
+        key: torch.zeros(classes, *shape[1:]) if "conv_seg" in key else torch.zeros(shape)
         for key, shape in foreign.mmseg_shapes().items()
     }
-    torch.save({"state_dict": weights}, home / "pspnet.pth")
+    torch.save({"state_dict": weights}, home / name)
+
+
+def smp_file(home: Path) -> None:
+    import segmentation_models_pytorch as smp
+    from safetensors.torch import save_file
+
+    (home / "fpn").mkdir()
+    network = smp.create_model("FPN", encoder_name="resnet34", encoder_weights=None, classes=11)
+    save_file(network.state_dict(), home / "fpn" / "model.safetensors")
 
 
 # What a block needs if it contains the text, or if a default refers to it.
@@ -159,8 +195,16 @@ FILES: dict[str, Callable[[Path], object]] = {
     "train_epoch_50.pth": lambda home: semseg_file(home, "train_epoch_50.pth"),
     'weights="train_epoch_100.pth"': lambda home: semseg_file(home, "train_epoch_100.pth"),
     "load_weights": lambda home: semseg_file(home, "train_epoch_100.pth", classes=5),
+    "img_dir": mmseg_layout,
+    "dataset/roads": semseg_layout,
+    "dataset/ade20k": ade20k,
+    "VOC2012": voc2012_aug,
+    "pspnet_r50-d8_voc12aug": lambda home: mmseg_file(home, "pspnet_r50-d8_voc12aug.pth", 21),
+    "pspnet_r50-d8_cityscapes": lambda home: mmseg_file(home, "pspnet_r50-d8_cityscapes.pth", 19),
+    "iter_40000.pth": lambda home: mmseg_file(home, "iter_40000.pth", 21),
+    "fpn/": smp_file,
     "mode=clean": lambda home: (home / "outputs").mkdir(),
-    "pspnet.pth": mmseg_file,
+    "checkpoint.path=pspnet.pth": lambda home: mmseg_file(home, "pspnet.pth", 3),
 }
 RUN = r"outputs/\w+/2026-05-01_10-00-00|outputs/(?:a|x|roads)\b(?!/)|experiments/pspnet\b|\bRUN\b"  # a run folder
 SEVERAL = "outputs/quickstart"  # a folder that contains runs

@@ -92,6 +92,8 @@ def parses(command: str) -> None:
 
 
 LISTED = (
+    Listed("mkdir ", "makes a folder for the commands that follow", is_valid_bash),
+    Listed(".*device=cuda", "needs a GPU", composes),
     Listed(".*make ", "installs packages, or runs what has tests of its own", is_a_target),
     Listed("pip install", "downloads packages", installs_known_extras),
     Listed("srun .*pspexp", "needs SLURM", composes),
@@ -107,8 +109,8 @@ LISTED = (
     Listed("python -m tools.compare_networks", "takes hours", parses),
     Listed("python -m tools.scaling", "takes minutes: tests/tools/test_scaling.py", parses),
     Listed("python -m tools.soak", "takes hours: tests/faults", parses),
-    Listed("python -m tools.messages", "writes a page: tests/tools/test_messages.py", parses),
-    Listed("pytest ", "has its own place in the test suite", selects_tests),
+    Listed("python -m tools.(messages|reference)", "writes a page: tests/tools", parses),
+    Listed("(python -m )?pytest ", "has its own place in the test suite", selects_tests),
 )
 
 

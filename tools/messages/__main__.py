@@ -35,6 +35,7 @@ ROOMS = (
     ("Comparing runs", ("jobs/compare",)),
     ("Prediction", ("jobs/predict",)),
     ("Export and serving", ("jobs/export",)),
+    ("Starting a project", ("jobs/init",)),
 )  # fmt: skip
 FROM_PYDANTIC = ("…=…: must …",)  # messages whose words are a library's
 

@@ -19,7 +19,17 @@ OTHERS = (
     *("configuration: ", "code: ", "machine: ", "data: ", "weights: the file", "frozen: ", "# "),
     *("Not in the class table", "The runs ", "No run has", "…: some classes", "…: … runs have seed", "… … on …"),
     *("…: uncommitted changes, machine", "…: code, versions", "…: no … in MLflow", "…, in the layout"),
-    *("existing sweeps", "not available", "Predictor(", "configured: ", "job …: …", "precision=…: …"),
+    *(
+        "existing sweeps",
+        "not available",
+        "Predictor(",
+        "configured: ",
+        "job …: …",
+        "…; everything is in",
+        "…on … images; everything",
+        "MLflow has it",
+        "precision=…: …",
+    ),
 )
 
 
