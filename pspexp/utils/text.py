@@ -10,6 +10,8 @@ from rich.cells import cell_len
 
 GLUE = "\ue000"  # stands for a space at which no line is broken
 MAX_NAME = 200  # characters of a name or reason in a message
+# What Hydra reads as null, a truth value or a number unless it is quoted.
+NOT_TEXT = re.compile(r"null|true|false|[+-]?(?:inf|nan|[\d_.]+(?:e[+-]?[\d_]+)?)", re.IGNORECASE)
 
 
 def wrapped(text: str, width: int, unbroken: Sequence[str] = ()) -> str:
@@ -84,9 +86,11 @@ def count(number: int, noun: str) -> str:
 
 def quoted(path: str | PathLike[str]) -> str:
     """A path as a value that Hydra reads."""
-    if re.fullmatch(r"[\w./:-]+", str(path), re.ASCII):
-        return str(path)
-    escaped = str(path).replace("'", "\\'")
+    text = str(path)
+    if re.fullmatch(r"[\w./:-]+", text, re.ASCII) and not NOT_TEXT.fullmatch(text):
+        return text
+    # Backslashes are literal, except before a quotation mark.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), text)
     return f"'{escaped}'"
 
 

@@ -1,8 +1,9 @@
-"""Lines broken to fit a terminal."""
+"""Lines broken to fit a terminal, and paths in overrides."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from pspexp.utils.text import wrapped
+from pspexp.utils.text import quoted, wrapped
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,17 @@ def test_paths_with_spaces_stay_whole() -> None:
     assert (
         wrapped("records in my runs/a b, as always", 20, ["my runs/a b"]) == "records in\n  my runs/a b, as\n  always"
     )
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["run", "a b", "it's", "123", "1e5", ".5", "null", "True", "NaN", "2030-01-02", "C:\\runs\\", "a\\'b", "x=1,2"],
+)
+def test_hydra_reads_a_quoted_path_as_it_is(path: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"key={quoted(path)}"])
+    assert str(getattr(override.value(), "text", override.value())) == path
+    assert not isinstance(override.value(), bool | int | float)
+
+
+def test_plain_paths_need_no_quotes() -> None:
+    assert quoted("outputs/run-1/2030-01-02_03-04-05") == "outputs/run-1/2030-01-02_03-04-05"
