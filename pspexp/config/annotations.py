@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -31,13 +31,18 @@ def argument_types(target: str) -> dict[str, Any]:
         target: Its dotted path, such as ``pspexp.losses.Focal``.
 
     Returns:
-        Annotations. Empty if there is no such source.
+        Annotations. Empty if there is no such source, or if it cannot be read.
     """
     module, _, name = target.rpartition(".")
-    found = _definition(module, name)
-    if found is None:
+    try:
+        found = _definition(module, name)
+        return {} if found is None else _arguments(*found)
+    except RecursionError:  # a class has the name of its base, or modules import a name from each other
         return {}
-    module, node = found
+
+
+def _arguments(module: str, node: ast.ClassDef | ast.FunctionDef) -> dict[str, Any]:
+    """`argument_types` of a class or function in a module."""
     if isinstance(node, ast.ClassDef):
         init = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
         if init is None:
@@ -178,21 +183,34 @@ def _statement(module: str, name: str) -> ast.stmt | None:
 
 @cache
 def _statements(module: str) -> dict[str, ast.stmt]:
-    """The statements of a module by the names that they define."""
+    """The statements of a module by the names that they define; those of relative imports are made absolute."""
     file = _source(module)
     found: dict[str, ast.stmt] = {}
-    for node in _unconditional(ast.parse(file.read_text(encoding="utf-8")).body) if file else ():
+    try:
+        body = ast.parse(file.read_bytes()).body if file else []
+    except (OSError, SyntaxError, ValueError):  # reported when the target is built
+        return found
+    package = module if file and file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in _unconditional(body):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             found[node.name] = node
         elif isinstance(node, ast.ImportFrom):
             for one in node.names:
-                found[one.asname or one.name] = ast.ImportFrom(node.module, [one], node.level)
+                found[one.asname or one.name] = ast.ImportFrom(_absolute(node, package), [one], 0)
         elif isinstance(node, ast.Import):
             found |= {(one.asname or one.name).partition(".")[0]: node for one in node.names}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found |= {one.id: node for one in targets if isinstance(one, ast.Name)}
     return found
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str | None:
+    """The module that a statement imports from; None if it is not within ``package``'s top-level package."""
+    try:
+        return resolve_name("." * node.level + (node.module or ""), package)
+    except ImportError:
+        return None
 
 
 def _unconditional(body: list[ast.stmt]) -> Iterator[ast.stmt]:

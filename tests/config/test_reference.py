@@ -121,3 +121,29 @@ def test_types_read_from_source_are_those_of_the_signatures() -> None:
         assert {argument: found.get(argument) for argument in expected if argument != "arguments"} == {
             argument: text for argument, text in expected.items() if argument != "arguments"
         }, name
+
+
+@pytest.mark.parametrize(
+    ("source", "types"),
+    [
+        ("class Net:\n    def __init__(self, width: int) -> None: ...", {"width": "int"}),
+        ("from .base import Net", {"width": "float"}),
+        ("from . import base\nfrom .base import Net as Base\nclass Net(Base): ...", {"width": "float"}),
+        ("from .base import Net\nclass Net(Net): ...", {}),  # not followed
+        ("from .net import Net", {}),
+        ("from ... import Net", {}),
+        ("def Net(:", {}),
+        ("\0", {}),
+    ],
+)
+def test_sources_of_the_users_own(
+    source: str, types: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of code that cannot be imported: what is wrong with it is reported when it is used, not by help."""
+    package = tmp_path / f"own_{tmp_path.name}"  # sources are remembered by their names
+    package.mkdir()
+    (package / "net.py").write_text(source)
+    (package / "base.py").write_text("class Net:\n    def __init__(self, width: float) -> None: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = argument_types(f"{package.name}.net.Net")
+    assert {name: type_text(hint) for name, hint in found.items()} == types
