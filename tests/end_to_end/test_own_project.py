@@ -99,5 +99,18 @@ def test_folder_must_be_new(
 def test_empty_folder_is_filled(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "new").mkdir()
     assert cli("mode=init", "init.output=new") == 0
-    assert "cd new" in capsys.readouterr().err
+    assert "  cd new\n" in capsys.readouterr().err
     assert (tmp_path / "new" / "README.md").is_file()
+
+
+def test_folder_that_cannot_be_written_is_refused(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert cli("mode=init", "init.output=file/new") == 2
+    assert "init.output=file/new: cannot be written (Not a directory); name another folder" in capsys.readouterr().err
+
+
+def test_next_command_has_quotes_where_the_shell_needs_them(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("mode=init", "init.output='my project'") == 0
+    assert "  cd 'my project'\n" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """``mode=init``: write a small project of the user's own, which runs as it is."""
 
 import logging
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,25 +30,27 @@ def init(config: DictConfig, folder: Path) -> None:
     Raises:
         UserError: The folder exists and is not empty, or cannot be written.
     """
-    output = new_folder(config.init.output)
+    given = config.init.output
+    output = Path(given).expanduser()
     try:
+        refuse_existing(output)
         for name, text in files():
             write_text_atomic(output / name, text)
         draw(output / "data")
     except OSError as error:
-        raise UserError(f"{setting('init.output', output)}: cannot be written ({error.strerror})") from error
+        raise UserError(
+            f"{setting('init.output', given)}: cannot be written ({error.strerror}); name another folder"
+        ) from error
     log.info("%s: a project of your own; its README.md says what is in it. To train:", output)
-    log.info("  cd %s", output)
+    log.info("  cd %s", shlex.quote(str(output)))
     log.info("  python -m pspexp --config-dir conf experiment=my_experiment")
 
 
-def new_folder(name: str) -> Path:
-    """The folder to be written; raises UserError if there is something in it."""
-    output = Path(name).expanduser()
+def refuse_existing(output: Path) -> None:
+    """Raise UserError if the folder to be written is a file, or has something in it."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         what = "is not empty" if output.is_dir() else "is a file"
-        raise UserError(f"{setting('init.output', name)}: {what}; name a new folder")
-    return output
+        raise UserError(f"{setting('init.output', output)}: {what}; name a new folder")
 
 
 def files() -> Iterator[tuple[str, str]]:
