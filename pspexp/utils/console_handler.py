@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import TextIO
 
@@ -66,7 +67,9 @@ def fitted(text: str, stream: TextIO, values: Iterable[object] | None = ()) -> s
     """
     if not getattr(stream, "isatty", bool)():
         return text
-    paths = [Path.home(), Path.cwd(), *(value for value in values or () if isinstance(value, PurePath))]
+    paths = [*(value for value in values or () if isinstance(value, PurePath))]
+    with suppress(OSError, RuntimeError):  # the current folder was removed, or the user has no home
+        paths += [Path.cwd(), Path.home()]
     unbroken = [str(path) for path in paths if " " in str(path)]
     return wrapped(text, shutil.get_terminal_size().columns, [*unbroken, *QUOTED.findall(text)])
 

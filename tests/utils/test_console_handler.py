@@ -77,6 +77,17 @@ def test_messages_are_broken_on_a_terminal_only(
     assert stream.getvalue() == ("\n".join(shown) if is_broken else " ".join(map(str.strip, shown))) + "\n"
 
 
+def test_messages_are_written_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(Path, "home", unknown)  # as in a container, for a user without a name
+    ConsoleHandler().emit(logging.makeLogRecord({"msg": "written", "levelno": logging.INFO}))
+    assert stream.getvalue() == "written\n"
+
+
 def test_everything_may_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     ConsoleHandler(only_stderr=True).emit(logging.makeLogRecord({"msg": "written", "levelno": logging.INFO}))
     assert capsys.readouterr() == ("", "written\n")
