@@ -22,6 +22,7 @@ from tests.conftest import Cli
 from tests.docs.home import SWEEP_ID, Finished, furnish, needs_runs
 from tests.docs.listed import LISTED, listed, run_tool
 from tests.docs.pages import CHECKOUT, COMMANDS, PAGES, Block, fenced, inline
+from tests.faults.servers import free_port
 
 # Added to each training: one step on a CPU of two cores.
 TRAIN = (
@@ -189,7 +190,9 @@ def exit_code(command: str, cli: Cli) -> int:
         return cli(*words[words.index("pspexp") + 1 :])
     if program == "torchrun":
         environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run([sys.executable, "-m", "torch.distributed.run", *arguments], env=environment).returncode
+        environment["PET_MASTER_PORT"] = str(free_port())  # another test may be using torchrun's default
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        return subprocess.run(torchrun, env=environment, timeout=600).returncode
     assert program == "python", f"not known how to run: {command}"
     try:
         run_tool(words)
