@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import grimp
 
+from pspexp.utils.text import count
+
 CHECKOUT = Path(__file__).parents[1]
 PICTURE = CHECKOUT / "docs" / "img" / "architecture.svg"
 CONTRACT = "importlinter:contract:rooms"
@@ -75,17 +77,16 @@ def drawing(imports: Imports) -> str:
     ]
     for name, number in place.items():
         middle = CELL * number + CELL // 2
-        modules = imports.modules[name]
-        lines.append(text(LEFT - 8, TOP + middle, name, f"{modules} module{'s' * (modules != 1)}", "end"))
+        lines.append(text(LEFT - 8, TOP + middle, name, count(imports.modules[name], "module"), "end"))
         lines.append(f'<text transform="translate({LEFT + middle + 4} {TOP - 8}) rotate(-45)">{escape(name)}</text>')
     most = max(imports.counts.values(), default=1)
-    for (importer, imported), count in sorted(imports.counts.items()):
+    for (importer, imported), number in sorted(imports.counts.items()):
         row, column = place[importer], place[imported]
         colour = "#1565c0" if column > row else "#c62828"
-        shade = 0.15 + 0.65 * (count / most) ** 0.5
-        lines.append(square(row, column, colour, shade, f"{importer} imports {imported} {count} times"))
+        shade = 0.15 + 0.65 * (number / most) ** 0.5
+        lines.append(square(row, column, colour, shade, f"{importer} imports {imported} {count(number, 'time')}"))
         x, y = LEFT + CELL * column + CELL // 2, TOP + CELL * row + CELL // 2 + 5
-        lines.append(f'<text x="{x}" y="{y}" text-anchor="middle">{count}</text>')
+        lines.append(f'<text x="{x}" y="{y}" text-anchor="middle">{number}</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 

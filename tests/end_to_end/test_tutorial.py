@@ -1,7 +1,6 @@
 """The commands of docs/tutorial.md, with shorter trainings, typed one after another in an empty folder."""
 
 import json
-import re
 import runpy
 import shlex
 from pathlib import Path
@@ -11,17 +10,15 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Cli
+from tests.docs.pages import CHECKOUT, fenced
 
-PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
-BLOCK = re.compile(r"^```(.*)\n((?s:.*?))^```$", re.MULTILINE)
-FILE_NAME = re.compile(r"(?:# @package .*\n)?# (\S+\.(?:py|yaml))\n")
-BLOCKS = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
-FILES = {name[1]: text for _, text in BLOCKS if (name := FILE_NAME.match(text))}
+BLOCKS = fenced(CHECKOUT / "docs" / "tutorial.md")
+FILES = {block.file: block.text for block in BLOCKS if block.file}
 COMMANDS = [
-    shlex.split(line)[3:]
-    for language, text in BLOCKS
-    for line in text.splitlines()
-    if language == "sh" and line.startswith("python -m pspexp ")
+    shlex.split(command)[3:]
+    for block in BLOCKS
+    for command in block.commands
+    if command.startswith("python -m pspexp ")
 ]
 CHECK, CHECK_AGAIN, TRAIN, PREDICT, SECOND, RESUME, MINE, COMPARE, BEST = COMMANDS
 SHORT = ("trainer.max_steps=2", "scheduler.warmup_steps=1", "loader.max_eval_images=2")
