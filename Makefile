@@ -96,9 +96,10 @@ docs: $(VENV)/.installed-docs ## build the documentation as a site in site/; bro
 docs-serve: $(VENV)/.installed-docs ## show the documentation at http://127.0.0.1:8000 while it is edited
 	$(VENV)/bin/mkdocs serve --dev-addr 127.0.0.1:8000
 
-reference: $(VENV)/.installed-dev ## update docs/configuration.md and the picture in docs/architecture.md
+reference: $(VENV)/.installed-dev ## update what is generated in docs/: configuration, messages, picture of the imports
 	$(RUN) -m tools.reference
 	$(RUN) -m tools.architecture
+	$(RUN) -m tools.messages
 
 # Ray's plugin needs an older cloudpickle than joblib does. This environment therefore adds its packages on top of those in
 # .venv, included through a .pth file; pip resolves and checks both together.
