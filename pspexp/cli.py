@@ -21,23 +21,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import run_job
 from hydra.errors import CompactHydraException
 from hydra.types import HydraContext, RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from pspexp import __version__
 from pspexp.config import completion, first_line
 from pspexp.config import compose as composition
-from pspexp.config.command_line import parse_arguments
+from pspexp.config.command_line import is_non_main, needs_resolving, parse_arguments, sets
 from pspexp.config.help import help_text
-from pspexp.config.modes import MODES, uses_checkpoint
+from pspexp.config.modes import MODES
 from pspexp.config.options import conf_dir
 from pspexp.config.reference import Reference
 from pspexp.config.resolve import expand_home, resolve
 from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, summarize
 from pspexp.launchers.base import Launcher
 from pspexp.utils.console_handler import escape_unencodable, fitted
+from pspexp.utils.imports import import_torch
 from pspexp.utils.text import quoted
-from pspexp.utils.user_cache import cache_folder
 
 # Modules that import torch are imported inside functions: that takes seconds, and --help does not need them.
 
@@ -152,14 +151,6 @@ def complete(arguments: argparse.Namespace, line: str) -> int:
     return 0
 
 
-def needs_resolving(arguments: argparse.Namespace) -> bool:
-    """Whether ``--cfg`` must show values that Hydra does not know: resolved ones, or those of a checkpoint or run."""
-    modes = [text.removeprefix("mode=") for text in arguments.overrides if text.startswith("mode=")]
-    from_a_run = any(sets(arguments.overrides, key) for key in ("rerun", "checkpoint.resume"))
-    from_a_run = from_a_run or any(map(uses_checkpoint, modes))
-    return arguments.cfg == "job" and not arguments.package and (arguments.resolve or from_a_run)
-
-
 def run_hydra(arguments: argparse.Namespace) -> int:
     """Let Hydra print what was requested, or run the jobs of a sweep; returns the exit code."""
     try:
@@ -180,10 +171,11 @@ def run_single(job: DictConfig, config: DictConfig, overrides: list[str], comman
         overrides: All overrides.
         command: The command line.
     """
+    from pspexp.config.build import build
     from pspexp.jobs import job_folder
 
     mode = MODES[job.mode]
-    launcher = built_launcher(job) if mode.is_run else None
+    launcher: Launcher | None = build(job.launcher) if mode.is_run else None
     is_main = launcher is None or launcher.is_main_process
     folder, is_new = Path(), False
     if mode.needs_folder and is_main:
@@ -192,9 +184,7 @@ def run_single(job: DictConfig, config: DictConfig, overrides: list[str], comman
         folder = job_folder.given_folder(given) if given is not None else job_folder.choose_folder(job, launcher)
     OmegaConf.update(config, "hydra.run.dir", str(folder))
     if not (mode.is_run and is_main):
-        logging_file = "plain" if is_main else "non_main"
-        settings = OmegaConf.load(Path(conf_dir(), "hydra", "job_logging", f"{logging_file}.yaml"))
-        OmegaConf.update(config, "hydra.job_logging", settings, merge=False)
+        log_without_file(config, "plain" if is_main else "non_main")
 
     def task(_: DictConfig) -> int:
         from pspexp.jobs.job import launch
@@ -219,6 +209,12 @@ def run_single(job: DictConfig, config: DictConfig, overrides: list[str], comman
     return code
 
 
+def log_without_file(config: DictConfig, option: str) -> None:
+    """Replace the logging with another option of ``conf/hydra/job_logging``."""
+    settings = OmegaConf.load(Path(conf_dir(), "hydra", "job_logging", f"{option}.yaml"))
+    OmegaConf.update(config, "hydra.job_logging", settings, merge=False)
+
+
 def run_sweep(arguments: argparse.Namespace, config: DictConfig) -> int:
     """Begin a sweep or resume it; returns the exit code.
 
@@ -226,10 +222,10 @@ def run_sweep(arguments: argparse.Namespace, config: DictConfig) -> int:
         UserError: The sweep cannot be run.
     """
     from pspexp.jobs.job_folder import new_folder
-    from pspexp.sweep.run_sweep import run_sweep
+    from pspexp.sweep.run_sweep import refuse_several_processes, run_sweep
     from pspexp.sweep.sweep import SWEEP_FILE, begin_or_resume
 
-    refuse_externally_launched_sweep(config)
+    refuse_several_processes(config)
     expand_home(config)
     if not config.hydra.sweep.dir:
         raise UserError("hydra.sweep.dir: is empty; give a folder, or remove it")
@@ -246,65 +242,12 @@ def run_sweep(arguments: argparse.Namespace, config: DictConfig) -> int:
     return run_sweep(sweep, config, lambda: run_hydra(arguments))
 
 
-def sets(overrides: Sequence[str], key: str) -> bool:
-    """Whether one of the overrides sets ``key``."""
-    return any(text.lstrip("+").startswith(f"{key}=") for text in overrides)
-
-
-def import_torch() -> None:
-    """Import torch, which imports the device plugins that are installed.
-
-    What torch compiles is kept in the user's cache: its own choice, made when it is imported, is a temporary folder.
-
-    Raises:
-        UserError: A plugin fails to import.
-    """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
-    try:
-        import torch  # noqa: F401
-    except RuntimeError as error:
-        if "TORCH_DEVICE_BACKEND_AUTOLOAD" not in str(error):
-            raise
-        cause = error.__cause__ or error
-        raise UserError(
-            f"torch: {str(error).splitlines()[0]} ({type(cause).__name__}: {cause}); repair or uninstall this plugin, "
-            "or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to disable it"
-        ) from error
-
-
 def show_environment() -> None:
     """Print versions and devices, without a configuration."""
     with suppress(Exception):  # torch may be what is broken
         from pspexp.jobs.check.environment import show
 
         show()
-
-
-def built_launcher(config: DictConfig) -> Launcher:
-    """The launcher of a job.
-
-    Raises:
-        UserError: The launcher cannot be used here.
-    """
-    from pspexp.config.build import build
-
-    launcher: Launcher = build(config.launcher)
-    return launcher
-
-
-def refuse_externally_launched_sweep(config: DictConfig) -> None:
-    """Raise UserError if each of several processes would begin a sweep of its own."""
-    if get_object(config.launcher._target_).externally_launched or config.launcher.get("nnodes", 1) != 1:
-        raise UserError(
-            f"launcher={config.hydra.runtime.choices.launcher}: a sweep cannot be started by several processes; "
-            "start it once, with launcher=ddp on one machine for several processes per job"
-        )
-
-
-def is_non_main(overrides: Sequence[str]) -> bool:
-    """Whether this is probably not the main process of several that were started with the same command."""
-    variables = {"launcher=torchrun": "RANK", "launcher=slurm": "SLURM_PROCID"}
-    return any(os.environ.get(variables[text], "0") != "0" for text in overrides if text in variables)
 
 
 def sweep_job(config: DictConfig) -> float | None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pspexp.errors import UserError, did_you_mean
 from pspexp.utils.arguments import requirement
+from pspexp.utils.imports import import_torch
 from pspexp.utils.text import quoted
 from pspexp.utils.tool import run_tool
 
@@ -184,9 +185,7 @@ def read_checkpoint(ckpt: str) -> Checkpoint:
         if not (path / "config.yaml").is_file():
             raise UserError(f"--ckpt={ckpt}: not a run folder (it contains no config.yaml); give a checkpoint file")
         return Checkpoint(path, is_own=True)
-    from pspexp.cli import import_torch  # takes seconds
-
-    import_torch()
+    import_torch()  # takes seconds
     from pspexp.engine import checkpoint
     from pspexp.models.checkpoint_file import is_own_format
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from pspexp.errors import EXIT_USER_ERROR
+from pspexp.errors import EXIT_USER_ERROR, UserError
 from pspexp.launchers.base import stop_signals
 from pspexp.sweep import overview
 from pspexp.sweep.devices import is_basic
@@ -21,6 +22,15 @@ from pspexp.sweep.watchdog import processes_end_with_this_one
 from pspexp.tracking import runs
 
 log = logging.getLogger(__name__)
+
+
+def refuse_several_processes(config: DictConfig) -> None:
+    """Raise UserError if each of several processes would begin a sweep of its own."""
+    if get_object(config.launcher._target_).externally_launched or config.launcher.get("nnodes", 1) != 1:
+        raise UserError(
+            f"launcher={config.hydra.runtime.choices.launcher}: a sweep cannot be started by several processes; "
+            "start it once, with launcher=ddp on one machine for several processes per job"
+        )
 
 
 def run_sweep(sweep: Sweep, config: DictConfig, run_jobs: Callable[[], int]) -> int:

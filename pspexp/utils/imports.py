@@ -9,10 +9,34 @@ from threading import RLock
 from types import ModuleType
 from typing import Any
 
+from pspexp.errors import UserError
+from pspexp.utils.user_cache import cache_folder
+
 DYNAMO, DYNAMO_UTILS = "torch._dynamo", "torch._dynamo.utils"
 _FORKING = RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_FORKING.acquire, after_in_parent=_FORKING.release, after_in_child=_FORKING.release)
+
+
+def import_torch() -> None:
+    """Import torch, which imports the device plugins that are installed.
+
+    What torch compiles is kept in the user's cache: its own choice, made when it is imported, is a temporary folder.
+
+    Raises:
+        UserError: A plugin fails to import.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
+    try:
+        import torch  # noqa: F401
+    except RuntimeError as error:
+        if "TORCH_DEVICE_BACKEND_AUTOLOAD" not in str(error):
+            raise
+        cause = error.__cause__ or error
+        raise UserError(
+            f"torch: {str(error).splitlines()[0]} ({type(cause).__name__}: {cause}); repair or uninstall this plugin, "
+            "or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to disable it"
+        ) from error
 
 
 def import_in_thread(name: str) -> Any:

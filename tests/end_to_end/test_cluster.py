@@ -15,6 +15,7 @@ import pytest
 
 from pspexp.cli import REPORT_DELAY_S, get_args_parser
 from pspexp.config import compose as composition
+from pspexp.config.build import build
 from pspexp.config.resolve import resolve
 from tests.conftest import TINY, Cli
 from tests.end_to_end.conftest import CHECKOUT, TIMEOUT_S, Start, wait_for, wait_until
@@ -202,7 +203,5 @@ def test_sbatch_template_command_composes(tmp_path: Path, monkeypatch: pytest.Mo
     job_config = resolve(composition.without_hydra(config), overrides)
     assert (job_config.choices.launcher, job_config.checkpoint.resume) == ("slurm", "auto")
 
-    from pspexp.cli import built_launcher
-
-    launcher = built_launcher(job_config)
+    launcher = build(job_config.launcher)
     assert (launcher.is_main_process, launcher.world_size) == (True, 8)

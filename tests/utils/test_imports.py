@@ -44,7 +44,10 @@ def test_release_that_needs_more_of_the_compiler_imports_it(tmp_path):
 def test_compiled_code_is_kept_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PSPEXP_CACHE", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    script = "import os; from pspexp import cli; cli.import_torch(); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    script = (
+        "import os; from pspexp.utils.imports import import_torch; import_torch(); "
+        "print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    )
     assert printed(script) == [str(tmp_path / "compiled")]
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     assert printed(script) == ["/elsewhere"]

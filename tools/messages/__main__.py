@@ -20,7 +20,7 @@ ROW = re.compile(r"^\| `(.+?)` \| ", re.MULTILINE)  # of a table: a message, and
 ROOMS = (
     ("Preparing and converting data", ("data/preparation",)),
     ("Data", ("data", "jobs/check")),
-    ("Devices and precision", ("engine/device", "engine/precision", "engine/cpu")),
+    ("Devices and precision", ("engine/device", "engine/precision", "engine/cpu", "utils/imports")),
     ("Processes", ("engine/distributed", "launchers")),
     ("Checkpoints and exported files", ("engine/checkpoint", "models/checkpoint", "models/exported", "models/file",
                                         "models/mismatches", "models/weights", "models/nonfinite")),
