@@ -131,11 +131,11 @@ def check_compiler(config: DictConfig, device: Device) -> None:
         UserError: Names the keys that ask for it.
     """
     keys = {"trainer.compile": config.mode in TRAINING_MODES, "inference.compile": config.mode != "export"}
-    compiler = os.environ.get("CXX") or "g++"
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch chooses
     if device.type != "cpu" or sys.platform == "win32" or shutil.which(compiler):
         return
     if wanted := [key for key, applies in keys.items() if applies and OmegaConf.select(config, key)]:
-        fix = "install it (apt-get install g++), name another one in the environment variable CXX"
+        fix = "install it (Debian: apt-get install g++), name another one in the environment variable CXX"
         raise UserError(
             *(
                 f"{key}={as_yaml(OmegaConf.select(config, key))}: torch.compile needs a C++ compiler on CPUs, and "
