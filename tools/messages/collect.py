@@ -29,6 +29,9 @@ OTHERS = (
         "…on … images; everything",
         "MLflow has it",
         "precision=…: …",
+        "Groups (",
+        "\nOptions (",
+        "…: loading PyTorch",
     ),
 )
 
