@@ -85,7 +85,7 @@ test-wheel: $(VENV)/.installed-dev ## build a wheel, install it in a new environ
 test-browser: $(VENV)/.installed-browser ## check a sweep in MLflow's pages; needs Debian's chromium
 	$(RUN) -m pytest tests/browser
 
-screenshots: $(VENV)/.installed-browser ## run test-browser and update the README's screenshots
+screenshots: $(VENV)/.installed-browser ## run test-browser and update docs/img/mlflow_*.png
 	PSPEXP_SCREENSHOTS=docs/img $(RUN) -m pytest tests/browser
 
 # Material's makers announce its successor at every start.

@@ -34,7 +34,7 @@ Every option and key, as in `conf/`. `group=option` chooses an option, `key=valu
 
 ```
 python -m pspexp model=pspnet18 optimizer.lr=0.01
-python -m pspexp --help model          # what is below about a group, node or key
+python -m pspexp --help model          # the entries below about a group or a key
 python -m pspexp --cfg job --resolve   # the configuration of a command
 ```
 
@@ -49,7 +49,7 @@ def page() -> str:
     presets = {group for group, options in groups.items() if all(first.is_preset(group, one) for one in options)}
     nodes = [name for name, value in first.values.items() if isinstance(value, dict) and name not in groups]
     plain = [key for name, value in first.values.items() if not isinstance(value, dict) for key in first.keys(name)]
-    blocks = [INTRODUCTION, *overview(first, nodes), "## Keys at the top", *key_table(plain)]
+    blocks = [INTRODUCTION, *overview(first, nodes), "## Top-level keys", *key_table(plain)]
     for node in nodes:
         blocks += [f"## {node}", sentence(first.comment(node)), *key_table(first.keys(node))]
     composed = compositions(first, [group for group in groups if group not in presets])
@@ -68,7 +68,7 @@ def overview(reference: Reference, nodes: Sequence[str]) -> Iterator[str]:
         rows.append((f"[`{group}`](#{group})", ", ".join(names)))
     yield "\n".join(markdown_table(("group", "options (default in bold)"), rows))
     links = ", ".join(f"[`{node}`](#{node})" for node in nodes)
-    yield f"Other keys: [at the top](#keys-at-the-top), {links}."
+    yield f"Other keys: [top-level](#top-level-keys), {links}."
 
 
 def compositions(first: Reference, groups: Sequence[str]) -> dict[tuple[str, str], Reference]:

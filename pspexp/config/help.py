@@ -67,7 +67,7 @@ def help_text(reference: Reference, topics: Sequence[str] = ()) -> str:
         return "\n".join(topic_texts(reference, names, width))
     nodes = [name for name, value in reference.values.items() if isinstance(value, dict)]
     nodes = [name for name in nodes if name not in reference.groups]
-    more = f"More: pspexp --help TOPIC: a group, a key, completion, {', '.join(nodes)}"
+    more = f"pspexp --help TOPIC explains a group, a key, completion, {', '.join(nodes)}"
     return OVERVIEW.format(
         groups="\n".join(group_lines(reference, width)),
         keys="\n".join(key_table(reference, width)),
@@ -114,8 +114,8 @@ def marked(names: Sequence[str], chosen: str | None) -> list[str]:
 
 
 def key_table(reference: Reference, width: int) -> Iterator[str]:
-    """A line for each of the keys that are changed most often."""
-    yield "Keys (KEY=VALUE), with their values"
+    """A line for each of the keys that are changed most often, with its value."""
+    yield "Frequent keys (KEY=VALUE), with their values"
     keys = {assignment(key): key.comment for name in MOST_USED for key in reference.keys(name)}
     longest = max(map(len, keys))
     for setting, comment in keys.items():

@@ -99,7 +99,7 @@ def predict_lines(job: Request, place: str) -> list[str]:
     """How to apply the network in a run folder."""
     trained = setting("checkpoint.path", quoted(place))
     return [
-        f"predict, or name an image or folder with {setting('predict.input')}:",
+        f"predict the validation images, or an image or folder of yours with {setting('predict.input')}:",
         command(job, "mode=predict", trained, setting("predict.input", "split:val"), records=False),
     ]
 

@@ -119,7 +119,7 @@ def table(training: Training, cluster: Cluster, cards: Sequence[int], per_card: 
                 )
             )
     header = (
-        *("cards", "images each", "images a step", "ms: compute + gradients + norms", "efficiency", "images/s"),
-        *("steps an epoch", f"hours for {training.epochs} epochs", "MB/s a machine reads", "workers a card"),
+        *("GPUs", "images each", "images per step", "ms: compute + gradients + norms", "efficiency", "images/s"),
+        *("steps per epoch", f"hours for {training.epochs} epochs", "MB/s read per machine", "workers per GPU"),
     )
     return markdown_table(header, rows, right_aligned=range(len(header)))
