@@ -39,6 +39,8 @@ FROM_CHECKPOINT = (
     "loader.max_train_images",  # counts with the key above
     "metrics",  # by mode=test: it reproduces the validation
 )
+# Parts of these that remain as they are now: whether they make sense depends on the machine.
+OF_THIS_MACHINE = ("inference.compile",)
 # The saved configuration is resolved; these keys follow an explicit override of the key that they may interpolate.
 FOLLOWS = {
     "inference.crop_size": "crop_size",
@@ -163,12 +165,13 @@ def take_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
 
 def take_keys(config: DictConfig, saved: DictConfig, explicit: Collection[str]) -> None:
     """Take `FROM_CHECKPOINT` from a saved configuration, except for explicit overrides."""
+    kept = {*explicit, *(name for name in OF_THIS_MACHINE if has_key(saved, name) and has_key(config, name))}
     for key in FROM_CHECKPOINT:
         if key in explicit or not (has_key(saved, key) and has_key(config, key)):
             continue
         if not is_used(key, config.mode):
             continue
-        below = {name: OmegaConf.select(config, name) for name in explicit if name.startswith(f"{key}.")}
+        below = {name: OmegaConf.select(config, name) for name in kept if name.startswith(f"{key}.")}
         OmegaConf.update(config, key, OmegaConf.select(saved, key), merge=False)
         for name, value in below.items():
             OmegaConf.update(config, name, value, merge=False)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -125,24 +126,29 @@ def check_inference(network: nn.Module, inference: Inference) -> None:
 
 
 def check_compiler(config: DictConfig, device: Device) -> None:
-    """Refuse to compile for the CPU where there is no C++ compiler.
+    """Refuse to compile without a C++ compiler for the CPU, or with a version of torch that compiles each validation.
 
     Raises:
         UserError: Names the keys that ask for it.
     """
     keys = {"trainer.compile": config.mode in TRAINING_MODES, "inference.compile": config.mode != "export"}
+    wanted = [key for key, applies in keys.items() if applies and OmegaConf.select(config, key)]
+    given = {key: f"{key}={as_yaml(OmegaConf.select(config, key))}" for key in wanted}
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch chooses
-    if device.type != "cpu" or sys.platform == "win32" or shutil.which(compiler):
-        return
-    if wanted := [key for key, applies in keys.items() if applies and OmegaConf.select(config, key)]:
+    problems = []
+    if device.type == "cpu" and sys.platform != "win32" and shutil.which(compiler) is None:
         fix = "install it (Debian: apt-get install g++), name another one in the environment variable CXX"
-        raise UserError(
-            *(
-                f"{key}={as_yaml(OmegaConf.select(config, key))}: torch.compile needs a C++ compiler on CPUs, and "
-                f"{compiler} was not found; {fix}, or set {setting(key, 'false')}"
-                for key in wanted
-            )
+        problems = [
+            f"{given[key]}: torch.compile needs a C++ compiler on CPUs, and {compiler} was not found; {fix}, or set "
+            f"{setting(key, 'false')}"
+            for key in wanted
+        ]
+    if "inference.compile" in wanted and not hasattr(torch.compiler, "set_stance"):  # came with torch 2.6
+        problems.append(
+            f"{given['inference.compile']}: needs torch 2.6 or later, not {torch.__version__}; set it to false"
         )
+    if problems:
+        raise UserError(*problems)
 
 
 def largest_side(inference: Inference) -> float:

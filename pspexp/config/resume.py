@@ -58,7 +58,10 @@ HOW_TO_EXTEND = (
     "included) or constant (stays at the last rate)"
 )
 # Where and how fast a run computes, and how often it logs: these do not change the result.
-MACHINE_KEYS = ("device.index", "dataset.root", "loader.num_workers", "loader.cache_mib", "trainer.log_every")
+MACHINE_KEYS = (
+    *("device.index", "dataset.root", "loader.num_workers", "loader.cache_mib", "trainer.log_every"),
+    "inference.compile",
+)
 
 
 def resume_conflicts(saved: dict[str, Any], config: dict[str, Any], world_size: int) -> list[str]:

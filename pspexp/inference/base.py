@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pspexp.data.bands import AnyImage, ImageT
 from pspexp.data.dataset import Sample
+from pspexp.models.exported import ExportedNetwork
 from pspexp.models.folding import fold_batch_norms
 
 Normalize = Callable[[Tensor], Tensor]
@@ -60,11 +61,11 @@ class Inference:
         of the next validation reuses what was compiled for this one.
 
         Args:
-            model: In evaluation mode. Without parameters, as an exported network is, it is returned as it is.
+            model: In evaluation mode; an exported network is returned as it is.
             images: The first ones, see `fold_batch_norms`.
         """
         folded = fold_batch_norms(model, images)
-        if not self.compile or next(folded.parameters(), None) is None:
+        if not self.compile or isinstance(model, ExportedNetwork):
             return folded
         return cast(nn.Module, torch.compile(folded))
 

@@ -14,6 +14,7 @@ from pspexp.inference import CenterCrop, Inference, Slide, Whole
 from pspexp.models.exported import ExportedNetwork
 from tests.conftest import TINY, Cli, last
 
+pytestmark = pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="needs torch 2.6")
 SIZES = [(48, 64), (57, 40), (40, 40), (33, 81), (64, 48), (90, 30)]
 
 
@@ -86,6 +87,16 @@ def test_missing_compiler_is_reported(
     assert f"{key}=true: torch.compile needs a C++ compiler on CPUs, and no-such-compiler was not found" in (
         capsys.readouterr().err
     )
+
+
+def test_whether_to_compile_is_not_taken_from_the_checkpoint(compilations: list[Any], cli: Cli) -> None:
+    assert cli(*TINY, "trainer.max_steps=1", "inference.compile=true", "hydra.run.dir=run") == 0
+    during_training = len(compilations)
+    torch.compiler.reset()
+    assert cli("mode=test", "checkpoint.path=run", "tracking=none") == 0
+    assert len(compilations) == during_training > 0
+    assert cli("mode=test", "checkpoint.path=run", "tracking=none", "inference.compile=true") == 0
+    assert len(compilations) > during_training
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ from pspexp.tracking.run_folder import read_records, read_summary
 from pspexp.utils.text import one_line
 
 T = TypeVar("T")
-# MLflow's copies of runs, and subfolders of run folders, some of which have a summary of their own.
-SKIPPED_FOLDERS = {"mlartifacts", "mlruns", "checkpoints", "plots", "tables", "predictions", "export"}
+COPIES = {"mlartifacts", "mlruns"}  # MLflow's folders
+PARTS = {"checkpoints", "plots", "tables", "predictions", "export"}  # of a run folder; some have a summary of their own
 
 
 def read_below(place: str) -> RunSet:
@@ -73,10 +73,12 @@ def run_folders(root: Path) -> tuple[list[Path], list[Path]]:
         if "predictions.csv" in files:  # results of mode=predict, which are within the run folder by default
             names.clear()
             continue
-        wanted = [name for name in names if name not in SKIPPED_FOLDERS and not name.startswith(".")]
+        is_run = "summary.json" in files or {"config.yaml", "overrides.txt"} <= set(files)
+        skipped = COPIES | PARTS if is_run else COPIES
+        wanted = [name for name in names if name not in skipped and not name.startswith(".")]
         links = {name for name in wanted if (Path(place) / name).is_symlink()}
         names[:] = sorted(wanted, key=links.__contains__)  # a folder before any link to it
-        if "summary.json" in files or {"config.yaml", "overrides.txt"} <= set(files):
+        if is_run:
             runs.append(Path(place))
         elif "run.log" in files and not names:
             ended_early.append(Path(place))

@@ -384,6 +384,12 @@ def test_predictions_are_not_runs(cli: Cli, tmp_path: Path) -> None:
     assert [row["run"] for row in rows(compared(cli, "compare.runs=.") / "compare.csv")] == ["0", "1"]
 
 
+def test_runs_of_an_experiment_named_like_a_part_of_a_run_are_found(cli: Cli, tmp_path: Path) -> None:
+    for number in "01":
+        make_run(tmp_path / "outputs" / "export" / number, 0.5, {"cat": 0.5})
+    assert [row["run"] for row in rows(compared(cli, "compare.runs=outputs") / "compare.csv")] == ["0", "1"]
+
+
 def test_runs_with_equal_names_get_distinct_labels(cli: Cli, tmp_path: Path) -> None:
     for parent in "xy":
         make_run(tmp_path / parent / "0", 0.5, {"cat": 0.5})
