@@ -17,7 +17,7 @@ ELLIPSIS = "…"  # what is known only when the message is written
 # Texts in the places of messages that are none: parts of logs, of reports and of files.
 OTHERS = (
     *("configuration: ", "code: ", "machine: ", "data: ", "weights: the file", "frozen: ", "# "),
-    *("Not in the class table", "The runs ", "No run has", "…: some classes", "…: … runs have seed", "… … on …"),
+    *("Not in the class table", "The runs ", "No run has", "…: some classes", "…: … runs have seed"),
     *("…: uncommitted changes, machine", "…: code, versions", "…: no … in MLflow", "…, in the layout"),
     *(
         "existing sweeps",
