@@ -76,7 +76,10 @@ def words(line: str) -> tuple[str, str]:
 
 def room(message: Message) -> str:
     """The heading under which a message is listed."""
-    return next(heading for heading, files in ROOMS if message.file.startswith(files))
+    for heading, files in ROOMS:
+        if message.file.startswith(files):
+            return heading
+    raise LookupError(f"{message.file}: belongs under no heading; add it to ROOMS in {__file__}")
 
 
 def code(text: str) -> str:
