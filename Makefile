@@ -79,7 +79,7 @@ test-min: $(VENV_MIN)/.installed ## run the quick and some slow tests with the o
 	$(VENV_MIN)/bin/python -m pytest -n 2 -m slow \
 		tests/end_to_end/test_processes.py tests/end_to_end/test_engines.py tests/engine/test_distributed.py tests/engine/test_sdaa.py
 
-test-wheel: $(VENV)/.installed-dev ## build a wheel, install it in a new environment, run it from another folder
+test-wheel: $(VENV)/.installed-dev ## build and check an sdist and a wheel, install it in a new environment, run it elsewhere
 	tests/wheel.sh $(RUN)
 
 test-browser: $(VENV)/.installed-browser ## check a sweep in MLflow's pages; needs Debian's chromium

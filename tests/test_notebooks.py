@@ -14,7 +14,9 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parents[1]))
-    notebook = nbformat.reads(path.read_text(encoding="utf-8").replace("trainer.steps=120", "trainer.steps=6"), 4)
+    notebook = nbformat.reads(
+        path.read_text(encoding="utf-8").replace('steps=120\\"', 'steps=120\\", \\"trainer.max_steps=6\\"'), 4
+    )
     nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
