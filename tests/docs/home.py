@@ -58,9 +58,9 @@ def roads(root: Path, names: tuple[str, ...] = CLASSES) -> Path:
     return root
 
 
-def folder(root: Path, image: str, mask: str, values: list[int], mode: str = "RGB", count: int = 24) -> Path:
-    """Pairs of files by their patterns, in which {} stands for a number."""
-    for number in range(count):
+def folder(root: Path, image: str, mask: str, values: list[int], mode: str = "RGB", first: int = 0) -> Path:
+    """24 pairs of files by their patterns, in which {} stands for a number."""
+    for number in range(first, first + 24):
         write_pair(root / image.format(number), root / mask.format(number), values, number, mode)
     return root
 
@@ -88,9 +88,9 @@ def public(home: Path) -> None:
 
 
 def mmseg_layout(home: Path) -> None:
-    for split in ("train", "val"):
+    for split, first in (("train", 0), ("val", 24)):  # without duplicates, which mode=check refuses
         folder(
-            home / "data/roads", f"img_dir/{split}/{split}{{}}.jpg", f"ann_dir/{split}/{split}{{}}.png", [0, 1, 2, 255]
+            home / "data/roads", f"img_dir/{split}/{{}}.jpg", f"ann_dir/{split}/{{}}.png", [0, 1, 2, 255], first=first
         )
 
 

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -32,14 +33,14 @@ class Listed(NamedTuple):
 
 
 def run_tool(words: list[str]) -> None:
-    """Run a tool of the checkout as the main program."""
+    """Run a script, of the working directory or the checkout, as the main program."""
     with pytest.MonkeyPatch.context() as patch:
         if words[1] == "-m":
             patch.setattr(sys, "argv", words[2:])
             runpy.run_module(words[2], run_name="__main__", alter_sys=True)
         else:
             patch.setattr(sys, "argv", words[1:])
-            runpy.run_path(str(CHECKOUT / words[1]), run_name="__main__")
+            runpy.run_path(words[1] if Path(words[1]).is_file() else str(CHECKOUT / words[1]), run_name="__main__")
 
 
 def composes(command: str) -> None:

@@ -64,6 +64,7 @@ REPLACED = (
     (r"\b321\b", "33"),
     ("loader.batch_size=4,8", "loader.batch_size=4"),
     ("n_trials=50", "n_trials=2"),
+    (r"\[0\.5,0\.75,1\.0,1\.25,1\.5,1\.75\]", "[0.25,0.5]"),
     (r'\["experiment=quickstart"\]', f'["experiment=quickstart", *{[*TRAIN, *NETWORK]}]'),
     ("backbone_weights=timm", "backbone_weights=null"),
     ("/?data/cracks(?=[^`]*label_values)", "data/cracks255"),
