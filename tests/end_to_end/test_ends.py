@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import pspexp
 from tests.conftest import TINY, Cli, default_signals, last
 from tests.engine.test_trainer import assert_same
 
@@ -61,7 +62,7 @@ def test_invalid_command_line_is_explained(
 
 def test_version_is_that_of_the_package(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("--version") == 0
-    assert capsys.readouterr().out == "pspexp 0.1.0\n"
+    assert capsys.readouterr().out == f"pspexp {pspexp.__version__}\n"
 
 
 def test_flags_may_be_mixed_with_overrides(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
