@@ -47,6 +47,15 @@ FEWER_JOBS = {"+sweep=optuna": ("hydra.sweeper.n_trials=2",), "+sweep=lr_batch":
 BENCH = ("--size=33", "--repeats=1", "--warmup=0", "--sample-seconds=0", "--matmul=64", "--no-memory")
 # Added to other commands with a word that contains the pattern, which names a mode or a tool.
 SMALLER = {
+    "experiment=voc2012aug_semseg": (
+        *(
+            "loader.num_workers=0",
+            "loader.max_eval_images=1",
+            "crop_size=33",
+            "inference.base_size=48",
+            "tracking=none",
+        ),
+    ),
     "mode=test": ("loader.num_workers=0", "loader.max_eval_images=1", "crop_size=33", "tracking=none"),
     "export.(register|images)": ("export.format=[onnx]", "export.num_images=1"),
     "mode=export": ("export.num_images=1", "export.num_calibration_images=2"),
