@@ -19,7 +19,7 @@ from hydra._internal.utils import get_args_parser
 
 from pspexp.config import compose as composition
 from tests.conftest import Cli
-from tests.docs.home import SWEEP_ID, Finished, furnish, needs_runs
+from tests.docs.home import RUN, SWEEP_ID, Finished, furnish, needs_runs
 from tests.docs.listed import LISTED, listed, run_tool
 from tests.docs.pages import CHECKOUT, COMMANDS, PAGES, Block, fenced, inline
 from tests.faults.servers import free_port
@@ -66,13 +66,14 @@ SMALLER = {
 }
 # Replaced in commands and Python, in this order: what would take long, and placeholders.
 REPLACED = (
-    ("nproc_per_node=4", "nproc_per_node=2"),
+    ("nproc_per_node=[48]", "nproc_per_node=2"),
     ("nproc-per-node=4", "nproc-per-node=2"),
     ("seed=1,2,3", "seed=1,2"),
     (r"range\(10,40,10\)", "range(10,20,10)"),
     (r"\b321\b", "33"),
     ("loader.batch_size=4,8", "loader.batch_size=4"),
     ("n_trials=50", "n_trials=2"),
+    ("pspnet50_pt2,pspnet50_onnx", "pspnet50_onnx"),
     (r"\[0\.5,0\.75,1\.0,1\.25,1\.5,1\.75\]", "[0.25,0.5]"),
     (r'\["experiment=quickstart"\]', f'["experiment=quickstart", *{[*TRAIN, *NETWORK]}]'),
     ("backbone_weights=timm", "backbone_weights=null"),
@@ -159,7 +160,7 @@ def command_blocks() -> list[Block]:
     """Blocks with commands to run, without those that repeat an earlier block or a part of it, as translations do."""
     found: dict[Block, set[str]] = {}
     for block in blocks():
-        commands = {command for command in commands_of(block) if not listed(command)}
+        commands = {re.sub(RUN, "RUN", command) for command in commands_of(block) if not listed(command)}
         if commands and not any(commands <= earlier for earlier in found.values()):
             found[block] = commands
     return [*found]
