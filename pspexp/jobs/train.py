@@ -236,7 +236,7 @@ def resume_explained(job: Request) -> Iterator[None]:
 
 def describe_validation(config: DictConfig, components: TrainingComponents) -> str:
     """One log line about what is validated on."""
-    number, every = len(components.validation), count(config.trainer.validate_every, "epoch")
+    number, every = len(components.validation), count(config.trainer.validate_every, "epoch").removeprefix("1 ")
     if not number:
         return "no validation images: best.pt holds the latest weights, and there is no metric for early stopping"
     used = count(min(number, config.loader.max_eval_images or number), "image")

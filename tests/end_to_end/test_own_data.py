@@ -136,7 +136,7 @@ def test_the_first_lines_say_what_is_validated_on(cli: Cli, tmp_path: Path) -> N
     data = ("dataset=folder", f"dataset.root={root}", "dataset.class_names=[a,b]", "dataset.label_values=[0,255]")
     words = [word for word in RUN if not word.startswith("inference")]
     assert cli(*data, *words, "hydra.run.dir=whole") == 0
-    assert "1 image: whole images" in Path("whole/run.log").read_text()
+    assert "validation on 1 image every epoch: whole images" in Path("whole/run.log").read_text()
     assert cli(*data, *words, "inference=center_crop", "hydra.run.dir=crops") == 0
     assert "centre crops of 33×33" in Path("crops/run.log").read_text()
 
