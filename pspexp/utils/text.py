@@ -11,7 +11,7 @@ from rich.cells import cell_len
 GLUE = "\ue000"  # stands for a space at which no line is broken
 MAX_NAME = 200  # characters of a name or reason in a message
 # What Hydra reads as null, a truth value or a number unless it is quoted.
-NOT_TEXT = re.compile(r"null|true|false|[+-]?(?:inf|nan|[\d_.]+(?:e[+-]?[\d_]+)?)", re.IGNORECASE)
+NOT_TEXT = re.compile(r"null|true|false|[+-]?(?:inf|nan|[\d_]*\.?[\d_]*(?:e[+-]?[\d_]+)?)", re.IGNORECASE)
 
 
 def wrapped(text: str, width: int, unbroken: Sequence[str] = ()) -> str:

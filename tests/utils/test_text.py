@@ -39,4 +39,5 @@ def test_hydra_reads_a_quoted_path_as_it_is(path: str) -> None:
 
 
 def test_plain_paths_need_no_quotes() -> None:
-    assert quoted("outputs/run-1/2030-01-02_03-04-05") == "outputs/run-1/2030-01-02_03-04-05"
+    for text in ("outputs/run-1/2030-01-02_03-04-05", "192.168.1.1"):
+        assert quoted(text) == text
