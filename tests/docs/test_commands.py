@@ -228,6 +228,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Finished]
 def prepare(text: str, home: Path, finished: Callable[[], Finished], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make what a block names: files in ``home``, runs, and records in MLflow."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))  # jobs in processes of their own find the network of the tests
     furnish(text, home)
     if needs_runs(text):
         finished().copy(text, home)
