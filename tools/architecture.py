@@ -6,20 +6,18 @@
 Layers are those of the import contract in setup.cfg; import-linter installs grimp, which reads the imports.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from configparser import ConfigParser
 from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
 import grimp
 
 from pspexp.utils.text import count
+from tools.generated import CHECKOUT, write_or_check
 
-CHECKOUT = Path(__file__).parents[1]
 PICTURE = CHECKOUT / "docs" / "img" / "architecture.svg"
 CONTRACT = "importlinter:contract:rooms"
 PACKAGE = "pspexp"
@@ -116,16 +114,7 @@ def text(x: int, y: int, name: str, note: str, anchor: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, or check; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether the picture is up to date")
-    options = parser.parse_args(arguments)
-    found = drawing(read_imports())
-    if not options.check:
-        PICTURE.write_text(found, encoding="utf-8")
-    elif not PICTURE.is_file() or PICTURE.read_text(encoding="utf-8") != found:
-        print(f"{PICTURE.relative_to(CHECKOUT)} is not up to date; run python -m tools.architecture", file=sys.stderr)
-        return 1
-    return 0
+    return write_or_check(PICTURE, lambda: drawing(read_imports()), "tools.architecture", __doc__, arguments)
 
 
 if __name__ == "__main__":

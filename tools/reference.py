@@ -4,13 +4,11 @@ python -m tools.reference            # write the page
 python -m tools.reference --check    # exit code 1 if it is not up to date
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby, zip_longest
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,8 +19,8 @@ from pspexp.config.targets import MISSING
 from pspexp.errors import as_yaml
 from pspexp.utils.tables import escape_markdown, markdown_table
 from pspexp.utils.text import shorten
+from tools.generated import CHECKOUT, write_or_check
 
-CHECKOUT = Path(__file__).parents[1]
 PAGE = CHECKOUT / "docs" / "configuration.md"
 MAX_VALUE = 48  # characters
 INTRODUCTION = """\
@@ -167,16 +165,7 @@ def prose(comment: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write, or check; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
-    options = parser.parse_args(arguments)
-    found = page()
-    if not options.check:
-        PAGE.write_text(found, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != found:
-        print(f"{PAGE.relative_to(CHECKOUT)} is not up to date; run python -m tools.reference", file=sys.stderr)
-        return 1
-    return 0
+    return write_or_check(PAGE, page, "tools.reference", __doc__, arguments)
 
 
 if __name__ == "__main__":
