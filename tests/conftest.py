@@ -89,6 +89,18 @@ def _no_checkpoints_left(request: pytest.FixtureRequest) -> Iterator[None]:
             file.unlink()
 
 
+@pytest.fixture(autouse=True)
+def _own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Forget the modules that a test imports from its folder: another test may have a file of the same name."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = {*sys.modules}
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    for name in {*sys.modules} - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
+            del sys.modules[name]
+
+
 def default_signals() -> None:
     """``preexec_fn`` for commands that receive signals: they would inherit signals ignored by a background test run."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):

@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,17 +175,6 @@ EXAMPLES = {
     "A recipe of your own": [Example(SHAPES, recipe_is_used)],
 }
 COMMANDS = [(title, number) for title, section in SECTIONS.items() for number in range(len(section.commands))]
-
-
-@pytest.fixture(autouse=True)
-def _own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Forget the modules that a test imports from its working directory."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    before = {*sys.modules}
-    yield
-    for name in {*sys.modules} - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
 
 
 def write_files(title: str, folder: Path) -> None:

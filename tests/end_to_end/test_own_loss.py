@@ -1,7 +1,5 @@
 """A loss of torch, and a sum of losses, in a training."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,12 +29,9 @@ def number():
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The file with the losses, in the working directory; imported afresh by each test."""
+def own(tmp_path: Path) -> None:
+    """The file with the losses, in the working directory."""
     (tmp_path / "own_losses.py").write_text(LOSSES)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield
-    sys.modules.pop("own_losses", None)
 
 
 def test_loss_of_torch_trains_like_cross_entropy(cli: Cli, tmp_path: Path) -> None:

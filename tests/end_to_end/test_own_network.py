@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,12 +48,9 @@ OWN = (*TRAINING, "model=custom", "model._target_=own_networks.Net", "trainer.ma
 
 
 @pytest.fixture(autouse=True)
-def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The file with the networks, in the working directory; imported afresh by each test."""
+def _module(tmp_path: Path) -> None:
+    """The file with the networks, in the working directory."""
     (tmp_path / "own_networks.py").write_text(NETWORK)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield
-    sys.modules.pop("own_networks", None)
 
 
 def summary(run: Path) -> dict[str, float]:

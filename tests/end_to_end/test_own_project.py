@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +27,12 @@ TRAIN = ("--config-dir", "conf", "experiment=my_experiment", *SMALL)
 
 
 @pytest.fixture
-def project(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def project(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A new project, which is the working directory."""
     assert cli("mode=init", "init.output=my_project") == 0
     monkeypatch.chdir(tmp_path / "my_project")
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "my_project")])
-    yield tmp_path / "my_project"
-    sys.modules.pop("my_model", None)
+    sys.path.append(str(tmp_path / "my_project"))
+    return tmp_path / "my_project"
 
 
 def commands(project: Path) -> list[list[str]]:

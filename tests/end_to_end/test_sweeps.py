@@ -124,7 +124,7 @@ def test_mlflow_filter_in_the_overview_finds_the_jobs(cli: Cli, tmp_path: Path) 
     assert all({"best/mean_iou", "best/epoch"} <= run.data.metrics.keys() for run in found)
     best = max(rows(tmp_path / "sweep"), key=lambda row: float(row["best/mean_iou"]))
     assert found[0].data.metrics["best/mean_iou"] == float(best["best/mean_iou"])
-    assert f"| 1 | lr={best['optimizer.lr']},batch_size={best['loader.batch_size']} |" in note
+    assert f"| 1 | **lr={best['optimizer.lr']},batch_size={best['loader.batch_size']}** |" in note
     files = [file.path for file in client.list_artifacts(overview.info.run_id)]
     images = [file.path for file in client.list_artifacts(overview.info.run_id, "plots")]
     assert "sweep.csv" in files

@@ -97,12 +97,3 @@ def test_whether_to_compile_is_not_taken_from_the_checkpoint(compilations: list[
     assert len(compilations) == during_training > 0
     assert cli("mode=test", "checkpoint.path=run", "tracking=none", "inference.compile=true") == 0
     assert len(compilations) > during_training
-
-
-@pytest.mark.slow
-def test_compiled_code_gives_the_same_classes(cli: Cli) -> None:
-    assert cli(*TINY, "trainer.max_steps=2", "hydra.run.dir=run") == 0
-    eager, compiled = (pspexp.load("run", [f"inference.compile={value}"]) for value in ("false", "true"))
-    for height, width in SIZES[:3]:
-        image = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
-        np.testing.assert_allclose(compiled.probabilities(image), eager.probabilities(image), atol=1e-4)
