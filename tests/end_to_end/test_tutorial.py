@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Cli
-from tests.docs.pages import CHECKOUT, fenced
+from tests.docs.pages import CHECKOUT, fenced, inline
 
 BLOCKS = fenced(CHECKOUT / "docs" / "tutorial.md")
 FILES = {block.file: block.text for block in BLOCKS if block.file}
@@ -21,6 +21,12 @@ COMMANDS = [
     if command.startswith("python -m pspexp ")
 ]
 CHECK, CHECK_AGAIN, TRAIN, PREDICT, SECOND, RESUME, MINE, COMPARE, BEST = COMMANDS
+(SWEEP,) = (
+    shlex.split(command)[3:]
+    for span in inline(CHECKOUT / "docs" / "tutorial.md")
+    for command in span.commands
+    if " -m --config-dir " in command
+)
 SHORT = ("trainer.max_steps=2", "scheduler.warmup_steps=1", "loader.max_eval_images=2")
 
 
@@ -61,6 +67,10 @@ def test_commands_run_in_order(cli: Cli, capsys: pytest.CaptureFixture[str]) -> 
     table = capsys.readouterr().out
     assert all(name in table for name in ("first", "second", "mine"))
     assert "predictions" not in table
+
+    one_seed = [argument.replace("seed=1,2", "seed=1") for argument in SWEEP]
+    assert cli(*one_seed, *SHORT, "hydra.sweep.dir=sweep") == 0
+    assert len([*Path("sweep").glob("[0-9]/summary.json")]) == 2
 
     assert cli(*(argument.replace("ID", mlflow_id("outputs/seeds/second")) for argument in BEST)) == 0
     assert len([*Path("best/overlay").iterdir()]) == 5
