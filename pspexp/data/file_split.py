@@ -59,7 +59,7 @@ class FileSplit:
             parts = [self.samples[first : first + 256] for first in range(0, len(self), 256)]
             with ThreadPoolExecutor(16) as pool:  # on network drives each file has a latency
                 entries = (entry for found in pool.map(_identities, parts) for entry in found)
-                self._fingerprint = fingerprint(slow_loop(entries, len(self), "looking at the files"))
+                self._fingerprint = fingerprint(slow_loop(entries, len(self), "checking the files"))
         return self._fingerprint
 
 

@@ -41,7 +41,7 @@ def after_training(job: Request, best: Mapping[str, float], step: int, last_step
     if "best/mean_iou" in best:
         result = f"best mean IoU {percent(best['best/mean_iou'])} % (epoch {best['best/epoch']:.0f})"
     lines = [
-        f"{result}; everything is in {place}",
+        f"{result}; results in {place}",
         *mlflow_lines(job.config),
         "test the network:",
         command(job, "mode=test", setting("checkpoint.path", quoted(place))),
@@ -64,7 +64,7 @@ def after_test(job: Request, mean_iou: float, num_images: int) -> list[str]:
     checkpoint = Path(job.config.checkpoint.path)
     trained = run_folder(checkpoint) if checkpoint.name == "best.pt" else None
     return [
-        f"{known}on {count(num_images, 'image')}; everything is in {shown_path(job.folder)}",
+        f"{known}on {count(num_images, 'image')}; results in {shown_path(job.folder)}",
         *mlflow_lines(job.config),
         *(predict_lines(job, shown_path(trained)) if trained else []),
     ]
@@ -87,11 +87,11 @@ def mlflow_lines(config: DictConfig) -> Iterator[str]:
         return
     uri = resolve_uri(tracking.get("tracking_uri"), config.output_root)
     if uri.startswith(("http://", "https://", "databricks")):
-        yield f"MLflow has it, too: {mask_logins(uri)}"
+        yield f"also in MLflow: {mask_logins(uri)}"
         return
     if (database := sqlite_file(uri)) is not None:
         uri = sqlite_uri(Path(shown_path(database)))
-    yield "see it in MLflow:"
+    yield "view it in MLflow:"
     yield f"  mlflow ui --backend-store-uri {shlex.quote(mask_logins(uri))}"
 
 

@@ -54,14 +54,14 @@ def test_commands_in_the_last_lines_work(cli: Cli, tmp_path: Path, capsys: pytes
     output = capsys.readouterr().out
     (run,) = (tmp_path / "my runs, all" / "shapes").iterdir()
     (result,) = [line for line in output.splitlines() if line.startswith("best mean IoU ")]
-    assert result.endswith(f" % (epoch 1); everything is in my runs, all/shapes/{run.name}")
+    assert result.endswith(f" % (epoch 1); results in my runs, all/shapes/{run.name}")
     assert "mlflow" not in output
     test, predict, rest = commands(output)
     assert (test[0], predict[0], rest[-1]) == ("mode=test", "mode=predict", "trainer.max_steps=null")
 
     assert cli(*test, "tracking=none") == 0
     output = capsys.readouterr().out
-    assert "% on 3 images; everything is in my runs, all/shapes/" in output
+    assert "% on 3 images; results in my runs, all/shapes/" in output
     assert commands(output) == [predict]
     assert len(list((tmp_path / "my runs, all" / "shapes").iterdir())) == 2
 

@@ -78,8 +78,8 @@ def test_every_command_of_the_readme_runs(project: Path) -> None:
     ("overrides", "message"),
     [
         (["mode=init"], "init.output=null: mode=init needs a new folder, e.g. init.output=my_project"),
-        (["mode=init", "init.output=full"], "init.output=full: is not empty; name a new folder"),
-        (["mode=init", "init.output=full/file"], "init.output=full/file: is a file; name a new folder"),
+        (["mode=init", "init.output=full"], "init.output=full: is not empty; choose a new folder"),
+        (["mode=init", "init.output=full/file"], "init.output=full/file: is a file; choose a new folder"),
         (["init.output=new"], "init.output=new: has no effect on mode=train; add mode=init"),
     ],
 )
@@ -104,7 +104,7 @@ def test_empty_folder_is_filled(cli: Cli, tmp_path: Path, capsys: pytest.Capture
 def test_folder_that_cannot_be_written_is_refused(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert cli("mode=init", "init.output=file/new") == 2
-    assert "init.output=file/new: cannot be written (Not a directory); name another folder" in capsys.readouterr().err
+    assert "init.output=file/new: cannot be written (Not a directory); choose another folder" in capsys.readouterr().err
 
 
 def test_next_command_has_quotes_where_the_shell_needs_them(

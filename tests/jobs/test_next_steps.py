@@ -36,14 +36,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([], "  mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db"),
         (["output_root='a b'"], "  mlflow ui --backend-store-uri 'sqlite:///a b/mlflow.db'"),
         (["tracking.tracking_uri=file:runs"], "  mlflow ui --backend-store-uri file:runs"),
-        (["tracking.tracking_uri='http://me:secret@host:5000'"], "MLflow has it, too: http://"),
+        (["tracking.tracking_uri='http://me:secret@host:5000'"], "also in MLflow: http://"),
         (["tracking=none"], None),
     ],
 )
 def test_mlflow_is_shown_where_the_run_is(overrides: list[str], line: str | None, home: Path) -> None:
     lines = after_training(make_job(home / "run", *overrides), {}, 8, 8, 8)
-    assert lines[0] == "no validation: best.pt holds the latest weights; everything is in run"
-    found = [one for one in lines if "mlflow" in one.lower() and one != "see it in MLflow:"]
+    assert lines[0] == "no validation: best.pt holds the latest weights; results in run"
+    found = [one for one in lines if "mlflow" in one.lower() and one != "view it in MLflow:"]
     assert [one.startswith(line or "") for one in found] == ([] if line is None else [True])
     assert "secret" not in "".join(lines)
 
@@ -65,7 +65,7 @@ def test_training_can_be_extended(
     overrides: list[str], steps: tuple[int, int, int], settings: list[str] | None, home: Path
 ) -> None:
     lines = after_training(make_job(home / "run", *overrides), {"best/mean_iou": 0.5, "best/epoch": 3}, *steps)
-    assert lines[0] == "best mean IoU 50.00 % (epoch 3); everything is in run"
+    assert lines[0] == "best mean IoU 50.00 % (epoch 3); results in run"
     found = [shlex.split(line)[3:] for line in lines if "checkpoint.resume" in line]
     assert found == ([] if settings is None else [["checkpoint.resume=run", *settings]])
 
@@ -88,7 +88,7 @@ def test_interrupted_training_is_resumed_as_it_was_started(home: Path) -> None:
 def test_checkpoint_from_elsewhere_needs_more_than_its_path(home: Path) -> None:
     job = make_job(home / "run", "tracking=none")
     job.config.checkpoint.path = str(home / "foreign.pth")
-    assert after_test(job, math.nan, 1) == ["tested on 1 image; everything is in run"]
+    assert after_test(job, math.nan, 1) == ["tested on 1 image; results in run"]
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def inspect_quickly(
     """
     found = {}
     sizes = [min(len(split), limit) for split in splits.values()]
-    with Progress(sum(sizes), "looking at the labels", unit="image", delay_s=SLOW_S) as progress:
+    with Progress(sum(sizes), "checking the labels", unit="image", delay_s=SLOW_S) as progress:
         reader = Reader(cache, progress.add)
         for role, split in splits.items():
             found[role] = InspectedSplit(role, split, look_at(reader, split, num_classes, limit))

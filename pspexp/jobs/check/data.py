@@ -195,7 +195,7 @@ def sampled(splits: dict[str, Split], info: DatasetInfo) -> Iterable[SplitSummar
     for role, split in splits.items():
         indices = np.unique(np.linspace(0, len(split) - 1, min(len(split), MAX_SAMPLES)).round().astype(int)).tolist()
         rows, sizes, ignored, kept = [], Counter[tuple[int, int]](), 0, []
-        for index in slow_loop(indices, len(indices), f"looking at the samples of {role}"):
+        for index in slow_loop(indices, len(indices), f"checking the samples of {role}"):
             with suppress(UserError):
                 image, label = split[index]
                 histogram = label.histogram()

@@ -39,9 +39,9 @@ def init(config: DictConfig, folder: Path) -> None:
         draw(output / "data")
     except OSError as error:
         raise UserError(
-            f"{setting('init.output', given)}: cannot be written ({error.strerror}); name another folder"
+            f"{setting('init.output', given)}: cannot be written ({error.strerror}); choose another folder"
         ) from error
-    log.info("%s: a project of your own; its README.md says what is in it. To train:", output)
+    log.info("created the project %s, described in its README.md; train with", output)
     log.info("  cd %s", shlex.quote(str(output)))
     log.info("  python -m pspexp --config-dir conf experiment=my_experiment")
 
@@ -50,7 +50,7 @@ def refuse_existing(output: Path) -> None:
     """Raise UserError if the folder to be written is a file, or has something in it."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         what = "is not empty" if output.is_dir() else "is a file"
-        raise UserError(f"{setting('init.output', output)}: {what}; name a new folder")
+        raise UserError(f"{setting('init.output', output)}: {what}; choose a new folder")
 
 
 def files() -> Iterator[tuple[str, str]]:
