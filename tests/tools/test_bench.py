@@ -107,6 +107,15 @@ def test_loader_is_measured_by_number_of_workers(tmp_path: Path, monkeypatch: py
     assert all(row["images_per_s"] > 0 for row in rows.values())
 
 
+
+def test_validation_is_compared_with_forward_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "PHOTOGRAPHS", 2)
+    tables = measured(tmp_path, "evaluation", "--repeats", "1")["evaluation"]
+    rows = check(tables["pspnet18, whole images"])
+    assert list(rows) == ["forward passes", "images in memory", "validation", "confusion matrices"]
+    assert all(row["images_per_s"] > 0 for row in rows.values())
+
+
 @pytest.mark.slow
 def test_memory_is_measured_in_a_separate_process() -> None:
     kept = torch.ones(2**28)  # 1 GiB, which the other process must not inherit

@@ -9,6 +9,7 @@
   variants   a training step of one network in several precisions, memory formats and compilation modes
   loader     the training loader alone, by number of workers
   overhead   a step of pspexp's trainer vs. a bare loop over the same components
+  evaluation a validation, from image files to metrics, vs. the bare forward passes
   predict    mode=predict, from image files to masks and overlays, vs. the bare network
   startup    time from a command to its first output, to its first training step, or to its end for one image
   logging    time of one record of metrics and of one of an evaluation
@@ -38,6 +39,7 @@ import torch
 
 from pspexp.errors import UserError
 from pspexp.utils.console_handler import escape_unencodable
+from tools.bench.evaluation import bench_evaluation
 from tools.bench.head import bench_head
 from tools.bench.loader import bench_loader
 from tools.bench.networks import bench_networks, bench_variants
@@ -57,6 +59,7 @@ BENCHES: dict[str, Callable[[Options], Iterator[Table]]] = {
     "variants": bench_variants,
     "loader": bench_loader,
     "overhead": bench_overhead,
+    "evaluation": bench_evaluation,
     "predict": bench_prediction,
     "startup": bench_startup,
     "logging": bench_logging,

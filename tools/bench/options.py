@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequenc
         "--network",
         choices=PSPNETS,
         default="pspnet50",
-        help="for head, variants, overhead and predict (default pspnet50)",
+        help="for head, variants, overhead, evaluation and predict (default pspnet50)",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default cpu)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 uses autocast (default fp32)")
