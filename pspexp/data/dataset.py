@@ -45,7 +45,8 @@ class DatasetInfo:
     Attributes:
         class_names: One name for each class id.
         ignore_index: Label of pixels that are neither trained on nor scored.
-        mean, std: Mean and standard deviation of each band of the images, as fractions of 255.
+        mean: Mean of each band of the images, as a fraction of 255.
+        std: Standard deviation of each band of the images, as a fraction of 255.
         palette: uint8 ``[C, 3]``, the RGB colour of each class.
         max_image_pixels: Largest number of pixels of an image.
         label_values: Value of each class in the label files, a number or an RGB colour; None: the class ids.

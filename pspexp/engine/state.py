@@ -13,7 +13,8 @@ class TrainState:
     Attributes:
         step: Number of finished optimizer steps.
         validated_step: Step at which the weights were last validated.
-        best, last: Metrics of the best and of the last validation, by name.
+        best: Metrics of the best validation, by name.
+        last: Metrics of the last validation, by name.
         losses: Losses of the steps since the last log record, as far as they have been read from the device.
         overflows: Number of steps that fp16 skipped because their scaled gradients were not finite.
         consecutive_overflows: Number of such steps since the last one that was not skipped.

@@ -107,7 +107,6 @@ def test_loader_is_measured_by_number_of_workers(tmp_path: Path, monkeypatch: py
     assert all(row["images_per_s"] > 0 for row in rows.values())
 
 
-
 def test_validation_is_compared_with_forward_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "PHOTOGRAPHS", 2)
     tables = measured(tmp_path, "evaluation", "--repeats", "1")["evaluation"]

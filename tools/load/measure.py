@@ -56,7 +56,7 @@ class Measure:
         base, times, ratio = "", "", ""
         if self.base is not None:
             base, times = self._with_unit(self.base), f"{self.value / self.base:.2f}"
-            ratio = f", {number(self.ratio or 1)} times"
+            ratio = f", {number(self.ratio or 1)}×"
         bound = f"{self._with_unit(self.limit)}{ratio}"
         end = "" if self.holds else " **broken**"
         return [self.load, self.what, self._with_unit(self.value), base, times, bound + end]

@@ -109,8 +109,10 @@ def table(training: Training, cluster: Cluster, cards: Sequence[int], per_card: 
                     f"{number}",
                     f"{images}",
                     f"{total:,}",
-                    f"{1e3 * found.compute_s:.1f} + {1e3 * found.exposed_s:.1f} + {1e3 * found.norms_s:.1f}",
-                    f"{found.compute_s / found.total_s:.0%}",
+                    "\N{NO-BREAK SPACE}+\N{NO-BREAK SPACE}".join(
+                        f"{1e3 * part_s:.1f}" for part_s in (found.compute_s, found.exposed_s, found.norms_s)
+                    ),
+                    f"{100 * found.compute_s / found.total_s:.0f} %",
                     f"{rate:,.0f}",
                     f"{steps:,.1f}",
                     f"{hours:.2f}",
