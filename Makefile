@@ -7,6 +7,8 @@ VENV_MIN := .venv-min
 VENV_RAY := .venv-ray
 SITE := import site; print(site.getsitepackages()[0])
 RUN := $(VENV)/bin/python
+# By a path, not by setuptools' import hook: Python would take a clone named pspexp for the package in the folder above it.
+EDITABLE := --config-settings editable_mode=compat --editable
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
@@ -17,19 +19,19 @@ help: ## list all targets
 
 $(VENV)/.installed: setup.cfg constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	$(RUN) -m pip install --quiet --constraint constraints.txt $(EDITABLE) .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[dev]'
 	touch $@
 
 $(VENV)/.installed-browser: $(VENV)/.installed-dev
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[browser]'
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed-dev
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[docs]'
 	touch $@
 
 quickstart: $(VENV)/.installed ## create .venv and train a small network for a few minutes; no data needed
@@ -70,7 +72,7 @@ hooks: $(VENV)/.installed-dev ## install the git hook that runs the checks befor
 $(VENV_MIN)/.installed: setup.cfg constraints-min.txt
 	test -x $(VENV_MIN)/bin/python || $(PYTHON_MIN) -m venv $(VENV_MIN)
 	$(VENV_MIN)/bin/python -m pip install --quiet --constraint constraints-min.txt \
-		--editable . pytest pytest-xdist scikit-learn torchmetrics
+		$(EDITABLE) . pytest pytest-xdist scikit-learn torchmetrics
 	touch $@
 
 # Of the slow tests, those that depend most on torch and Hydra: starting and stopping processes, and a sweep.
@@ -106,7 +108,7 @@ reference: $(VENV)/.installed-dev ## update what is generated in docs/: configur
 $(VENV_RAY)/.installed: $(VENV)/.installed-dev
 	test -x $(VENV_RAY)/bin/python || $(RUN) -m venv $(VENV_RAY)
 	$(RUN) -c '$(SITE)' > "$$($(VENV_RAY)/bin/python -c '$(SITE)')/beneath.pth"
-	$(VENV_RAY)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	$(VENV_RAY)/bin/python -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[ray]'
 	$(VENV_RAY)/bin/python -m pip check
 	touch $@
 

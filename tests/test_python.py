@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,15 @@ def test_everything_is_visible() -> None:
 def test_importing_costs_neither_torch_nor_hydra() -> None:
     code = "import pspexp, sys; dir(pspexp); print({'torch', 'hydra', 'PIL'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_command_works_beside_a_clone(tmp_path: Path) -> None:
+    """The folder of a clone is not taken for the package in it."""
+    (tmp_path / "pspexp").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "pspexp", "--version"]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.stdout == f"pspexp {pspexp.__version__}\n", found.stderr
 
 
 def test_segmenter_takes_every_kind_of_image(run: Path, image: Path) -> None:
