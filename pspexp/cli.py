@@ -36,6 +36,7 @@ from pspexp.errors import EXIT_USER_ERROR, Interrupted, JobFailed, UserError, su
 from pspexp.launchers.base import Launcher
 from pspexp.utils.console_handler import escape_unencodable, fitted
 from pspexp.utils.imports import import_torch
+from pspexp.utils.openmp import shorten_spinning
 from pspexp.utils.text import quoted
 
 # Modules that import torch are imported inside functions: that takes seconds, and --help does not need them.
@@ -53,6 +54,7 @@ pspexp --help lists all options."""
 def main() -> None:
     """Run the command line; exits with the codes listed in the README."""
     escape_unencodable()
+    shorten_spinning()
     if not {"", str(Path.cwd())}.intersection(sys.path):
         sys.path.append(str(Path.cwd()))  # for the user's own targets, as with `python -m`
     try:

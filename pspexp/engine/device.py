@@ -206,7 +206,7 @@ class Device:
     def describe(self) -> str:
         """Human-readable name, e.g. ``cpu (2 threads)`` or ``cuda:0 (NVIDIA H100, 80 GiB)``."""
         if self.type == HOST:
-            return f"{self.type} ({torch.get_num_threads()} threads)"
+            return f"{self.type} ({count(torch.get_num_threads(), 'thread')})"
         if hasattr(self._module, "get_device_properties"):
             properties = self._module.get_device_properties(self.torch)
             return f"{self.torch} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"

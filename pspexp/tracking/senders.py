@@ -174,7 +174,7 @@ class Senders:
             if waited_s > limit_s:
                 break
             if waited_s > announce_s:
-                log.info("waiting for %s", ", ".join(one.describe() for one in waiting))
+                log.info("still sending to %s", ", ".join(one.describe() for one in waiting))
                 announce_s = waited_s + REPEAT_S
             waiting[0].join(POLL_S)
         return [one.delivery for one in self._senders if one.is_alive() or one.away_since is not None or one.crashed]

@@ -17,6 +17,7 @@ from rich.progress import Progress as Bars
 
 T = TypeVar("T")
 
+MIN_FOR_ETA = 2  # steps: the first one is slow
 FIRST_LINE_S, MAX_SILENCE_S = 5.0, 30.0  # without a plain line, although none is due by the number of steps
 SLOW_S = 2.0  # a loop that takes longer shows its progress
 
@@ -135,7 +136,7 @@ class Progress:
 
     def _seconds_left(self) -> float | None:
         done = self._done - self._start
-        if done <= 0:
+        if done < MIN_FOR_ETA:
             return None
         return (time.monotonic() - self._began_s) / done * max(self._total - self._done, 0)
 

@@ -305,7 +305,7 @@ def test_parallel_jobs_get_their_own_cpu_cores(start: Start, tmp_path: Path) -> 
     assert codes == [0], errors
     logs = [(tmp_path / "sweep" / job / "run.log").read_text() for job in "01"]
     assert len(set(re.findall(r"processor cores: (\d+)\n", "".join(logs)))) == min(2, len(os.sched_getaffinity(0)))
-    assert all("cpu (1 threads)" in log for log in logs)
+    assert all("cpu (1 thread)" in log for log in logs)
 
 
 @pytest.mark.slow

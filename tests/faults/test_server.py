@@ -120,7 +120,7 @@ def test_records_follow_in_order_after_each_outage(server: MLflowServer, tmp_pat
     open_gate(9)
     (tmp_path / "gate.13").touch()
     (tmp_path / "gate.17").touch()
-    wait_until(lambda: "waiting for logger mlflow" in (tmp_path / "run" / "run.log").read_text(), training)
+    wait_until(lambda: "still sending to logger mlflow" in (tmp_path / "run" / "run.log").read_text(), training)
     server.start()
     codes, _, errors = wait_for([training])
     assert codes == [0], errors

@@ -172,8 +172,8 @@ def missing_classes(data: Inspection) -> Iterator[Finding]:
         if not pixels.any() or not absent:
             continue
         where = "" if split.is_complete else f" among {len(split.labels)} masks that were read"
-        unclear = any(label.undeclared for _, label in split.labels)  # perhaps these are the other classes
-        if len(absent) == len(names) - 1 and split.name == "train" and not unclear:
+        undeclared = sum(bool(label.undeclared) for _, label in split.labels)  # perhaps these are the other classes
+        if len(absent) == len(names) - 1 and split.name == "train" and not undeclared:
             only = names[int(np.argmax(pixels))]
             yield Finding(
                 "error",
@@ -184,7 +184,7 @@ def missing_classes(data: Inspection) -> Iterator[Finding]:
                 split.name,
                 len(split.labels),
             )
-        elif split.is_complete:
+        elif split.is_complete and undeclared <= len(split.labels) / 2:
             plural = "s" if len(absent) > 1 else ""
             fix = f"label examples, or remove the class{'es' if plural else ''} from {setting('dataset.class_names')}"
             if split.name != "train":

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pspexp.config.build import build
 from pspexp.config.targets import without_start_weights
@@ -41,8 +41,15 @@ def suggestions(
     found = [crop_size(config, components, train)]
     if components is not None:
         found += batch_size(config, components, train)
-    misread = any(finding.level == "error" and finding.kind in MISREAD for finding in findings)
-    return found if misread else [*found, *class_weights(train)]
+    if not any(finding.level == "error" and finding.kind in MISREAD for finding in findings):
+        found += class_weights(train)
+    return [one for one in found if not is_set(config, one.overrides)]
+
+
+def is_set(config: DictConfig, override: str) -> bool:
+    """Whether a configuration has the value of an override."""
+    key, _, value = override.partition("=")
+    return str(OmegaConf.select(config, key)) == value
 
 
 def crop_size(config: DictConfig, components: TrainingComponents | None, train: SplitSummary) -> Suggestion:
@@ -53,8 +60,9 @@ def crop_size(config: DictConfig, components: TrainingComponents | None, train: 
     side = max(min(shorter, LARGEST_CROP) // stride, 1) * stride + remainder
     side -= stride if side > shorter and side > stride + 1 else 0
     padded = sum(one[0] < config.crop_size for one in sizes) / len(sizes)
-    basis = f"the median image has sides of {shorter} and {longer} pixels; a valid crop has a multiple of {stride}"
-    basis += " plus 1" if remainder else ""
+    basis = f"the median image has sides of {shorter} and {longer} pixels"
+    if stride > 1:
+        basis += f"; a valid crop has a multiple of {stride}{' plus 1' if remainder else ''}"
     return Suggestion(
         f"crop_size={side}",
         f"{basis}. With crop_size={config.crop_size}, {padded:.0%} of the images are padded at scale 1",
@@ -74,7 +82,7 @@ def batch_size(config: DictConfig, components: TrainingComponents, train: SplitS
     fits = max((memory - weights) // max(each, 1), 2)
     enough = max(len(train.split) // MIN_STEPS, 2)
     size = 2 ** int(np.log2(min(fits, enough, LARGEST_BATCH)))
-    limit = f"{len(train.split)} training images" if enough <= fits else where
+    limit = f"{MIN_STEPS} steps in an epoch of {len(train.split)} images" if enough <= fits else where
     yield Suggestion(
         f"loader.batch_size={size}",
         f"limited by {limit}. About {mib(each)} for each crop of {config.crop_size} pixels (activations that the "

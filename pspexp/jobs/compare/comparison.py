@@ -15,7 +15,7 @@ from pspexp.jobs.compare.classes import (
     compared_items,
     descending,
 )
-from pspexp.jobs.compare.keys import SEED, differing
+from pspexp.jobs.compare.keys import SEED, differing, without_unused_settings
 from pspexp.jobs.compare.run_set import METRICS, SPLITS, Run
 from pspexp.jobs.compare.seeds import SeedGroup, seed_groups
 
@@ -57,7 +57,7 @@ def compare(runs: Sequence[Run], baseline: str | None) -> Comparison:
     """
     if len(runs) < 2:
         raise UserError(f"mode=compare: needs at least two runs, found one ({runs[0].where}); add to compare.runs")
-    runs = with_labels(runs)
+    runs = with_labels(without_unused_settings(runs))
     split = common_split(runs)
     keys = short_names(differing(runs))
     ordered = sorted(runs, key=lambda run: descending(score(run.metrics, split)))

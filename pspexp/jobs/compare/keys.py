@@ -1,6 +1,7 @@
 """The configuration keys in which runs differ."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pspexp.config.modes import COMMAND_NODES
 from pspexp.config.resume import MACHINE_KEYS
@@ -15,6 +16,7 @@ IGNORED_KEYS = {
     *MACHINE_KEYS,
 }
 IGNORED_NODES = {"tracking", *COMMAND_NODES}
+TRAINING_NODES = {"augment", "finetune", "hooks", "optimizer", "scheduler", "trainer"}
 SEED = "seed"
 OWNERS = ("dataset", "model")  # of values that other nodes interpolate
 
@@ -24,14 +26,17 @@ Row = tuple[str | None, ...]
 def differing(runs: Sequence[Run]) -> dict[str, Row]:
     """The keys whose values differ, with the value of each run that has a configuration.
 
-    Unknown values are assumed to be those of the first run. Chosen options come first, the seed last. Keys that repeat
-    another key are omitted, as are those implied by a chosen option, unless they were set on a command line.
+    Unknown values are assumed to be those of the first run; see also `without_unused_settings`. Chosen options come
+    first, the seed last. Keys that repeat another key are omitted, as are those implied by a chosen option, unless they
+    were set on a command line.
     """
     first: dict[str, str] = next((relevant(run.config) for run in runs if run.config and run.is_complete), {})
     configs = [({} if run.is_complete else first) | relevant(run.config) for run in runs if run.config]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     values = {key: tuple(config.get(key) for config in configs) for key in keys}
-    found = {key: row for key, row in values.items() if len(set(row)) > 1}
+    trainings = [index for index, config in enumerate(configs) if config.get("mode") == "train"]
+    using = {key: trainings if trainings and is_of_training(key) else range(len(configs)) for key in keys}
+    found = {key: row for key, row in values.items() if len({row[index] for index in using[key]}) > 1}
     explicit = frozenset[str]().union(*(run.explicit_keys for run in runs))
     kept: list[str] = []
     for key in sorted(found, key=lambda key: (key.count("."), *(not key.startswith(f"{owner}.") for owner in OWNERS))):
@@ -40,6 +45,23 @@ def differing(runs: Sequence[Run]) -> dict[str, Row]:
             kept.append(key)
     ordered = sorted(kept, key=lambda key: (key == SEED, not key.startswith("choices."), list(found).index(key)))
     return {key: found[key] for key in ordered}
+
+
+def without_unused_settings(runs: Sequence[Run]) -> list[Run]:
+    """The runs; beside trainings, tests without the settings of training, which say nothing about their network."""
+    if all(run.config.get("mode") != "train" for run in runs):
+        return list(runs)
+    return [
+        replace(run, config={key: value for key, value in run.config.items() if not is_of_training(key)})
+        if run.config.get("mode") == "test"
+        else run
+        for run in runs
+    ]
+
+
+def is_of_training(key: str) -> bool:
+    """Whether only trainings use the value."""
+    return key.removeprefix("choices.").partition(".")[0] in TRAINING_NODES
 
 
 def is_named_after(key: str, other: str) -> bool:

@@ -12,7 +12,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from pspexp.jobs.compare.comparison import Comparison
+from pspexp.jobs.compare.comparison import Comparison, score
 from pspexp.jobs.compare.tables import MAX_LENGTH, Cell, ComparisonTable, comparison_tables
 from pspexp.utils.files import write_text_atomic
 from pspexp.utils.tables import PIPED_WIDTH, csv_table, escape_markdown, markdown_table
@@ -119,6 +119,8 @@ def show(result: Comparison, folder: Path, files: Sequence[str]) -> None:
         if omitted:
             console.print(Text(f"Only in the files: {', '.join(omitted)}"))
         console.print()
+    if score(result.runs[0].metrics, result.split) is not None:
+        console.print(Text(f"Best mean IoU: {result.runs[0].where}"), soft_wrap=True)
     for note in result.notes:
         console.print(Text(f"Note: {note}"))
     console.print(Text(f"Written to {folder}: {', '.join(files)}"), soft_wrap=True)

@@ -24,6 +24,7 @@ from pspexp.engine.predictor import Prediction, Predictor
 from pspexp.errors import Interrupted, JobFailed, UserError
 from pspexp.jobs.evaluate import warn_unlike_training
 from pspexp.jobs.predict import outputs
+from pspexp.jobs.predict.gallery import FILE as GALLERY
 from pspexp.jobs.predict.gallery import write_gallery
 from pspexp.jobs.predict.inputs import Input, Inputs
 from pspexp.jobs.records import Request, public
@@ -288,7 +289,8 @@ def conclude(
         lines[MAX_LISTED:] = [f"… and {len(failures) - MAX_LISTED} more, listed in {written.folder / outputs.SUMMARY}"]
     if failures and not rows:
         raise UserError(*lines)
-    kinds = ", ".join([*(f"{kind}/" for kind in config.predict.save), outputs.TABLE])
+    gallery = [GALLERY] if config.predict.gallery else []
+    kinds = ", ".join([*(f"{kind}/" for kind in config.predict.save), outputs.TABLE, *gallery])
     log.info("%s in %s: %s", count(len(rows), "image"), shown_path(written.folder), kinds)
     if failures:
         raise JobFailed("\n".join([f"{len(failures)} of {len(inputs.items)} images could not be predicted:", *lines]))

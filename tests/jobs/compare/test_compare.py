@@ -294,12 +294,13 @@ def test_settings_of_configured_runs_without_results_are_known(
     make_run(tmp_path / "running", None, status="RUNNING", config=UNREADABLE)
     make_run(tmp_path / "train", None, status="FAILED", config={"choices.dataset": "zoo", "crop_size": 49})
     found = rows(compared(cli, "compare.runs=[a,began,running,train]") / "compare.csv")
-    assert [(row["run"], row["choices.dataset"], row["crop_size"], row["optimizer.lr"]) for row in found] == [
-        ("a", "shapes", "33", "0.001"),
-        ("began", "voc", "513", "0.5"),
-        ("running", "voc", "513", "0.5"),
-        ("train", "zoo", "49", "0.001"),
+    assert [(row["run"], row["choices.dataset"], row["crop_size"]) for row in found] == [
+        ("a", "shapes", "33"),
+        ("began", "voc", "513"),
+        ("running", "voc", "513"),
+        ("train", "zoo", "49"),
     ]
+    assert "optimizer.lr" not in found[0]  # one training only
     assert "different data sets" not in capsys.readouterr().out
 
 
@@ -347,6 +348,17 @@ def test_splits_are_not_mixed_in_one_table(cli: Cli, tmp_path: Path, capsys: pyt
         ("t1", "test", "t1.pt", "", "", "0.5"),
         ("v1", "train", "null", "0.25", "0.25", ""),
     ]
+
+
+def test_training_settings_of_a_test_do_not_count(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A test has the defaults, whatever its network was trained with."""
+    make_run(tmp_path / "a", 0.5, config={"optimizer.lr": 0.1, "trainer.epochs": 9})
+    make_run(tmp_path / "b", 0.75, config={"optimizer.lr": 0.2, "trainer.epochs": 9})
+    make_run(tmp_path / "tested", 0.625, split="test", config={"mode": "test", "checkpoint.path": "a/best.pt"})
+    found = rows(compared(cli, "compare.runs=[a,b,tested]") / "compare.csv")
+    assert [(row["run"], row["optimizer.lr"]) for row in found] == [("b", "0.2"), ("a", "0.1"), ("tested", "")]
+    assert "trainer.epochs" not in found[0]
+    assert "Best mean IoU: b" in capsys.readouterr().out.splitlines()
 
 
 def test_runs_with_different_classes_are_compared_on_common_ones(
