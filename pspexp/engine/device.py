@@ -27,7 +27,9 @@ def unavailable_reason(type: str) -> str | None:
     """Why torch cannot create tensors on a device type, in one line; None if it can."""
     try:
         torch.zeros(1, device=type)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except NotImplementedError:
+        return f"this PyTorch is built without {type}"
+    except (RuntimeError, AssertionError) as error:
         return first_line(error).split(". ")[0].rstrip(".")
     return None
 

@@ -43,7 +43,7 @@ def init(config: DictConfig, folder: Path) -> None:
         ) from error
     log.info("created the project %s, described in its README.md; train with", output)
     log.info("  cd %s", shlex.quote(str(output)))
-    log.info("  python -m pspexp --config-dir conf experiment=my_experiment")
+    log.info("  python -m pspexp --config-dir conf experiment=my_experiment hydra.run.dir=outputs/first")
 
 
 def refuse_existing(output: Path) -> None:
