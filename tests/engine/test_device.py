@@ -18,7 +18,7 @@ def test_auto_and_cpu_are_available() -> None:
     assert unavailable_reason("cpu") is None
     assert unavailable_reason(Device("auto").type) is None
     assert Device("cpu").move(torch.ones(1)).device.type == "cpu"
-    assert "threads" in Device("cpu").describe()
+    assert "thread" in Device("cpu").describe()
 
 
 def test_missing_device_is_refused_with_torchs_reason() -> None:
