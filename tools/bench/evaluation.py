@@ -36,8 +36,9 @@ def bench_evaluation(options: Options) -> Iterator[Table]:
         split = parts.dataset.open("val")
         names = split.names[:IMAGES]
         loader = partial(
-            eval_loader, split, parts.inference.prepare, batch_size=config.loader.eval_batch_size, num_workers=1,
-            max_images=IMAGES, pin_memory=parts.device.pin_memory,
+            eval_loader, split, parts.inference.prepare, batch_size=config.loader.eval_batch_size,
+            num_workers=config.loader.num_workers, max_images=config.loader.max_eval_images,
+            pin_memory=parts.device.pin_memory,
         )  # fmt: skip
         batches = [batch for by_size in loader() for batch in by_size]
         predictions = [torch.randint(0, parts.dataset.info.num_classes, batch.labels.shape) for batch in batches]
