@@ -19,6 +19,7 @@ help: ## list all targets
 
 $(VENV)/.installed: setup.cfg constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing the packages into $(VENV) takes some minutes.'
 	$(RUN) -m pip install --quiet --constraint constraints.txt $(EDITABLE) .
 	touch $@
 

@@ -82,7 +82,7 @@ class Tracker:
             config: Nested plain values; loggers get them flattened (``optimizer.lr``). The caller masks secrets.
             config_text: The same as YAML, for ``config.yaml``.
             overrides: The command line's overrides.
-            tags: Data set, model, device, mode; commit, host, data and the repeated run are added here.
+            tags: Data set, model, device, mode; folder, commit, host, data and the repeated run are added here.
             resume: Continue the records in this folder and the runs that its loggers have opened. Otherwise the records
                 of an earlier run in this folder are moved aside.
             provenance: From `pspexp.tracking.provenance.record`; None if nothing is run.
@@ -91,7 +91,7 @@ class Tracker:
         self._local.begin(resume)
         self._local.config(config_text, overrides)
         params = {key: str(value) for key, value in flatten(config).items()}
-        tags = {**tags, "git_commit": git_commit() or "unknown"}
+        tags = {**tags, "folder": str(self.folder.resolve()), "git_commit": git_commit() or "unknown"}
         if provenance is not None:
             self._local.provenance(provenance, uncommitted(), rerun_of, resume=resume)
             tags |= {"host": provenance["host"]["name"], "data": short_fingerprint(provenance["data"])}

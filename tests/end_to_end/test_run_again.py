@@ -120,6 +120,7 @@ def test_rerun_of_an_mlflow_run(trained: Path, cli: Cli, tmp_path: Path) -> None
     run = client.get_run(json.loads((again / "summary.json").read_text())["mlflow_run_id"])
     first = client.get_run(run_id)
     assert run.data.tags["rerun_of"] == f"runs:/{run_id}"
+    assert run.data.tags["folder"] == str(again.resolve())
     for tag in ("host", "data", "git_commit"):
         assert run.data.tags[tag] == first.data.tags[tag]
     assert "provenance.json" in {file.path for file in client.list_artifacts(run_id)}

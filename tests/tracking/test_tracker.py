@@ -96,7 +96,7 @@ def test_run_is_recorded_in_its_folder_and_in_loggers(tmp_path: Path, report: Re
 
     ((run_id, name, params, tags),) = logger.contents("open")  # type: ignore[misc]
     assert (run_id, name, params["optimizer.lr"], params["optimizer.betas"]) == (None, "a run", "0.1", "[0.9, 0.99]")
-    assert set(tags) == {"mode", "git_commit", "pspexp.id"}
+    assert set(tags) == {"mode", "folder", "git_commit", "pspexp.id"}
     train, val = logger.contents("metrics")
     assert train == ({"train/loss": 2.0}, 5)
     assert val == ({"val/loss": 1.5, **report.scalars("val")}, 10)
