@@ -123,12 +123,17 @@ def anchor(heading: str) -> str:
 def key_table(keys: Sequence[Key]) -> Iterator[str]:
     """A table of keys; nothing without any."""
     rows = [
-        (code(key.name), code(key.type) if key.type else "", default(key.value), prose(key.comment))
+        (code(key.name), code(unbroken(key.type)) if key.type else "", default(key.value), prose(key.comment))
         for key in keys
         if not key.is_node
     ]
     if rows:
         yield "\n".join(markdown_table(("key", "type", "default", ""), rows))
+
+
+def unbroken(text: str) -> str:
+    """A type without line breaks inside its limits."""
+    return re.sub("(?<=[<>≤≥,]) (?=[-0-9])", "\N{NO-BREAK SPACE}", text)
 
 
 def default(value: Any) -> str:
