@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tools.bench import check as bench_check
-from tools.bench import loader, overhead, prediction, timing, works
+from tools.bench import compilation, loader, overhead, prediction, timing, works
 from tools.bench.__main__ import main
 
 TINY = ("--network", "pspnet18", "--size", "33", "--repeats", "2", "--warmup", "1")
@@ -115,12 +115,22 @@ def test_validation_is_compared_with_forward_passes(tmp_path: Path, monkeypatch:
     assert all(row["images_per_s"] > 0 for row in rows.values())
 
 
+@pytest.mark.parametrize(
+    ("first", "compiled", "repaid"),
+    [((1.0, 61.0, 7.0), 0.5, ("after 121 runs", "after 13 runs")), ((1.0, 61.0, 7.0), 1.1, ("never", "never"))],
+)
+def test_compilation_is_repaid(first: tuple[float, float, float], compiled: float, repaid: tuple[str, str]) -> None:
+    facts = compilation.starts(first, 1.0, compiled)
+    assert facts["first run, compiled"] == "61.0 s"
+    assert (facts["compiled: repaid"], facts["compiled, from the cache: repaid"]) == repaid
+
+
 @pytest.mark.slow
 def test_memory_is_measured_in_a_separate_process() -> None:
     kept = torch.ones(2**28)  # 1 GiB, which the other process must not inherit
     setting = works.Setting(device="cpu", size=33, batch=2, network="pspnet18")
     weights = sum(parameter.numel() for parameter in works.pspnet("pspnet18").parameters()) / 2**18  # MiB
-    assert 1.5 * weights < timing.probed_memory("step", "pspnet18", setting) < kept.numel() / 2**18
+    assert 1.5 * weights < timing.probed("memory", "step", "pspnet18", setting) < kept.numel() / 2**18
 
 
 @pytest.mark.parametrize("runs", [0, 3])

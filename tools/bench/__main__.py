@@ -7,6 +7,7 @@
   step       a training step of several networks: forward, loss, backward, SGD
   inference  the same networks from images to class ids
   variants   a training step of one network in several precisions, memory formats and compilation modes
+  compile    how long torch.compile takes to start, and after how many runs that is repaid
   loader     the training loader alone, by number of workers
   overhead   a step of pspexp's trainer vs. a bare loop over the same components
   evaluation a validation, from image files to metrics, vs. the bare forward passes
@@ -39,6 +40,7 @@ import torch
 
 from pspexp.errors import UserError
 from pspexp.utils.console_handler import escape_unencodable
+from tools.bench.compilation import bench_compile
 from tools.bench.evaluation import bench_evaluation
 from tools.bench.head import bench_head
 from tools.bench.loader import bench_loader
@@ -50,13 +52,14 @@ from tools.bench.prediction import bench_prediction
 from tools.bench.records import bench_logging
 from tools.bench.results import Table, show
 from tools.bench.startup import bench_startup
-from tools.bench.timing import peak_resident
+from tools.bench.timing import probe
 
 BENCHES: dict[str, Callable[[Options], Iterator[Table]]] = {
     "head": bench_head,
     "step": partial(bench_networks, "step"),
     "inference": partial(bench_networks, "inference"),
     "variants": bench_variants,
+    "compile": bench_compile,
     "loader": bench_loader,
     "overhead": bench_overhead,
     "evaluation": bench_evaluation,
@@ -128,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments, __doc__, list(BENCHES))
     if options.probe:
-        print(peak_resident(options.probe))
+        print(probe(options.probe))
         return 0
     with torch_set(options):
         record: dict[str, Any] = {

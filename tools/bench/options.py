@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequenc
         "--network",
         choices=PSPNETS,
         default="pspnet50",
-        help="for head, variants, overhead, evaluation and predict (default pspnet50)",
+        help="for head, variants, compile, overhead, evaluation and predict (default pspnet50)",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default cpu)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 uses autocast (default fp32)")
@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequenc
     add("--workers", type=integers, default=[0, 1, 2], metavar="N,N", help="numbers of loader workers (default 0,1,2)")
     add("--dataset-root", type=Path, help="folder that contains VOC2007, for loader (default: generated)")
     add("--json", type=Path, metavar="FILE", help="write the results to FILE, updated after each table")
-    add("--probe", help=argparse.SUPPRESS)  # see `peak_resident`
+    add("--probe", help=argparse.SUPPRESS)  # see `tools.bench.timing.probed`
     options = parser.parse_intermixed_args(list(arguments), namespace=Options())
     default = [options.network, options.network + FACTORISED, *TORCHVISION, SMP]
     options.benches, options.models = options.benches or list(benchmarks), options.models or default
@@ -114,6 +114,6 @@ def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequenc
         parser.error(f"--baseline {options.baseline}: must be one of {', '.join(options.models)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: not available here; use --device cpu")
-    if min(options.batch) < 2 and {"head", "step", "variants", "overhead"} & set(options.benches):
+    if min(options.batch) < 2 and {"head", "step", "variants", "compile", "overhead"} & set(options.benches):
         parser.error(f"--batch {min(options.batch)}: training normalises over a batch and needs at least 2 images")
     return options

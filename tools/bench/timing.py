@@ -107,7 +107,7 @@ def prepare(kind: str, name: str, setting: Setting, options: Options) -> tuple[R
         if setting.device == "cuda":
             row.memory_mib, row.reserved_mib = cuda_peak(work, before)
         elif not options.no_memory and setting.compile is None:  # compilation would count
-            row.memory_mib = probed_memory(kind, name, setting)
+            row.memory_mib = probed("memory", kind, name, setting)
         runs = runs_for(work, setting, options)
     except UnavailableError as error:
         row.failure = str(error)
@@ -154,25 +154,33 @@ def cuda_peak(work: Work, before: tuple[int, int]) -> tuple[float, float]:
     return (after[0] - before[0]) / 2**20, (after[1] - before[1]) / 2**20
 
 
-def probed_memory(kind: str, name: str, setting: Setting) -> float | None:
-    """`peak_resident` in a separate process; None if it failed."""
-    asked = json.dumps({"kind": kind, "name": name, "threads": torch.get_num_threads(), "setting": asdict(setting)})
-    command = [sys.executable, "-m", "tools.bench", "--probe", asked]
-    done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=False)
+def probed(what: str, kind: str, name: str, setting: Setting, **variables: str) -> float | None:
+    """What one of `PROBES` measures in a separate process, with environment variables; None if it failed."""
+    asked = {"what": what, "kind": kind, "name": name, "threads": torch.get_num_threads(), "setting": asdict(setting)}
+    command = [sys.executable, "-m", "tools.bench", "--probe", json.dumps(asked)]
+    done = subprocess.run(command, env=environment() | variables, stdout=subprocess.PIPE, text=True, check=False)
     return None if done.returncode else float(done.stdout.split()[-1])
 
 
-def peak_resident(asked: str) -> float:
-    """Peak resident MiB of two runs, minus those before the first."""
+def probe(asked: str) -> float:
+    """The measurement that `probed` asks for, in this process."""
     request = json.loads(asked)
     torch.set_num_threads(request["threads"])
-    work = WORKS[request["kind"]](request["name"], Setting(**request["setting"]))
+    setting = Setting(**request["setting"])
+    return PROBES[request["what"]](WORKS[request["kind"]](request["name"], setting), setting)
+
+
+def peak_resident(work: Work, setting: Setting) -> float:
+    """Peak resident MiB of two runs, minus those before the first."""
     with suppress(OSError):  # resets the peak, if the system supports it
         Path("/proc/self/clear_refs").write_text("5")
     before, _ = resident_mib()
     for _ in range(2):
         work.run()
     return resident_mib()[1] - before
+
+
+PROBES: dict[str, Callable[[Work, Setting], float]] = {"memory": peak_resident, "first run": sample}
 
 
 def resident_mib() -> tuple[float, float]:
