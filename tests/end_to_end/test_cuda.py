@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from pspexp.engine.trainer import Trainer
 from tests.conftest import PSPNET18, Cli, last, losses
 from tests.engine.test_trainer import assert_same
 
@@ -28,6 +31,21 @@ def test_losses_match_the_cpu_within_tolerance(cli: Cli, tmp_path: Path, precisi
     assert cli(*overrides, "device=cpu", "precision=fp32", "hydra.run.dir=test") == 0  # readable without a GPU
     tested = json.loads((tmp_path / "test" / "summary.json").read_text())["last"]["test/loss"]
     assert tested == pytest.approx(losses(tmp_path / "cuda")[-1], rel=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # in fp16, the scaler reads whether to skip a step
+def test_steps_do_not_wait_for_the_gpu(cli: Cli, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    step = Trainer._step
+
+    def watched(trainer: Trainer, batches: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(trainer, batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    assert cli(*CUDA, f"precision={precision}", "trainer.log_every=4", "trainer.grad_clip=1") == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from pspexp.engine.trainer import Trainer
 from tests.conftest import TINY, Cli, last, losses
 from tests.engine.test_trainer import assert_same
 
@@ -49,6 +53,50 @@ def test_training_is_bit_identical_to_the_cpu(cli: Cli, tmp_path: Path) -> None:
     for part in ("model", "ema", "metrics"):
         assert_same(on_cpu[part], on_sdaa[part])
     assert losses(tmp_path / "cpu") == losses(tmp_path / "sdaa")
+
+
+class HostReads(TorchDispatchMode):
+    """Collects operators that make the host wait: they return values of the device, or sizes that depend on them."""
+
+    SIZES = ("aten::nonzero", "aten::masked_select", "aten::_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        taken, given = (
+            [one for one in tree_leaves(values) if isinstance(one, torch.Tensor)] for values in ([args, kwargs], result)
+        )
+        name = function._schema.name
+        here = result is not None and all(one.device.type == "cpu" for one in given)
+        by_mask = name in ("aten::index", "aten::index_put_") and any(one.dtype == torch.bool for one in taken)
+        if any(one.device.type == "sdaa" for one in taken) and (here or by_mask or name in self.SIZES):
+            self.found.append(name)
+        return result
+
+
+@pytest.mark.parametrize(("optimizer", "precision"), [("sgd", "bf16"), ("adamw", "fp32")])
+def test_steps_do_not_wait_for_the_device(
+    optimizer: str, precision: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are read where they are recorded; on a GPU, any other read would leave it idle."""
+    steps, reads, step = [], HostReads(), Trainer._step
+
+    def watched(trainer: Trainer, batches: Any) -> None:
+        with reads:
+            step(trainer, batches)
+        steps.append(list(reads.found))
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    overrides = (f"optimizer={optimizer}", f"precision={precision}", "trainer.log_every=4", "trainer.grad_clip=1")
+    assert cli(*TINY, "device=sdaa", "trainer.ema=0.9", *overrides) == 0
+    assert steps == [[]] * 4
+    with reads:
+        torch.ones(2, device="sdaa").sum().item()
+        torch.ones(2, device="sdaa").cpu()
+    assert reads.found == ["aten::_local_scalar_dense", "aten::_to_copy"]
 
 
 @pytest.mark.parametrize(("precision", "saved_as"), [("auto", "fp16"), ("bf16", "bf16")])
