@@ -109,10 +109,11 @@ def sweep_problems(config: DictConfig, explicit: Sequence[Override], params: Seq
     ]
 
 
-@lru_cache(maxsize=64)  # Hydra copies all its sources for each look-up
+@lru_cache(maxsize=64)
 def group_options(loader: ConfigLoader, group: str) -> list[str]:
     """The options of a config group; none if there is no such group."""
-    return list(loader.get_group_options(group))
+    # The loader itself would copy the whole repository for every query.
+    return list(loader.repository.get_group_options(group))  # type: ignore[attr-defined]
 
 
 def is_group(override: Override, loader: ConfigLoader) -> bool:
