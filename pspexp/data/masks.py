@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pspexp.data.bands import AnyImage, visible
 from pspexp.data.dataset import DatasetInfo
 from pspexp.utils.fonts import default_font, fallback_fonts, missing_glyphs
-from pspexp.utils.text import printable, shorten
+from pspexp.utils.text import printable, shorten, shorten_middle
 
 Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -21,7 +21,9 @@ WHITE, INK = (255, 255, 255), (31, 41, 51)
 STRIP_PIXELS = 1_000_000  # blended at once: a large image would otherwise take several times its size in memory
 MAX_LEGEND = 30  # entries
 MAX_CHARACTERS = 60  # of a class name
+MAX_TITLE = 200  # characters
 FONT_SIZE = 13  # pixels
+LINE = round(1.6 * FONT_SIZE)  # height of a line of text
 
 
 def colour_table(info: DatasetInfo) -> Pixels:
@@ -87,26 +89,32 @@ def overlay(image: AnyImage, ids: Pixels, info: DatasetInfo) -> Image.Image:
 def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Image.Image:
     """A picture above a legend of texts and colours."""
     texts = [_runs(text) for text, _ in entries]
-    height = round(1.6 * FONT_SIZE)
-    widths = [round(sum(font.getlength(part) for font, part in runs)) + 2 * height for runs in texts]
+    widths = [round(_length(runs)) + 2 * LINE for runs in texts]
     width = max([picture.width, *widths])
     places, x, y = [], 0, 0
     for one in widths:
         if x and x + one > width:
-            x, y = 0, y + height
+            x, y = 0, y + LINE
         places.append((x, y))
         x += one
-    canvas = Image.new("RGB", (width, picture.height + y + height), WHITE)
+    canvas = Image.new("RGB", (width, picture.height + y + LINE), WHITE)
     canvas.paste(picture)
     draw = ImageDraw.Draw(canvas)
     for (_, colour), runs, (left, top) in zip(entries, texts, places, strict=True):
-        top += picture.height + (height - FONT_SIZE) // 2
+        top += picture.height + (LINE - FONT_SIZE) // 2
         draw.rectangle((left + 4, top, left + 4 + FONT_SIZE, top + FONT_SIZE), colour, INK)
-        pen = left + FONT_SIZE + 9.0
-        for font, part in runs:
-            draw.text((pen, top + FONT_SIZE - 1), part, INK, font, anchor="ls")
-            pen += font.getlength(part)
+        _write(draw, runs, left + FONT_SIZE + 9, top + FONT_SIZE - 1)
     return canvas
+
+
+def title(text: str, width: int) -> Image.Image:
+    """A line of text in the middle of a white strip of this width, shortened if necessary."""
+    text = shorten_middle(printable(text), MAX_TITLE)
+    while _length(runs := _runs(text)) > width and len(text) > 1:
+        text = shorten_middle(text, len(text) - 1)
+    strip = Image.new("RGB", (width, LINE), WHITE)
+    _write(ImageDraw.Draw(strip), runs, max(width - _length(runs), 0) / 2, (LINE + FONT_SIZE) // 2 - 1)
+    return strip
 
 
 def legend_entries(ids: Sequence[Pixels], info: DatasetInfo, ignored: str) -> list[tuple[str, float, Colour]]:
@@ -128,6 +136,17 @@ def legend_entries(ids: Sequence[Pixels], info: DatasetInfo, ignored: str) -> li
         for index in seen[:MAX_LEGEND]
         for red, green, blue in [colours[index].tolist()]
     ]
+
+
+def _write(draw: ImageDraw.ImageDraw, runs: Sequence[tuple[Font, str]], left: float, baseline: int) -> None:
+    for font, part in runs:
+        draw.text((left, baseline), part, INK, font, anchor="ls")
+        left += font.getlength(part)
+
+
+def _length(runs: Sequence[tuple[Font, str]]) -> float:
+    """The width of a text in pixels."""
+    return sum(font.getlength(part) for font, part in runs)
 
 
 def _runs(text: str) -> list[tuple[Font, str]]:

@@ -23,7 +23,7 @@ from pspexp.metrics.base import AnyMetric, Results, results_of
 from pspexp.metrics.images import image_scores, worst_first
 
 NUM_WORST = 10
-MAX_SIDE = 1024  # pixels of an image kept for display among the worst
+MAX_SIDE = 1024  # pixels of an image kept for display
 
 Fetched = Callable[[], tuple[Tensor, ...]]
 
@@ -88,7 +88,7 @@ class Tally:
             self._evaluated[index], self._totals[index] = 1, totals[row]
             name = self._names[index]
             if index in self._shown:
-                self._samples[index] = as_sample(name, batch, row, prediction)
+                self._samples[index] = reduced(as_sample(name, batch, row, prediction))
             mean_iou = image_scores(name, *totals[row].tolist()).mean_iou
             if math.isnan(mean_iou):
                 continue

@@ -17,10 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
-from pspexp.data.dataset import DatasetInfo, EvaluatedSample
-from pspexp.data.masks import blend
-from pspexp.utils.files import atomic_write
+from pspexp.tracking.pictures import save_picture
 from pspexp.utils.fonts import fallback_fonts
 from pspexp.utils.text import printable
 
@@ -32,7 +31,6 @@ DPI = 150
 MAX_MARKERS = 60  # points; more are drawn as a line only
 MAX_MEDIANS = 1000  # points of a running median, which is smooth; the figure is not wider
 MAX_ANNOTATED = 24  # classes; numbers in smaller cells are illegible
-MAX_LEGEND = 24  # classes in the legend of a sample
 MAX_CHARACTERS = 30  # of a class name
 
 
@@ -104,26 +102,6 @@ def confusion_matrix(counts: npt.NDArray[Any], class_names: Sequence[str], split
     return figure
 
 
-def sample(split: str, sample: EvaluatedSample, dataset: DatasetInfo) -> Figure:
-    """Image, ground truth and prediction side by side, as class colours over the image, with a legend."""
-    name, image, label, prediction = sample
-    panel, (height, width) = 4.2, label.shape
-    handles = _legend(label, prediction, dataset)
-    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    columns = int(np.clip(3 * panel / (0.75 + 0.09 * longest), 1, 8))  # inches, at the legend's font size
-    rows = -(-len(handles) // columns)
-    figure = new_figure(3 * panel, panel * min(height / width, 2) + 0.5 + 0.24 * rows)
-    titles = (f"{split}: {printable(name)}", "ground truth", "prediction")
-    contents = (image, *(blend(image, ids, dataset) for ids in (label, prediction)))
-    for column, (title, content) in enumerate(zip(titles, contents, strict=True), start=1):
-        axes = figure.add_subplot(1, 3, column)
-        axes.imshow(content, interpolation="antialiased")
-        axes.set_title(title, fontsize=11, y=1)
-        axes.set_axis_off()
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
-    return figure
-
-
 def save(figure: Figure, file: Path) -> None:
     """Write a PNG, see `atomic_write`. Text is drawn as it is, in fonts that have its characters, if there are any."""
     texts: list[Any] = figure.findobj(Text)
@@ -131,16 +109,17 @@ def save(figure: Figure, file: Path) -> None:
     for text in texts:
         text.set_parse_math(False)  # names may contain $
         text.set_fontfamily([*text.get_fontfamily(), *fallback])
-    with atomic_write(file) as stream, warnings.catch_warnings():
+    figure.set_facecolor("white")
+    canvas: Any = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # for each character; `fallback_fonts` has warned
-        figure.savefig(stream, format="png", dpi=DPI, facecolor="white")
+        canvas.draw()  # once; `savefig` draws twice
+    save_picture(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), file, dpi=(DPI, DPI))
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure; the size is in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def new_axes(
@@ -177,23 +156,6 @@ def _running_median(
     return places, np.array([np.median(near) for near in around])
 
 
-def _legend(label: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8], dataset: DatasetInfo) -> list[Patch]:
-    """One entry for each class in the sample, and for ignored pixels."""
-    palette, class_names = dataset.palette, dataset.class_names
-    pixels = np.bincount(label.ravel(), minlength=256) + np.bincount(prediction.ravel(), minlength=256)
-    seen = [index for index in range(len(class_names)) if pixels[index]]
-    if len(seen) > MAX_LEGEND:  # keep the largest, in order of their ids
-        seen = sorted(sorted(seen, key=lambda index: -pixels[index])[:MAX_LEGEND])
-    entries = [
-        Patch(color=palette[index] / 255.0, label=printable(class_names[index][:MAX_CHARACTERS])) for index in seen
-    ]
-    if missing := int((pixels[: len(class_names)] > 0).sum()) - len(seen):
-        entries.append(Patch(color="none", label=f"and {missing} more"))
-    if (label == dataset.ignore_index).any():
-        entries.append(Patch(facecolor="white", edgecolor=INK, label="ignored"))
-    return entries
-
-
 def _marked_curve(axes: Axes, series: Series, factor: float, colour: str, best: int, text: str) -> None:
     epochs = [epoch for _, epoch, _ in series]
     values = [factor * value for *_, value in series]
@@ -219,4 +181,5 @@ def _write_cells(axes: Axes, shares: npt.NDArray[Any]) -> None:
     for row, column in zip(*np.nonzero(np.nan_to_num(shares) >= 0.5), strict=True):
         share = shares[row, column]
         colour = "white" if share > 55 else INK
-        axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)
+        text = axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)
+        text.set_in_layout(False)  # in its cell; to measure hundreds takes long

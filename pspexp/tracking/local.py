@@ -1,6 +1,5 @@
 """The run folder: the record of a run that always exists, from which everything else is derived."""
 
-import gc
 import json
 import logging
 import math
@@ -19,10 +18,11 @@ from pspexp.metrics import Report
 from pspexp.metrics.images import ImageScores
 from pspexp.metrics.report import defined
 from pspexp.tracking.manifest import forget_delivered, run_ids
-from pspexp.tracking.pictures import picture_names, side_by_side
+from pspexp.tracking.pictures import picture_names, save_picture, side_by_side
 from pspexp.tracking.provenance import Uncommitted, git_commit, versions
 from pspexp.tracking.run_folder import finite, read_provenance, read_records, read_summary
-from pspexp.utils.files import atomic_write, disk_error, write_text_atomic
+from pspexp.utils.files import disk_error, write_text_atomic
+from pspexp.utils.memory import garbage_collected
 from pspexp.utils.progress import slow_loop
 from pspexp.utils.tables import csv_table
 
@@ -137,8 +137,11 @@ class LocalTracker:
         with optional("the confusion matrix"):
             from pspexp.tracking import figures
 
-            figure = figures.confusion_matrix(np.asarray(report.confusion), report.class_names, split)
-            figures.save(figure, self.folder / "plots" / "confusion_matrix.png")
+            with garbage_collected():  # a figure is full of cycles
+                figures.save(
+                    figures.confusion_matrix(np.asarray(report.confusion), report.class_names, split),
+                    self.folder / "plots" / "confusion_matrix.png",
+                )
 
     def curves(self) -> None:
         """Draw ``plots/train_loss.png`` and ``plots/val_loss.png``, as far as there are records of them."""
@@ -149,23 +152,19 @@ class LocalTracker:
         with optional("the loss curves"):
             from pspexp.tracking import figures
 
-            if train := _series(records, "train/loss"):
-                figures.save(figures.train_loss(train), self.folder / "plots" / "train_loss.png")
-            if loss := _series(records, "val/loss"):
-                mean_iou = _series(records, "val/mean_iou")
-                figures.save(figures.val_loss(loss, mean_iou), self.folder / "plots" / "val_loss.png")
-        # The figures of this evaluation: cycles of references, which Python collects only after a dozen evaluations.
-        gc.collect()
+            train, loss, mean_iou = (_series(records, name) for name in ("train/loss", "val/loss", "val/mean_iou"))
+            with garbage_collected():  # a figure is full of cycles
+                if train:
+                    figures.save(figures.train_loss(train), self.folder / "plots" / "train_loss.png")
+                if loss:
+                    figures.save(figures.val_loss(loss, mean_iou), self.folder / "plots" / "val_loss.png")
 
     def samples(self, split: str, samples: Sequence[EvaluatedSample], dataset: DatasetInfo) -> None:
         """Draw ``plots/samples/<name>.png``, see `Tracker.samples`."""
         with optional("the samples"):
-            from pspexp.tracking import figures
-
             for sample in slow_loop(samples, len(samples), "drawing samples"):
-                figure = figures.sample(split, sample, dataset)
                 (name,) = picture_names([sample.name])
-                figures.save(figure, self.folder / "plots" / "samples" / name)
+                save_picture(side_by_side(sample, dataset, split), self.folder / "plots" / "samples" / name)
 
     def images(
         self, split: str, images: Sequence[ImageScores], worst: Sequence[EvaluatedSample], dataset: DatasetInfo
@@ -176,8 +175,8 @@ class LocalTracker:
         names = picture_names([sample.name for sample in worst])
         for sample, name in zip(slow_loop(worst, len(worst), "drawing the worst images"), names, strict=True):
             drawn.append(None)
-            with optional(f"the picture of {sample.name}"), atomic_write(folder / name) as stream:
-                side_by_side(sample, dataset).save(stream, format="PNG", compress_level=1)
+            with optional(f"the picture of {sample.name}"):
+                save_picture(side_by_side(sample, dataset, split), folder / name)
                 drawn[-1] = (folder / name).relative_to(self.folder).as_posix()
         table = images_table(images, drawn, dataset.class_names)
         with optional("the table of images"):

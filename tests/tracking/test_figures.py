@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pspexp.data.dataset import DatasetInfo, EvaluatedSample
 from pspexp.tracking import figures
 
 
@@ -66,26 +65,6 @@ def test_confusion_matrix_of_any_size(tmp_path: Path, count: int) -> None:
     assert len(figure.legends) == 1  # explains the grey row
 
 
-def test_sample_legend_names_its_classes(dataset: DatasetInfo) -> None:
-    image = np.zeros((20, 30, 3), np.uint8)
-    label = np.zeros((20, 30), np.uint8)
-    label[0] = 255
-    figure = figures.sample("val", EvaluatedSample("x", image, label, label * 0), dataset)
-    assert [axes.get_title() for axes in figure.axes] == ["val: x", "ground truth", "prediction"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["road", "ignored"]
-
-
-def test_sample_legend_names_the_largest_classes() -> None:
-    ids = np.repeat(np.arange(101, dtype=np.uint8), 10).reshape(10, 101)
-    ids[:, 0] = 100
-    dataset = DatasetInfo([f"class {i}" for i in range(101)], 255, [0.5] * 3, [0.5] * 3, np.zeros((101, 3), np.uint8))
-    figure = figures.sample("val", EvaluatedSample("x", np.zeros((10, 101, 3), np.uint8), ids, ids), dataset)
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(texts) == figures.MAX_LEGEND + 1
-    assert "class 100" in texts
-    assert texts[-1] == "and 77 more"
-
-
 def test_no_global_figures_are_left() -> None:
     figures.train_loss([(1, 1, 1.0)])
     assert plt.get_fignums() == []
@@ -95,17 +74,11 @@ def test_no_global_figures_are_left() -> None:
     "names",
     [["a$_$", "$b_"], [r"$\frac{$", "%$#"], ["猫", "犬"], ["two\nlines", "tab\t\0"], ["\udcff", "🐈"], ["", " "]],
 )
-def test_any_class_names_and_sample_names_are_drawn(
+def test_any_class_names_are_drawn(
     tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.setattr("pspexp.utils.fonts._warned", False)
-    ids = np.array([[0, 1]] * 10, np.uint8)
-    dataset = DatasetInfo(names, 255, [0.5] * 3, [0.5] * 3, np.zeros((2, 3), np.uint8))
-    sample = EvaluatedSample(names[0], np.zeros((10, 2, 3), np.uint8), ids, ids)
-    for number, figure in enumerate(
-        [figures.confusion_matrix(np.eye(2, dtype=np.int64), names, "val"), figures.sample("val", sample, dataset)]
-    ):
-        figures.save(figure, tmp_path / f"{number}.png")
-        with Image.open(tmp_path / f"{number}.png") as image:
-            image.load()
+    figures.save(figures.confusion_matrix(np.eye(2, dtype=np.int64), names, "val"), tmp_path / "matrix.png")
+    with Image.open(tmp_path / "matrix.png") as image:
+        image.load()
     assert [str(warning.message) for warning in recwarn] == []
