@@ -19,7 +19,7 @@ help: ## list all targets
 
 $(VENV)/.installed: setup.cfg constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	@echo 'Installing the packages into $(VENV) takes some minutes.'
+	@echo 'Installing the packages into $(VENV) takes a few minutes.'
 	$(RUN) -m pip install --quiet --constraint constraints.txt $(EDITABLE) .
 	touch $@
 
@@ -50,8 +50,9 @@ types: $(VENV)/.installed-dev ## mypy --strict on the package
 imports: $(VENV)/.installed-dev ## the import contract: layers, no cycles
 	$(VENV)/bin/lint-imports
 
+# One worker more than CI's two cores: tests often wait for processes and servers.
 pytest: $(VENV)/.installed-dev ## run the test suite
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-cuda: $(VENV)/.installed-dev ## run the tests that need a CUDA GPU; GPUs are hidden from all others
 	$(RUN) -m pytest -m cuda
@@ -80,7 +81,7 @@ $(VENV_MIN)/.installed: setup.cfg constraints-min.txt
 MIN_TESTS := tests/{config,data,engine,inference,launchers,losses,metrics,models,optim,sweep,tracking,utils} \
 	tests/end_to_end/test_{train_and_test,resume,predict,export,fine_tuning,own_network,loggers}.py
 test-min: $(VENV_MIN)/.installed ## run most of the quick and some slow tests with the oldest supported versions (torch 2.4)
-	$(VENV_MIN)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" \
+	$(VENV_MIN)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow" \
 		--ignore tests/data/preparation $(MIN_TESTS)
 	$(VENV_MIN)/bin/python -m pytest -n 2 -m slow \
 		tests/end_to_end/test_processes.py tests/end_to_end/test_engines.py tests/engine/test_distributed.py tests/engine/test_sdaa.py
@@ -92,7 +93,7 @@ test-browser: $(VENV)/.installed-browser ## check a sweep in MLflow's pages; nee
 	$(RUN) -m pytest tests/browser
 
 screenshots: $(VENV)/.installed-browser ## run test-browser and update docs/img/mlflow_*.png
-	PSPEXP_SCREENSHOTS=docs/img $(RUN) -m pytest tests/browser
+	PSPEXP_SCREENSHOTS=docs/img $(RUN) -m pytest tests/browser --basetemp /tmp/pspexp-screenshots
 
 # Material's makers announce its successor at every start.
 docs docs-serve: export NO_MKDOCS_2_WARNING := 1

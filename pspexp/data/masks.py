@@ -1,5 +1,6 @@
 """Class ids as palette images, and as colours over the image with a legend."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
@@ -110,15 +111,16 @@ def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour]]) -> 
 def title(text: str, width: int) -> Image.Image:
     """A line of text in the middle of a white strip of this width, shortened if necessary."""
     text = shorten_middle(printable(text), MAX_TITLE)
-    while _length(runs := _runs(text)) > width and len(text) > 1:
-        text = shorten_middle(text, len(text) - 1)
+    limits = range(1, len(text) + 1)
+    fitting = bisect_left(limits, True, key=lambda limit: _length(_runs(shorten_middle(text, limit))) > width)
+    runs = _runs(shorten_middle(text, max(fitting, 1)))
     strip = Image.new("RGB", (width, LINE), WHITE)
     _write(ImageDraw.Draw(strip), runs, max(width - _length(runs), 0) / 2, (LINE + FONT_SIZE) // 2 - 1)
     return strip
 
 
 def legend_entries(ids: Sequence[Pixels], info: DatasetInfo, ignored: str) -> list[tuple[str, float, Colour]]:
-    """Name, share of the pixels and colour of each class in maps of ids, largest first.
+    """Name, share of the pixels and colour of each class in maps of ids, largest first; the last one sums up the rest.
 
     Args:
         ids: The maps.
@@ -131,11 +133,14 @@ def legend_entries(ids: Sequence[Pixels], info: DatasetInfo, ignored: str) -> li
     names = dict(enumerate(info.class_names)) | {info.ignore_index: ignored}
     seen = sorted((index for index in names if pixels[index]), key=lambda index: -pixels[index])
     colours = colour_table(info)
-    return [
+    entries: list[tuple[str, float, Colour]] = [
         (printable(shorten(names[index], MAX_CHARACTERS)), float(shares[index]), (red, green, blue))
         for index in seen[:MAX_LEGEND]
         for red, green, blue in [colours[index].tolist()]
     ]
+    if rest := seen[MAX_LEGEND:]:
+        entries.append((f"and {len(rest)} more", float(shares[rest].sum()), WHITE))
+    return entries
 
 
 def _write(draw: ImageDraw.ImageDraw, runs: Sequence[tuple[Font, str]], left: float, baseline: int) -> None:

@@ -165,7 +165,7 @@ class Trainer:
         return step != self.state.validated_step and (scheduled or ends)
 
     def _step(self, batches: Iterator[Batch]) -> None:
-        """One optimizer step over ``accumulate`` batches; the host does not wait for the device."""
+        """One optimizer step over ``accumulate`` batches; the host reads nothing from the device."""
         start = time.perf_counter()
         group = self._load(batches)
         loaded = time.perf_counter()

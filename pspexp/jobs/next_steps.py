@@ -91,7 +91,7 @@ def mlflow_lines(config: DictConfig) -> Iterator[str]:
         return
     if (database := sqlite_file(uri)) is not None:
         uri = sqlite_uri(Path(shown_path(database)))
-    yield 'view it in MLflow, under "Model training":'
+    yield 'view it in MLflow (choose "Model training" there, if offered):'
     yield f"  mlflow ui --backend-store-uri {shlex.quote(mask_logins(uri))}"
 
 

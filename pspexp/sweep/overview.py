@@ -230,7 +230,7 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
 
 def log_overview(sweep: Sweep, config: DictConfig, status: Status) -> bool:
     """Record the overview with the configured loggers; returns whether MLflow has it."""
-    tags = {"kind": "sweep", "git_commit": git_commit() or "unknown"}
+    tags = {"kind": "sweep", "folder": str(sweep.folder.resolve()), "git_commit": git_commit() or "unknown"}
     tracking = mask_secrets(OmegaConf.to_container(config.tracking, resolve=True), "tracking")
     name, files = f"sweep {sweep.id}", (CSV, NOTE, *PLOTS)
     manifest = Manifest(name, sweep.varies, tags, NOTE, files, status=status, tracking=tracking)

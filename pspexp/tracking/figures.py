@@ -182,4 +182,4 @@ def _write_cells(axes: Axes, shares: npt.NDArray[Any]) -> None:
         share = shares[row, column]
         colour = "white" if share > 55 else INK
         text = axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)
-        text.set_in_layout(False)  # in its cell; to measure hundreds takes long
+        text.set_in_layout(False)  # it stays inside its cell; measuring hundreds of texts is slow

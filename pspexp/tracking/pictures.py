@@ -16,18 +16,21 @@ from pspexp.utils.files import atomic_write
 
 GAP = 4  # pixels between the parts
 MIN_SIDE = 240  # pixels: smaller images are enlarged
+MIN_COLUMN = 100  # pixels: room for the titles
 
 
 def side_by_side(sample: EvaluatedSample, dataset: DatasetInfo, split: str) -> Image.Image:
     """Image, ground truth and prediction, the last two as class colours over the image, above a legend."""
     name, image, label, prediction = enlarged(sample)
     height, width = label.shape
-    picture = Image.new("RGB", (3 * width + 2 * GAP, LINE + height), WHITE)
+    column = max(width, MIN_COLUMN)
+    picture = Image.new("RGB", (3 * column + 2 * GAP, LINE + height), WHITE)
     titles = (f"{split}: {name}", "ground truth", "prediction")
     parts = (image, blend(image, label, dataset), blend(image, prediction, dataset))
     for number, (text, part) in enumerate(zip(titles, parts, strict=True)):
-        picture.paste(title(text, width), (number * (width + GAP), 0))
-        picture.paste(Image.fromarray(part), (number * (width + GAP), LINE))
+        left = number * (column + GAP)
+        picture.paste(title(text, column), (left, 0))
+        picture.paste(Image.fromarray(part), (left + (column - width) // 2, LINE))
     entries = legend_entries([label, prediction], dataset, ignored="ignored")
     return with_legend(picture, [(name, colour) for name, _, colour in entries])
 
@@ -35,7 +38,7 @@ def side_by_side(sample: EvaluatedSample, dataset: DatasetInfo, split: str) -> I
 def save_picture(picture: Image.Image, file: Path, **options: Any) -> None:
     """Write a PNG, see `atomic_write`; ``options`` are Pillow's."""
     with atomic_write(file) as stream:
-        picture.save(stream, format="PNG", compress_level=1, **options)  # more would take longer than to draw
+        picture.save(stream, format="PNG", compress_level=1, **options)  # higher levels take longer than the drawing
 
 
 def enlarged(sample: EvaluatedSample) -> EvaluatedSample:

@@ -1,4 +1,4 @@
-"""Memory that is given back at once: by Python's garbage collector, and not by the C library."""
+"""Process memory: collect cyclic garbage promptly; keep glibc from returning freed memory."""
 
 import ctypes
 import gc
@@ -27,12 +27,12 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def garbage_collected() -> Iterator[None]:
-    """Free at the end what was made within, cycles of references included.
+    """On exit, free the objects created in the block, including reference cycles.
 
-    Without a look at older objects, which takes a large part of a second where torch and MLflow are loaded.
+    Older generations are not scanned: with torch and MLflow loaded, that takes a large part of a second.
     """
     enabled = gc.isenabled()
-    gc.disable()  # a collection in between would count the new objects among the older ones
+    gc.disable()  # a collection in between would promote the new objects to an older generation
     try:
         yield
     finally:

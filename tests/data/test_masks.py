@@ -57,6 +57,14 @@ def test_overlay_has_a_legend_of_its_classes(info: DatasetInfo) -> None:
             assert (legend == colour).all(1).any()
 
 
+def test_legend_sums_up_what_does_not_fit() -> None:
+    ids = np.repeat(np.arange(101, dtype=np.uint8), 10).reshape(10, 101)
+    info = DatasetInfo([f"class {i}" for i in range(101)], 255, [0.5] * 3, [0.5] * 3, np.zeros((101, 3), np.uint8))
+    *shown, (last, share, _) = masks.legend_entries([ids], info, ignored="ignored")
+    assert len(shown) == masks.MAX_LEGEND
+    assert (last, share) == ("and 71 more", pytest.approx(71 / 101))
+
+
 @pytest.mark.parametrize("name", ["two\nlines", "tab\t", "猫", "\udcff", "\0", "", "x" * 5000, "$a$"])
 def test_overlay_of_any_class_name(name: str) -> None:
     info = DatasetInfo([name], 255, [0.5] * 3, [0.2] * 3, np.zeros((1, 3), np.uint8))

@@ -34,13 +34,15 @@ def test_losses_match_the_cpu_within_tolerance(cli: Cli, tmp_path: Path, precisi
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # in fp16, the scaler reads whether to skip a step
-def test_steps_do_not_wait_for_the_gpu(cli: Cli, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+def test_steps_read_nothing_from_the_gpu(cli: Cli, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     step = Trainer._step
 
     def watched(trainer: Trainer, batches: Any) -> None:
         torch.cuda.set_sync_debug_mode("error")
         try:
             step(trainer, batches)
+            with pytest.raises(RuntimeError, match="synchroniz"):  # it would have been noticed
+                torch.ones(1, device="cuda").item()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

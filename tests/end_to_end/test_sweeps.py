@@ -112,6 +112,7 @@ def test_mlflow_filter_in_the_overview_finds_the_jobs(cli: Cli, tmp_path: Path) 
     assert cli(*overrides) == 0
     runs = tracked(tmp_path)
     (overview,) = [run for run in runs if run.data.tags.get("kind") == "sweep"]
+    assert Path(overview.data.tags["folder"], "sweep.csv").is_file()
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")

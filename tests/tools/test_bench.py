@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -116,13 +117,32 @@ def test_validation_is_compared_with_forward_passes(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("first", "compiled", "repaid"),
-    [((1.0, 61.0, 7.0), 0.5, ("after 121 runs", "after 13 runs")), ((1.0, 61.0, 7.0), 1.1, ("never", "never"))],
+    ("first", "compiled", "expected"),
+    [
+        ((1.0, 61.0, 7.0), 0.5, {"compiled": "120 runs", "compiled, from the cache": "12 runs"}),
+        ((1.0, 61.0, 7.0), 1.1, {"compiled": "never", "compiled, from the cache": "never"}),
+        ((1.0, 61.0, 0.9), 0.5, {"compiled": "120 runs", "compiled, from the cache": "0 runs"}),
+        ((1.0, None, None), 0.5, {}),
+        ((1.0, 61.0, 7.0), math.nan, {}),
+    ],
 )
-def test_compilation_is_repaid(first: tuple[float, float, float], compiled: float, repaid: tuple[str, str]) -> None:
+def test_compilation_breaks_even(first: list[float | None], compiled: float, expected: dict[str, str]) -> None:
     facts = compilation.starts(first, 1.0, compiled)
-    assert facts["first run, compiled"] == "61.0 s"
-    assert (facts["compiled: repaid"], facts["compiled, from the cache: repaid"]) == repaid
+    assert facts["first runs, compiled"] == ("failed" if first[1] is None else "61.0 s")
+    assert {name.partition(", ")[2]: value for name, value in facts.items() if name.startswith("break")} == expected
+
+
+def test_compilation_is_measured_for_training_and_inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(
+        compilation, "probed", lambda what, *_, **environment: float(Path(*environment.values()).is_dir())
+    )
+    tables = measured(tmp_path, "compile")["compile"]
+    assert [key.split()[0] for key in tables] == ["step", "inference"]
+    for table in tables.values():
+        assert list(check(table)) == ["eager", "compiled"]
+        assert "compiled (default)" in table["facts"]["setting"]
+        assert table["facts"]["first runs, compiled"] == "1.0 s"
 
 
 @pytest.mark.slow

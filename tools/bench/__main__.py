@@ -7,7 +7,7 @@
   step       a training step of several networks: forward, loss, backward, SGD
   inference  the same networks from images to class ids
   variants   a training step of one network in several precisions, memory formats and compilation modes
-  compile    how long torch.compile takes to start, and after how many runs that is repaid
+  compile    how long torch.compile takes to start, and after how many runs it breaks even
   loader     the training loader alone, by number of workers
   overhead   a step of pspexp's trainer vs. a bare loop over the same components
   evaluation a validation, from image files to metrics, vs. the bare forward passes

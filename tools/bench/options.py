@@ -88,7 +88,13 @@ def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequenc
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 uses autocast (default fp32)")
     add("--channels-last", action="store_true", help="use the channels-last memory format for networks and images")
     modes = ("default", "reduce-overhead")
-    add("--compile", nargs="?", const="default", choices=modes, help="torch.compile mode for head, step and inference")
+    add(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=modes,
+        help="torch.compile mode for head, step, inference and compile",
+    )
     add("--tf32", action="store_true", help="allow TF32 for float32 products on CUDA (default: off)")
     add("--threads", type=int, help="CPU threads of torch (default: torch's choice)")
     add("--repeats", type=int, default=10, help="measurements per row (default 10)")
