@@ -3,13 +3,12 @@
 Fails if the introduction quotes a message that the package does not have.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pspexp.utils.files import write_text_atomic
+from tools.generated import write_or_check
 from tools.messages.collect import ELLIPSIS, Message, collect
 
 INTRODUCTION = Path(__file__).with_name("troubleshooting.md")
@@ -41,15 +40,12 @@ FROM_PYDANTIC = ("…=…: must …",)  # messages whose words are a library's
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page; returns the exit code."""
-    argparse.ArgumentParser("python -m tools.messages", description=__doc__).parse_args(arguments)
+    """Write the page, or check it; returns the exit code."""
     messages = collect()
     if unknown := unknown_quotes(INTRODUCTION.read_text(encoding="utf-8"), messages):
         print(*(f"{INTRODUCTION}: no such message: {text}" for text in unknown), sep="\n", file=sys.stderr)
         return 1
-    write_text_atomic(PAGE, page(messages))
-    print(f"{PAGE}: {len(messages)} messages")
-    return 0
+    return write_or_check(PAGE, lambda: page(messages), "tools.messages", __doc__, arguments)
 
 
 def page(messages: Sequence[Message]) -> str:
