@@ -106,6 +106,7 @@ LISTED = (
     Listed("base64 ", "needs a server: tests/end_to_end/test_export.py", is_valid_bash),
     Listed("python -m tools.bench$", "takes an hour", parses),
     Listed("python -m tools.bench .*--device cuda", "needs a GPU", parses),
+    Listed("python -m tools.bench compile", "compiles for minutes: tests/tools/test_bench.py", parses),
     Listed("python -m tools.load", "takes minutes", parses),
     Listed("python -m tools.compare_networks", "takes hours", parses),
     Listed("python -m tools.scaling", "takes minutes: tests/tools/test_scaling.py", parses),
