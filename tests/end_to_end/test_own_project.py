@@ -59,16 +59,20 @@ def test_project_trains_and_is_tested(project: Path, cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(project: Path) -> None:
+def test_every_command_of_the_readme_runs(project: Path, cli: Cli) -> None:
+    """The first one in a process of its own, most others in this one, which has everything imported."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
     environment |= {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
     found = commands(project)
     assert len(found) >= 8
-    for program, *words in found:
+    for number, (program, *words) in enumerate(found):
         assert program == "python"
-        small = SMALL if "experiment=my_experiment" in words else ()
+        words += SMALL if "experiment=my_experiment" in words else ()
+        if number and words[:2] == ["-m", "pspexp"]:
+            assert cli(*words[2:]) == 0, words
+            continue
         done = subprocess.run(
-            [sys.executable, *words, *small], env=environment, capture_output=True, text=True, timeout=3 * TIMEOUT_S
+            [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=3 * TIMEOUT_S
         )
         assert done.returncode == 0, done.stdout + done.stderr
     assert (project / "outputs" / "first" / "predictions" / "gallery.html").is_file()
