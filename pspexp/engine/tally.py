@@ -88,12 +88,12 @@ class Tally:
             self._evaluated[index], self._totals[index] = 1, totals[row]
             name = self._names[index]
             if index in self._shown:
-                self._samples[index] = reduced(as_sample(name, batch, row, prediction))
+                self._samples[index] = as_sample(name, batch, row, prediction)
             mean_iou = image_scores(name, *totals[row].tolist()).mean_iou
             if math.isnan(mean_iou):
                 continue
             if len(self._worst) < NUM_WORST or (mean_iou, index) < max(self._worst):
-                self._worst[mean_iou, index] = reduced(as_sample(name, batch, row, prediction))
+                self._worst[mean_iou, index] = as_sample(name, batch, row, prediction)
             if len(self._worst) > NUM_WORST:
                 del self._worst[max(self._worst)]
 
@@ -174,17 +174,10 @@ def failing(name: str, event: str) -> Iterator[None]:
 
 
 def as_sample(name: str, batch: Batch, row: int, prediction: Tensor) -> EvaluatedSample:
-    """Image number ``row`` of a batch with its predicted class ids, uint8 ``[N, H, W]``."""
-    return EvaluatedSample(
-        name,
-        visible(batch.images[row].permute(1, 2, 0).numpy()),
-        batch.labels[row].numpy(),
-        prediction[row].numpy(),
-    )
+    """Image number ``row`` of a batch with its predicted class ids, uint8 ``[N, H, W]``, for display.
 
-
-def reduced(sample: EvaluatedSample) -> EvaluatedSample:
-    """A copy of a sample with at most `MAX_SIDE` rows and columns, every n-th of them."""
-    step = -(-max(sample.label.shape) // MAX_SIDE)
-    image, label, prediction = (one[::step, ::step].copy() for one in sample[1:])
-    return EvaluatedSample(sample.name, image, label, prediction)
+    A copy with at most `MAX_SIDE` rows and columns, every n-th of them.
+    """
+    image, label, ids = batch.images[row].permute(1, 2, 0).numpy(), batch.labels[row].numpy(), prediction[row].numpy()
+    step = -(-max(label.shape) // MAX_SIDE)
+    return EvaluatedSample(name, *(one[::step, ::step].copy() for one in (visible(image), label, ids)))

@@ -25,7 +25,7 @@ from pspexp.tracking.local import optional
 from pspexp.tracking.logger import Status
 from pspexp.tracking.manifest import Manifest
 from pspexp.tracking.mlflow_client import sweep_filter
-from pspexp.tracking.provenance import git_commit
+from pspexp.tracking.provenance import origin_tags
 from pspexp.tracking.secrets import mask_secrets
 from pspexp.tracking.senders import Senders, warn_missing
 from pspexp.tracking.sweep_figures import heat_map, parallel_coordinates
@@ -230,7 +230,7 @@ def draw(sweep: Sweep, rows: Sequence[Row]) -> None:
 
 def log_overview(sweep: Sweep, config: DictConfig, status: Status) -> bool:
     """Record the overview with the configured loggers; returns whether MLflow has it."""
-    tags = {"kind": "sweep", "folder": str(sweep.folder.resolve()), "git_commit": git_commit() or "unknown"}
+    tags = {"kind": "sweep", **origin_tags(sweep.folder)}
     tracking = mask_secrets(OmegaConf.to_container(config.tracking, resolve=True), "tracking")
     name, files = f"sweep {sweep.id}", (CSV, NOTE, *PLOTS)
     manifest = Manifest(name, sweep.varies, tags, NOTE, files, status=status, tracking=tracking)

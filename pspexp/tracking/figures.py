@@ -109,7 +109,6 @@ def save(figure: Figure, file: Path) -> None:
     for text in texts:
         text.set_parse_math(False)  # names may contain $
         text.set_fontfamily([*text.get_fontfamily(), *fallback])
-    figure.set_facecolor("white")
     canvas: Any = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # for each character; `fallback_fonts` has warned
@@ -119,7 +118,7 @@ def save(figure: Figure, file: Path) -> None:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure; the size is in inches."""
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
 
 
 def new_axes(

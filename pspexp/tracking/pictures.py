@@ -44,6 +44,8 @@ def save_picture(picture: Image.Image, file: Path, **options: Any) -> None:
 def enlarged(sample: EvaluatedSample) -> EvaluatedSample:
     """A sample with its pixels repeated, so that its longer side has at least `MIN_SIDE`."""
     factor = -(-MIN_SIDE // max(sample.label.shape))
+    if factor == 1:
+        return sample
     return EvaluatedSample(sample.name, *(np.repeat(np.repeat(one, factor, 0), factor, 1) for one in sample[1:]))
 
 

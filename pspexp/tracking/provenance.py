@@ -81,6 +81,11 @@ def git_commit() -> str | None:
     return (git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty") or "").strip() or None
 
 
+def origin_tags(folder: Path) -> dict[str, str]:
+    """Where the records of a run or sweep are, and the code that made them, as tags for the loggers."""
+    return {"folder": str(folder.resolve()), "git_commit": git_commit() or "unknown"}
+
+
 @cache  # as at the first call: the code that the process has imported does not change either
 def uncommitted() -> Uncommitted | None:
     """The uncommitted changes of this package's checkout; None if there are none, or outside of a checkout."""

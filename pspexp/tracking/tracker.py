@@ -14,7 +14,7 @@ from pspexp.metrics.images import ImageScores
 from pspexp.tracking.local import LocalTracker, optional
 from pspexp.tracking.logger import Logger, Status
 from pspexp.tracking.manifest import ID_TAG, Manifest, read_manifest
-from pspexp.tracking.provenance import git_commit, short_fingerprint, uncommitted
+from pspexp.tracking.provenance import origin_tags, short_fingerprint, uncommitted
 from pspexp.tracking.run_folder import finite
 from pspexp.tracking.senders import Senders, warn_missing
 from pspexp.utils.files import write_text_atomic
@@ -91,7 +91,7 @@ class Tracker:
         self._local.begin(resume)
         self._local.config(config_text, overrides)
         params = {key: str(value) for key, value in flatten(config).items()}
-        tags = {**tags, "folder": str(self.folder.resolve()), "git_commit": git_commit() or "unknown"}
+        tags = {**tags, **origin_tags(self.folder)}
         if provenance is not None:
             self._local.provenance(provenance, uncommitted(), rerun_of, resume=resume)
             tags |= {"host": provenance["host"]["name"], "data": short_fingerprint(provenance["data"])}

@@ -59,10 +59,13 @@ def test_overlay_has_a_legend_of_its_classes(info: DatasetInfo) -> None:
 
 def test_legend_sums_up_what_does_not_fit() -> None:
     ids = np.repeat(np.arange(101, dtype=np.uint8), 10).reshape(10, 101)
+    ids[:, 0] = 100
     info = DatasetInfo([f"class {i}" for i in range(101)], 255, [0.5] * 3, [0.5] * 3, np.zeros((101, 3), np.uint8))
     *shown, (last, share, _) = masks.legend_entries([ids], info, ignored="ignored")
     assert len(shown) == masks.MAX_LEGEND
-    assert (last, share) == ("and 71 more", pytest.approx(71 / 101))
+    assert shown[0][0] == "class 100"  # the largest
+    assert last == "and 71 more"
+    assert share + sum(one for _, one, _ in shown) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "tab\t", "猫", "\udcff", "\0", "", "x" * 5000, "$a$"])

@@ -156,6 +156,7 @@ def test_images_are_listed_with_pictures_of_the_worst(tracker: LocalTracker, dat
     ]
     with Image.open(tracker.folder / first) as picture:
         image, truth, prediction = (picture.getpixel((x, 100)) for x in (120, 364, 608))  # enlarged
+        assert picture.height > 160 + 2 * 13  # the titles and the legend
     assert image == (0, 0, 0)
     assert truth == pytest.approx((161, 21, 21), abs=1)  # red: road
     assert prediction == pytest.approx((21, 161, 21), abs=1)
