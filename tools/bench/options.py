@@ -66,8 +66,8 @@ def names(text: str) -> list[str]:
     return text.split(",")
 
 
-def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequence[str]) -> Options:
-    """The command line, checked."""
+def make_parser(description: str | None, benchmarks: Sequence[str]) -> argparse.ArgumentParser:
+    """All arguments; `parse` checks what depends on several of them."""
     parser = argparse.ArgumentParser(
         "python -m tools.bench", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -88,13 +88,7 @@ def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequenc
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 uses autocast (default fp32)")
     add("--channels-last", action="store_true", help="use the channels-last memory format for networks and images")
     modes = ("default", "reduce-overhead")
-    add(
-        "--compile",
-        nargs="?",
-        const="default",
-        choices=modes,
-        help="torch.compile mode for head, step, inference and compile",
-    )
+    add("--compile", nargs="?", const="default", choices=modes, help="torch.compile for head, step, inference, compile")
     add("--tf32", action="store_true", help="allow TF32 for float32 products on CUDA (default: off)")
     add("--threads", type=int, help="CPU threads of torch (default: torch's choice)")
     add("--repeats", type=int, default=10, help="measurements per row (default 10)")
@@ -106,6 +100,12 @@ def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequenc
     add("--dataset-root", type=Path, help="folder that contains VOC2007, for loader (default: generated)")
     add("--json", type=Path, metavar="FILE", help="write the results to FILE, updated after each table")
     add("--probe", help=argparse.SUPPRESS)  # see `tools.bench.timing.probed`
+    return parser
+
+
+def parse(arguments: Sequence[str], description: str | None, benchmarks: Sequence[str]) -> Options:
+    """The command line, checked."""
+    parser = make_parser(description, benchmarks)
     options = parser.parse_intermixed_args(list(arguments), namespace=Options())
     default = [options.network, options.network + FACTORISED, *TORCHVISION, SMP]
     options.benches, options.models = options.benches or list(benchmarks), options.models or default
